@@ -66,9 +66,8 @@ def episode(
         # below is the n-th trained frame there too, so that the shift is to drop the last one.
         cotangent = _frames_to(cotangent, count - delay)
 
-    outputs = jax.tree.map(
-        lambda y: jnp.pad(y, [(delay * (depth - 1), 0)] + [(0, 0)] * (y.ndim - 1)), x
-    )
+    late = delay * (depth - 1)  # computation steps before the first output
+    outputs = jax.tree.map(lambda y: jnp.pad(y, [(late, 0)] + [(0, 0)] * (y.ndim - 1)), x)
     return Episode(
         grads=tuple(reversed(grads)),
         num_grads=jnp.asarray(num_grads[::-1], jnp.int32),
