@@ -1,0 +1,83 @@
+"""How things are measured: compiled ahead, in turn, medians, and on which machine."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import jaxlib
+import psutil
+from rich.progress import Progress
+
+
+def machine() -> dict[str, object]:
+    """What the numbers were measured on and with."""
+    device = jax.devices()[0]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "backend": jax.default_backend(),
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [
+                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+            ]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()
+
+
+def compiled(function: Callable, *arguments) -> jax.stages.Compiled:
+    """`function`, compiled for these arguments or shapes; calling it never compiles again."""
+    return jax.jit(function).lower(*arguments).compile()
+
+
+def temporary_bytes(program: jax.stages.Compiled) -> int:
+    """Bytes that the program needs beside its arguments and results, per device."""
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def seconds(
+    programs: Mapping[str, Callable[[], object]], *, rounds: int, progress: Progress
+) -> dict[str, list[float]]:
+    """Seconds of every call, by name.
+
+    The programs run in turn, one call each per round and every round in another order, so that a
+    machine whose speed drifts, as shared ones do, treats them alike. Compare them round by round.
+    """
+    names = list(programs)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    task = progress.add_task("measuring", total=rounds + 1)
+    for number in range(rounds + 1):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = time.perf_counter()
+            jax.block_until_ready(programs[name]())
+            times[name].append(time.perf_counter() - start)
+        progress.advance(task)
+    progress.remove_task(task)
+    return {name: all_times[1:] for name, all_times in times.items()}  # The first is the warm-up.
+
+
+def ratio(times: list[float], baseline: list[float]) -> float:
+    """The median of the ratios round by round: what of two measurements in turn can be trusted."""
+    return statistics.median(a / b for a, b in zip(times, baseline, strict=True))

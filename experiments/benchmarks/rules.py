@@ -1,0 +1,167 @@
+"""Suite `rules`: what a rule costs on one device, in time and in temporary memory.
+
+Time, interleaved: Sideways with all frames at once against ordinary batched backprop (written here
+with nothing but `Network.apply` and `jax.grad`), and Sideways step by step against backprop frame
+by frame. Memory, from the compiled programs: both executions at a small and a large K.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.progress import Progress
+
+from experiments.benchmarks import measure
+from sideways_jax import models, step
+
+TIMED = (
+    ("backprop", "batched"),
+    ("backprop", "time_parallel"),
+    ("sideways", "time_parallel"),
+    ("backprop", "scan"),
+    ("sideways", "scan"),
+)
+BASELINES = {"time_parallel": ("backprop", "batched"), "scan": ("backprop", "scan")}
+
+
+def loss_fn(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy, the mean over the batch."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def batched_backprop(network, params, state, frames, targets):
+    """What a user without this library writes: all frames in one batch, and `jax.grad`."""
+
+    def loss(params):
+        merge = lambda x: x.reshape((-1, *x.shape[2:]))  # noqa: E731
+        logits, _ = network.apply(params, state, merge(frames), train=True)
+        return loss_fn(logits, merge(targets))
+
+    return jax.value_and_grad(loss)(params)
+
+
+def rows(
+    *,
+    model: str,
+    frames: int,
+    memory_frames: tuple[int, ...],
+    batch: int,
+    size: int,
+    rounds: int,
+    progress: Progress,
+) -> list[dict]:
+    """Measures; one row for each rule, execution and number of frames."""
+    network = models.make(model, num_classes=10)
+    params, state = network.init(
+        jax.random.key(0), jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    )
+
+    def program(rule, execution, num_frames):
+        def gradients(params, state, clip, labels):
+            if execution == "batched":
+                return batched_backprop(network, params, state, clip, labels)
+            return step.episode_gradients(
+                network, loss_fn, params, state, clip, labels, rule=rule, execution=execution
+            )
+
+        clip = jax.ShapeDtypeStruct((num_frames, batch, size, size, 3), jnp.float32)
+        labels = jax.ShapeDtypeStruct((num_frames, batch), jnp.int32)
+        return measure.compiled(gradients, params, state, clip, labels)
+
+    def row(rule, execution, num_frames, compiled):
+        return {
+            "suite": "rules",
+            "model": model,
+            "rule": rule,
+            "execution": execution,
+            "frames": num_frames,
+            "batch": batch,
+            "size": size,
+            "seconds_per_step": None,
+            "ratio_to": None,
+            "ratio": None,
+            "temporary_bytes": measure.temporary_bytes(compiled),
+        }
+
+    wanted = [(*pair, frames) for pair in TIMED] + [
+        (*pair, n) for pair in TIMED if pair[1] != "batched" for n in memory_frames if n != frames
+    ]
+    task = progress.add_task("compiling", total=len(wanted))
+    programs, result = {}, []
+    for rule, execution, num_frames in wanted:
+        compiled = program(rule, execution, num_frames)
+        result.append(row(rule, execution, num_frames, compiled))
+        if num_frames == frames:
+            programs[rule, execution] = compiled
+        progress.advance(task)
+    progress.remove_task(task)
+
+    clip = jax.random.uniform(jax.random.key(1), (frames, batch, size, size, 3))
+    labels = jnp.tile(jnp.arange(batch, dtype=jnp.int32) % 10, (frames, 1))
+    times = measure.seconds(
+        {
+            pair: lambda compiled=compiled: compiled(params, state, clip, labels)
+            for pair, compiled in programs.items()
+        },
+        rounds=rounds,
+        progress=progress,
+    )
+    for line in result[: len(TIMED)]:
+        pair = line["rule"], line["execution"]
+        line["seconds_per_step"] = statistics.median(times[pair])
+        baseline = BASELINES.get(line["execution"])
+        if baseline and baseline != pair:
+            line["ratio_to"] = " ".join(baseline)
+            line["ratio"] = measure.ratio(times[pair], times[baseline])
+    return result
+
+
+def picture(result: list[dict], path: str) -> None:
+    """Seconds per step and temporary memory against K, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    timed = [line for line in result if line["seconds_per_step"] is not None]
+    names = [f"{line['rule']}\n{line['execution']}" for line in timed]
+    colours = ["tab:orange" if line["rule"] == "sideways" else "tab:blue" for line in timed]
+    bars = left.bar(names, [line["seconds_per_step"] for line in timed], color=colours)
+    left.bar_label(bars, fmt="%.3f", padding=2)
+    left.set(ylabel="seconds per step", title=f"{timed[0]['frames']} frames, one device")
+    left.tick_params(axis="x", labelsize=8)
+    styles = {"scan": "-", "time_parallel": "--"}
+    for execution, style in styles.items():
+        for rule, colour in (("backprop", "tab:blue"), ("sideways", "tab:orange")):
+            points = sorted(
+                (line["frames"], line["temporary_bytes"] / 2**20)
+                for line in result
+                if (line["rule"], line["execution"]) == (rule, execution)
+            )
+            right.plot(
+                *zip(*points, strict=True),
+                style,
+                marker="o",
+                color=colour,
+                label=f"{rule}, {execution}",
+            )
+    right.set(
+        xscale="log",
+        yscale="log",
+        xlabel="frames K",
+        ylabel="temporary memory, MiB",
+        title="temporary memory",
+    )
+    right.set_xticks(sorted({line["frames"] for line in result}), minor=False)
+    right.xaxis.set_major_formatter("{x:.0f}")
+    right.xaxis.set_minor_formatter("")
+    right.legend(fontsize=8)
+    figure.suptitle(
+        f"{timed[0]['model']}, batch {timed[0]['batch']}, {timed[0]['size']}x{timed[0]['size']}"
+    )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
