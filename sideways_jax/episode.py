@@ -8,13 +8,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sideways_jax.mesh import check_mesh
 from sideways_jax.names import check_name
-from sideways_jax.network import Network, PyTree
+from sideways_jax.network import Network
+from sideways_jax.schedules import SCHEDULES
+from sideways_jax.trees import PyTree
 
 LossFn = Callable[[PyTree, PyTree], jax.Array]  # (output, target) -> scalar, mean over the batch
 
 RULES = ("sideways", "backprop")
-EXECUTIONS = ("scan", "time_parallel")
+EXECUTIONS = ("scan", "time_parallel", "depth_sharded")
 TARGETS = ("stream", "origin")
 
 
@@ -34,6 +37,23 @@ def check_names(rule: str, execution: str, target: str) -> None:
     check_name("rule", rule, RULES)
     check_name("execution", execution, EXECUTIONS)
     check_name("target", target, TARGETS)
+
+
+def check_devices(rule: str, execution: str, mesh, schedule: str | None) -> None:
+    """Raises ValueError unless a mesh and a schedule are there exactly where they are used."""
+    if execution != "depth_sharded":
+        for name, value in (("mesh", mesh), ("schedule", schedule)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}={value!r}: execution={execution!r} runs on one device and takes no "
+                    f"{name}; leave it out, or set execution='depth_sharded'"
+                )
+        return
+    check_mesh(mesh)
+    if rule == "backprop":
+        check_name("schedule", schedule, SCHEDULES)
+    elif schedule is not None:
+        raise ValueError(f"schedule={schedule!r}: Sideways is its own schedule; leave it out")
 
 
 def check_episode(network: Network, frames: PyTree, targets: PyTree, rule: str) -> None:

@@ -83,13 +83,12 @@ def split_state(
 
     used = [v for eqn in late_eqns for v in eqn.invars] + list(state_out)
     residuals = list(dict.fromkeys(v for v in used if isinstance(v, core.Var) and v not in late))
-    early = jaxpr.replace(eqns=early_eqns, outvars=[*y_out, *residuals], debug_info=None)
+    early = jaxpr.replace(eqns=early_eqns, outvars=[*y_out, *residuals])
     update = jaxpr.replace(
         invars=[*changing, *residuals],
         constvars=[],
         eqns=late_eqns,
         outvars=[new for old, new in zip(state_in, state_out, strict=True) if new is not old],
-        debug_info=None,
     )
     y_tree = jax.tree.structure(out_shape[0])
     is_changing = [new is not old for old, new in zip(state_in, state_out, strict=True)]
@@ -129,9 +128,7 @@ def _inline_jit(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
             else:
                 invars = list(dict.fromkeys(v for v in eqn.invars if isinstance(v, core.Var)))
                 outvars = [v for v in eqn.outvars if not isinstance(v, core.DropVar)]
-                alone = jaxpr.replace(
-                    constvars=[], invars=invars, outvars=outvars, eqns=[eqn], debug_info=None
-                )
+                alone = jaxpr.replace(constvars=[], invars=invars, outvars=outvars, eqns=[eqn])
                 outputs = jax.core.eval_jaxpr(alone, [], *map(read, invars))
             values |= zip(outvars, outputs, strict=True)
         return [read(v) for v in jaxpr.outvars]

@@ -20,7 +20,7 @@ signal, -1 for "nothing there yet", and what is valid follows; the formulas are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,14 @@ import jax.numpy as jnp
 import optax
 
 from sideways_jax import backprop, time_parallel
-from sideways_jax.episode import Episode, LossFn, align_targets, check_episode, check_names
+from sideways_jax.episode import (
+    Episode,
+    LossFn,
+    align_targets,
+    check_devices,
+    check_episode,
+    check_names,
+)
 from sideways_jax.hold_back import hold_back
 from sideways_jax.network import Module, Network, module_key
 from sideways_jax.trees import PyTree, average, first_of, masked_mean, select, shape_of, zeros
@@ -308,6 +315,8 @@ def episode_gradients(
     target: str = "stream",
     train: bool = True,
     rng: jax.Array | None = None,
+    groups: Sequence[int] | None = None,
+    recompute: bool = True,
 ) -> Episode:
     """(Pseudo-)gradients of one episode: K frames through a pipeline that starts empty.
 
@@ -340,20 +349,31 @@ def episode_gradients(
         lowest module.
     """
     check_names(rule, execution, target)
-    _check_devices(mesh, schedule, execution)
+    check_devices(rule, execution, mesh, schedule)
     check_episode(network, frames, targets, rule)
     network.activation_shapes(params, state, first_of(frames))  # Does every module fit?
+    if execution == "depth_sharded":
+        from sideways_jax import depth_sharded  # It is built on module_step.
+
+        return depth_sharded.episode(
+            network,
+            loss_fn,
+            params,
+            state,
+            frames,
+            targets,
+            rule=rule,
+            schedule=schedule,
+            mesh=mesh,
+            groups=groups,
+            recompute=recompute,
+            target=target,
+            train=train,
+            rng=rng,
+        )
     return _EPISODES[rule, execution](
         network, loss_fn, params, state, frames, targets, target=target, train=train, rng=rng
     )
-
-
-def _check_devices(mesh, schedule, execution):
-    for name, value in (("mesh", mesh), ("schedule", schedule)):
-        if value is not None:
-            raise ValueError(
-                f"{name}={value!r}: execution={execution!r} runs on one device and takes no {name}"
-            )
 
 
 class TrainState(NamedTuple):
@@ -379,6 +399,8 @@ def make_train_step(
     update_every: int | None = None,
     target: str = "stream",
     metrics_fn: Callable[[PyTree, PyTree], dict[str, jax.Array]] | None = None,
+    groups: Sequence[int] | None = None,
+    recompute: bool = True,
 ) -> tuple[Callable[..., TrainState], Callable[..., tuple[TrainState, dict[str, jax.Array]]]]:
     """Training as a pair of pure functions, as optax gives `init` and `update`.
 
@@ -414,7 +436,7 @@ def make_train_step(
     (1.0, (Array(1.2, dtype=float32), Array(1.2, dtype=float32)))
     """
     check_names(rule, execution, target)
-    _check_devices(mesh, schedule, execution)
+    check_devices(rule, execution, mesh, schedule)
     if update_every is not None:
         if rule != "sideways" or execution != "scan":
             raise ValueError(
@@ -423,6 +445,21 @@ def make_train_step(
             )
         if update_every < 1:
             raise ValueError(f"update_every={update_every}: give None or a number of at least 1")
+    if execution == "depth_sharded":
+        from sideways_jax import sharded_training  # It is built on this file.
+
+        return sharded_training.make_train_step(
+            network,
+            loss_fn,
+            tx,
+            rule=rule,
+            schedule=schedule,
+            mesh=mesh,
+            groups=groups,
+            recompute=recompute,
+            target=target,
+            metrics_fn=metrics_fn,
+        )
     online = update_every is not None
 
     def init(key, frame, target_like=None):

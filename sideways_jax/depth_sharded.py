@@ -1,0 +1,182 @@
+"""Episodes on a mesh with a `depth` axis: every device runs its own modules, all at the same time.
+
+One `lax.scan` over the steps of a clock table inside `jax.shard_map`. In its body every device runs
+its own branch of a `lax.switch`: the forward pass and the vjp of its modules, on what has arrived.
+Then activations are permuted one device up and pseudo-gradients one device down.
+
+Shards are not tracked as varying or not (`check_vma=False`): every device differentiates its own
+modules inside the step, nothing is ever differentiated through the pipeline, and no sum over
+devices may be inserted for parameters; jax-ml/jax#40823 is what can go wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from sideways_jax import placement, schedules
+from sideways_jax.episode import Episode, LossFn, align_targets
+from sideways_jax.layout import DATA, DEPTH, Layout, Sums, make_layout, pack, unpack
+from sideways_jax.mesh import check_mesh
+from sideways_jax.network import Network
+from sideways_jax.packing import Packed
+from sideways_jax.sharded_backprop import backprop_steps
+from sideways_jax.sharded_sideways import sideways_steps
+from sideways_jax.trees import PyTree, average, first_of, masked_mean, shape_of
+
+
+def episode(
+    network: Network,
+    loss_fn: LossFn,
+    params: tuple,
+    state: tuple,
+    frames: PyTree,
+    targets: PyTree,
+    *,
+    rule: str,
+    schedule: str | None,
+    mesh: Mesh,
+    groups: Sequence[int] | None,
+    recompute: bool,
+    target: str,
+    train: bool,
+    rng: jax.Array | None,
+    bubble: float = 0.0,
+) -> Episode:
+    """An episode on a mesh; arguments and result are those of `step.episode_gradients`."""
+    layout = plan(network, params, state, first_of(frames), mesh, groups)
+    replicas, _ = check_mesh(mesh)
+    data = DATA if replicas > 1 else None
+    run = episode_on_device(
+        network, loss_fn, layout, rule=rule, schedule=schedule, recompute=recompute, target=target,
+        train=train, replicas=replicas, bubble=bubble,
+    )  # fmt: skip
+
+    def on_device(params, state, frames, targets, rng):
+        sums = run(*_own((params, state)), frames, targets, rng)
+        return jax.tree.map(lambda x: x[None], sums)
+
+    spec = PartitionSpec
+    sums = jax.jit(
+        jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(spec(DEPTH), spec(DEPTH), spec(None, data), spec(None, data), spec()),
+            out_specs=Sums(spec(DEPTH), spec(DEPTH), spec(DEPTH, None, data), spec(DEPTH)),
+            check_vma=False,
+        )
+    )(
+        pack(layout.params, layout.groups, params, padding=bubble),
+        pack(layout.state, layout.groups, state, padding=bubble),
+        frames,
+        targets,
+        rng,
+    )
+    num_grads, valid = counts(rule, network.depth, jax.tree.leaves(frames)[0].shape[0])
+    total = unpack(layout.params, layout.groups, sums.grads)
+    return Episode(
+        grads=tuple(average(one, num_grads[i]) for i, one in enumerate(total)),
+        num_grads=num_grads,
+        loss=masked_mean(sums.losses[-1], valid),
+        outputs=jax.tree.map(lambda x: x[-1], sums.outputs),
+        valid=valid,
+        state=unpack(layout.state, layout.groups, sums.state),
+    )
+
+
+def plan(
+    network: Network,
+    params: tuple,
+    state: tuple,
+    frame: PyTree,
+    mesh: Mesh,
+    groups: Sequence[int] | None,
+) -> Layout:
+    """Places the modules on the devices of the mesh.
+
+    Args:
+      network, params, state: arrays or their shapes.
+      frame: the shape of a whole batch of frames `[B, ...]`.
+      mesh: with the axes `depth` and, maybe, `data`.
+      groups: how many consecutive modules each device takes; None balances counted costs.
+
+    Raises:
+      ValueError: if the modules or the batch do not go into the mesh.
+    """
+    replicas, num_devices = check_mesh(mesh)
+    batch = jax.tree.leaves(frame)[0].shape[0]
+    if batch % replicas:
+        raise ValueError(
+            f"a batch of {batch} does not divide into data={replicas} replicas: use a multiple of "
+            f"{replicas}"
+        )
+    local = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] // replicas, *x.shape[1:]), x.dtype), frame
+    )
+    params, state = shape_of(params), shape_of(state)
+    if groups is None:
+        with jax.named_scope("plan"):
+            costs = placement.count_costs(network, params, state, local)
+        placed = placement.balance(costs, num_devices)
+    else:
+        placed = placement.from_sizes(groups, network.depth, num_devices)
+    return make_layout(network, placed, params, state, local)
+
+
+def episode_on_device(
+    network, loss_fn, layout, *, rule, schedule, recompute, target, train, replicas, bubble=0.0
+):
+    """The function `(params, state, frames, targets, rng) -> Sums` that every device runs.
+
+    Gradients and losses are reduced over `data` once, after the last step, and so are running
+    statistics, which replicas update from their own share of the batch.
+    """
+
+    def run(params: Packed, state: Packed, frames, targets, rng) -> Sums:
+        if rng is not None and replicas > 1:  # Masks of dropout are drawn per replica.
+            rng = jax.random.fold_in(rng, jax.lax.axis_index(DATA))
+        options = {"train": train, "rng": rng, "bubble": bubble}
+        if rule == "sideways":
+            targets = align_targets(targets, network.depth, target)
+            steps = partial(sideways_steps, network, loss_fn, layout)
+        else:
+            num_frames = jax.tree.leaves(frames)[0].shape[0]
+            table = schedules.make(schedule, num_frames, layout.num_devices)
+            steps = partial(backprop_steps, network, loss_fn, layout, table, recompute=recompute)
+        sums = steps(params, state, frames, targets, **options)
+        if replicas == 1:
+            return sums
+        return sums._replace(
+            grads=jax.lax.pmean(sums.grads, DATA),
+            state={name: _reduced(v) for name, v in sums.state.items()},
+            losses=jax.lax.pmean(sums.losses, DATA),
+        )
+
+    return run
+
+
+def counts(rule: str, depth: int, num_frames: int) -> tuple[jax.Array, jax.Array]:
+    """gamma_i and the validity of the outputs by step, as the clock tables have them."""
+    if rule == "backprop":
+        return jnp.full((depth,), num_frames, jnp.int32), jnp.ones((num_frames,), bool)
+    table = schedules.sideways(num_frames, depth)
+    return (
+        jnp.asarray((table.backward >= 0).sum(0), jnp.int32),
+        jnp.asarray(table.forward[:, -1] >= 0),
+    )
+
+
+def _own(tree: PyTree) -> PyTree:
+    """This device's row of arrays that are sharded over `depth`."""
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def _reduced(statistics: jax.Array) -> jax.Array:
+    """The mean over replicas; integers, such as counters, are the same in all."""
+    if jnp.issubdtype(statistics.dtype, jnp.inexact):
+        return jax.lax.pmean(statistics, DATA)
+    return statistics

@@ -1,0 +1,103 @@
+"""What every device of a pipeline holds and sends, and how signals get from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sideways_jax.network import Network
+from sideways_jax.packing import Packed, Packing
+from sideways_jax.placement import Groups
+from sideways_jax.trees import PyTree
+
+DATA, DEPTH = "data", "depth"  # the names of the axes of the mesh
+
+
+class Layout(NamedTuple):
+    """What each device holds, and what it sends."""
+
+    groups: Groups  # the modules of every device
+    params: Packing
+    state: Packing
+    signals: Packing  # [n]: what goes up from device n, and comes down to it
+    inner: Packing  # [n]: (activations, pseudo-gradients) between the modules of device n
+    output: PyTree  # shapes of the network's output
+
+    @property
+    def num_devices(self) -> int:
+        """N, along `depth`."""
+        return len(self.groups)
+
+
+def make_layout(
+    network: Network, groups: Groups, params: tuple, state: tuple, frame: PyTree
+) -> Layout:
+    """The layout for these modules on these devices; only shapes are looked at.
+
+    Args:
+      network: D modules.
+      groups: for every device, the modules that it runs.
+      params, state: D pytrees, of arrays or their shapes.
+      frame: the batch of frames `[B, ...]` that one replica gets.
+    """
+    shapes = network.activation_shapes(params, state, frame)
+    ends = [group[-1] for group in groups]
+    between = [tuple(shapes[i] for i in group[:-1]) for group in groups]
+    return Layout(
+        groups=groups,
+        params=Packing.of([tuple(params[i] for i in group) for group in groups]),
+        state=Packing.of([tuple(state[i] for i in group) for group in groups]),
+        signals=Packing.of([shapes[i] for i in ends[:-1]] + [()]),
+        inner=Packing.of([(b, b) for b in between]),
+        output=shapes[-1],
+    )
+
+
+def pack(packing: Packing, groups: Groups, modules: tuple, padding: float = 0.0) -> Packed:
+    """One pytree for every module, as vectors with a leading axis over devices, `[N, length]`."""
+    rows = [packing.pack(n, tuple(modules[i] for i in g), padding) for n, g in enumerate(groups)]
+    return {name: jnp.stack([row[name] for row in rows]) for name in packing.lengths}
+
+
+def unpack(packing: Packing, groups: Groups, packed: Packed) -> tuple:
+    """The inverse of `pack`."""
+    modules = []
+    for n in range(len(groups)):
+        modules.extend(packing.unpack(n, {name: rows[n] for name, rows in packed.items()}))
+    return tuple(modules)
+
+
+class Sums(NamedTuple):
+    """What one device knows after an episode of its replica."""
+
+    grads: Packed  # sums over frames of the gradients of its modules
+    state: Packed
+    outputs: PyTree  # [K, B, ...], zero where there is none, and on all but the top device
+    losses: jax.Array  # [K], likewise
+
+
+def run_branch(branches: Sequence[Callable], *operands):
+    """Every device runs its own branch. No collectives inside: not all devices would call them."""
+    if len(branches) == 1:
+        return branches[0](*operands)
+    return jax.lax.switch(jax.lax.axis_index(DEPTH), branches, *operands)
+
+
+def exchange(from_below: Packed, from_above: Packed, num_devices: int) -> tuple[Packed, Packed]:
+    """Activations one device up, pseudo-gradients one device down.
+
+    In open chains, not rings: whoever nobody sends to gets zeros, and does not look at them.
+    """
+    if num_devices == 1:
+        return from_below, from_above
+    up = [(n, n + 1) for n in range(num_devices - 1)]
+    down = [(n + 1, n) for n in range(num_devices - 1)]
+    return jax.lax.ppermute(from_below, DEPTH, up), jax.lax.ppermute(from_above, DEPTH, down)
+
+
+def filled(packing: Packing, value: float) -> Packed:
+    """The vectors of a packing, with one value everywhere."""
+    return {name: jnp.full(v.shape, value, v.dtype) for name, v in packing.shapes().items()}

@@ -1,0 +1,34 @@
+"""Settings every test runs under.
+
+They are made here, at import, because the number of devices has to be known before JAX is first
+asked for one.
+"""
+
+import os
+
+import jax
+import pytest
+
+# The same eight devices on every machine; `JAX_PLATFORMS=cuda pytest` asks for a real one.
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Double precision, for the tests that claim exactness; single precision is the default."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def quick_compile():
+    """Compiles with few of XLA's optimisations: the same mathematics in a fifth of the time.
+
+    For tests that compile many tiny programs; what is timed or bit-equal must not use it.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
