@@ -1,0 +1,42 @@
+import pytest
+
+import data
+
+
+@pytest.mark.parametrize("name", ["moving_digits", "video_folder"])
+def test_default_config(name):
+    config = data.default_config(name)
+    assert config.name == name
+    common = {"num_frames", "size", "stride", "batch_size", "num_workers", "flip"}
+    assert common <= set(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("moving_digit", "no data set 'moving_digit'; did you mean 'moving_digits'"),
+        ("folder", "did you mean 'video_folder'"),
+        ("zzz", "it can be moving_digits, video_folder"),
+    ],
+)
+def test_an_unknown_name(name, message):
+    with pytest.raises(ValueError, match=message):
+        data.default_config(name)
+    config = data.default_config("moving_digits")
+    config.name = name
+    with pytest.raises(ValueError, match=message):
+        data.load(config, seed=0)
+
+
+def test_an_unknown_field():
+    config = data.default_config("moving_digits")
+    config.num_tests = 5
+    with pytest.raises(ValueError, match="no field 'num_tests'; did you mean 'num_test'"):
+        data.load(config, seed=0)
+
+
+def test_a_missing_field():
+    config = data.default_config("moving_digits")
+    del config.speed
+    with pytest.raises(ValueError, match="moving_digits lacks speed"):
+        data.load(config, seed=0)
