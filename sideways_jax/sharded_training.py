@@ -154,7 +154,7 @@ def make_train_step(
                 [partial(update, n) for n in devices], params, opt_state, grads, norms
             )
             result = params, sums.state, opt_state, sums.outputs, sums.losses
-            return *jax.tree.map(lambda x: x[None], result), optax.global_norm(norms)
+            return *jax.tree.map(lambda x: x[None], result), optax.tree.norm(norms)
 
         by_device, clip = SPEC(DEPTH), SPEC(None, data)
         *new, outputs, losses, grad_norm = sharded(

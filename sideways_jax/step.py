@@ -521,7 +521,7 @@ def make_train_step(
         aligned = targets
         if rule == "sideways":
             aligned = align_targets(targets, network.depth, target)
-        metrics = {"loss": episode.loss, "grad_norm": optax.global_norm(episode.grads)}
+        metrics = {"loss": episode.loss, "grad_norm": optax.tree.norm(episode.grads)}
         metrics |= extra_metrics(episode.outputs, aligned, episode.valid)
         return updated(train_state, episode.grads, episode.num_grads, episode.state, ()), metrics
 
@@ -549,7 +549,7 @@ def make_train_step(
             )
             grads = _mean_grads(sums, num_grads)
             new = updated(train_state, grads, num_grads, state, in_flight)
-            return new, (by_step, optax.global_norm(grads))
+            return new, (by_step, optax.tree.norm(grads))
 
         def split(x):
             return x.reshape((-1, update_every, *x.shape[1:]))

@@ -108,7 +108,9 @@ def _run_module(module, params, state, x, keys, untrained, *, train):
             lambda a, b: jnp.concatenate([a, b]), (y_head, residuals_head), (y, residuals)
         )
     if split.update is not None:
-        state, _ = jax.lax.scan(lambda s, r: (split.update(s, r), None), state, residuals)
+        # There may be no residuals: the state that counts frames, say.
+        count = jax.tree.leaves(x)[0].shape[0]
+        state, _ = jax.lax.scan(lambda s, r: (split.update(s, r), None), state, residuals, count)
     return y, state, pull_back
 
 
