@@ -1,0 +1,61 @@
+"""The benchmark and the picture of the schedules, run as users run them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(ROOT / "experiments" / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_suite_rules(tmp_path):
+    path = tmp_path / "rules.json"
+    done = run(
+        "benchmark.py", "--suite=rules", f"--json={path}", "--frames=11", "--memory_frames=12",
+        "--batch=1", "--size=8", "--rounds=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "ratio" in done.stdout
+    result = json.loads(path.read_text())
+    assert {"processor", "cores", "jax", "date"} <= set(result["machine"])
+    timed = [row for row in result["rows"] if row["seconds_per_step"] is not None]
+    assert {(row["rule"], row["execution"]) for row in timed} == {
+        ("backprop", "batched"),
+        ("backprop", "time_parallel"),
+        ("sideways", "time_parallel"),
+        ("backprop", "scan"),
+        ("sideways", "scan"),
+    }
+    assert all(row["temporary_bytes"] > 0 and row["suite"] == "rules" for row in result["rows"])
+    assert path.with_suffix(".png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("benchmark.py", ["--suite=rulez"], "rules"),
+        ("benchmark.py", ["--suite=rules", "--batch=0"], "batch"),
+        ("draw_schedule.py", ["--schedules=sidewise"], "'sideways'"),
+    ],
+)
+def test_wrong_arguments_are_named(script, arguments, said):
+    done = run(script, *arguments)
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+def test_draw_schedule(tmp_path):
+    path = tmp_path / "schedules.png"
+    done = run(
+        "draw_schedule.py", "--schedules=sideways,blocking,gpipe,1f1b", "--stages=3", "--steps=8",
+        "--frames=4", f"--out={path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes().startswith(b"\x89PNG")
