@@ -1,0 +1,45 @@
+"""More than one process, by `jax.distributed` and nothing of our own."""
+
+from __future__ import annotations
+
+import jax
+from absl import flags
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0; with --num_processes and --process_id."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are in all.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Find the other processes through Slurm, Open MPI, Kubernetes, Cloud TPU."
+)
+HEARTBEAT_SECONDS = 20  # A process that says nothing for so long is taken for dead.
+
+
+def initialize() -> None:
+    """Connects to the other processes, if the flags say that there are any.
+
+    Has to be called before JAX is first asked for a device.
+
+    Raises:
+      ValueError: if only some of the three flags are given, or nothing is found around.
+    """
+    explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    given = [value is not None for value in explicit]
+    if not any(given) and not _DISTRIBUTED.value:
+        return
+    if any(given) and not all(given):
+        raise ValueError(
+            "--coordinator_address, --num_processes and --process_id belong together: give all "
+            "three, or --distributed alone where Slurm, Open MPI, Kubernetes or Cloud TPU tell them"
+        )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            *explicit, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=120
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed found no cluster environment ({error}): start the program with srun, "
+            "mpirun or the like, or give --coordinator_address, --num_processes and --process_id"
+        ) from error

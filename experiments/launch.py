@@ -1,0 +1,139 @@
+"""Starts several processes of one program on this machine, one device each.
+
+python experiments/launch.py --processes=2 -- python experiments/main.py --config=... --workdir=...
+
+Each process gets cores of its own (Linux), and the arguments that `experiments/main.py` needs to
+find the others. What process 0 prints is shown as it is; what the others print goes to
+`--logs/process-N.log`. When one fails, the others are stopped at once and the last lines that it
+printed are shown. This is the honest way to measure a pipeline on a CPU: devices of one process
+share its threads.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+_PROCESSES = flags.DEFINE_integer("processes", 2, "how many", lower_bound=1)
+_LOG_DIR = flags.DEFINE_string("logs", None, "where the others' output goes; default: temporary")
+_PIN = flags.DEFINE_bool("pin", True, "give each process its own cores, where Linux lets us")
+_GRACE = flags.DEFINE_float("grace", 20.0, "seconds to save and stop in, before a kill")
+
+
+def cores_of(process: int, processes: int) -> list[int]:
+    """The cores of a process: an equal share of those that this one may use, at least one.
+
+    >>> set(cores_of(0, 1)) == os.sched_getaffinity(0)
+    True
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(len(cores) // processes, 1)
+    return [cores[(process * share + n) % len(cores)] for n in range(share)]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(command: list[str], processes: int, log_dir: Path, *, pin: bool) -> list:
+    """Starts the processes; process 0 writes to the terminal."""
+    address = f"127.0.0.1:{free_port()}"
+    children = []
+    for number in range(processes):
+        arguments = [
+            *command,
+            f"--coordinator_address={address}",
+            f"--num_processes={processes}",
+            f"--process_id={number}",
+        ]
+        environment = dict(os.environ)
+        cores = cores_of(number, processes) if pin and hasattr(os, "sched_getaffinity") else []
+        if cores:
+            # As many threads as cores: XLA counts the machine's otherwise.
+            environment.setdefault("PJRT_NPROC", str(len(cores)))
+        log = None if number == 0 else (log_dir / f"process-{number}.log").open("wb")
+        children.append(
+            subprocess.Popen(
+                arguments,
+                stdout=log,
+                stderr=subprocess.STDOUT if log else None,
+                env=environment,
+                preexec_fn=(lambda cores=cores: os.sched_setaffinity(0, cores)) if cores else None,
+            )
+        )
+        if log:
+            log.close()
+    return children
+
+
+def wait(children: list, *, grace: float) -> tuple[int, int]:
+    """Waits until all are done, or one fails: then the others are asked to stop, and killed.
+
+    Returns:
+      `(process, exit code)` of the first that failed, or `(0, 0)`.
+    """
+    while True:
+        codes = [child.poll() for child in children]
+        failed = [n for n, code in enumerate(codes) if code]
+        if failed:
+            stop(children, signal.SIGTERM, grace)
+            return failed[0], codes[failed[0]]
+        if all(code == 0 for code in codes):
+            return 0, 0
+        time.sleep(0.2)
+
+
+def stop(children: list, number: signal.Signals, grace: float) -> None:
+    """Sends a signal to those that still run, and kills whoever is there after `grace` seconds."""
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
+    deadline = time.monotonic() + grace
+    for child in children:
+        try:
+            child.wait(max(deadline - time.monotonic(), 0.0))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def main(argv: list[str]) -> int:
+    """Starts, watches, and reports."""
+    command = argv[1:]
+    if not command:
+        raise app.UsageError("give the program after --, for example: -- python program.py")
+    log_dir = Path(_LOG_DIR.value or tempfile.mkdtemp(prefix="launch-"))
+    log_dir.mkdir(parents=True, exist_ok=True)
+    if command[0] == "python":  # This environment's, whatever `python` is outside of it.
+        command[0] = sys.executable
+    children = start(command, _PROCESSES.value, log_dir, pin=_PIN.value)
+    try:
+        process, code = wait(children, grace=_GRACE.value)
+    except KeyboardInterrupt:
+        stop(children, signal.SIGINT, _GRACE.value)
+        return 130
+    if code:
+        how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
+        print(f"Process {process} of {_PROCESSES.value} {how}; the others were stopped.",
+              file=sys.stderr)  # fmt: skip
+        log = log_dir / f"process-{process}.log"
+        if log.exists():
+            tail = log.read_text(errors="replace").splitlines()[-15:]
+            print(f"The end of {log}:", *tail, sep="\n", file=sys.stderr)
+        return code if code > 0 else 128 - code
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)
