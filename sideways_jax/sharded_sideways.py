@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from sideways_jax import schedules
 from sideways_jax.episode import LossFn
 from sideways_jax.layout import Layout, Sums, exchange, filled, run_branch
+from sideways_jax.module_step import module_step
 from sideways_jax.network import Network, module_key
 from sideways_jax.packing import Packed
-from sideways_jax.step import module_step
 from sideways_jax.trees import PyTree, first_of, select, zeros
 
 

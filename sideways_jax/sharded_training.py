@@ -19,12 +19,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sideways_jax import sharded_optimizer
 from sideways_jax.depth_sharded import counts, episode_on_device, plan
 from sideways_jax.episode import LossFn, align_targets, check_episode
-from sideways_jax.hold_back import owners
 from sideways_jax.layout import DATA, DEPTH, Layout, pack, run_branch, unpack
 from sideways_jax.mesh import check_mesh
 from sideways_jax.network import Network
 from sideways_jax.packing import Packing
-from sideways_jax.step import TrainState
+from sideways_jax.train_state import TrainState
 from sideways_jax.trees import PyTree, average, first_of, masked_mean, shape_of, zeros
 
 SPEC = PartitionSpec
@@ -36,7 +35,7 @@ class _Plan(NamedTuple):
     layout: Layout
     params: tuple  # shapes, per module
     state: tuple
-    opt_state: PyTree  # shapes of the optimiser's state over the whole tree
+    owner: PyTree  # the module of every leaf of the optimiser's state over the whole tree, or None
     opt_packing: Packing  # of the state that each device's view gives
 
 
@@ -44,13 +43,13 @@ def _plan(network, tx, mesh, groups, frame) -> _Plan:
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, state = jax.eval_shape(network.init, key, shape_of(frame))
     layout = plan(network, params, state, shape_of(frame), mesh, groups)
-    sharded_optimizer.check_local(tx, params, layout.groups)
+    owner = sharded_optimizer.check_local(tx, params, layout.groups)
     views = []
     for group in layout.groups:
         stand_ins = jax.eval_shape(partial(sharded_optimizer.stand_ins, params))
         views.append(sharded_optimizer.view({i: params[i] for i in group}, stand_ins))
     opt_packing = Packing.of([jax.eval_shape(tx.init, one) for one in views])
-    return _Plan(layout, params, state, jax.eval_shape(tx.init, params), opt_packing)
+    return _Plan(layout, params, state, owner, opt_packing)
 
 
 def make_train_step(
@@ -97,14 +96,14 @@ def make_train_step(
                 plan.opt_packing.pack(n, opt_state),
             )
 
-        def on_device(key):
+        def on_device(key, rng):
             branches = [partial(branch, n) for n in range(plan.layout.num_devices)]
-            return jax.tree.map(lambda x: x[None], run_branch(branches, key))
+            own = jax.tree.map(lambda x: x[None], run_branch(branches, key))
+            return jnp.zeros((), jnp.int32), own, rng
 
-        params, state, opt_state = sharded(on_device, SPEC(), SPEC(DEPTH))(params_key)
-        replicated = NamedSharding(mesh, SPEC())
-        step, rng = jax.device_put((jnp.zeros((), jnp.int32), rng), replicated)
-        return TrainState(step, params, state, opt_state, (), rng)
+        specs = SPEC(), SPEC(DEPTH), SPEC()
+        step, own, rng = sharded(on_device, (SPEC(), SPEC()), specs)(params_key, rng)
+        return TrainState(step, *own, (), rng)
 
     def train_step(train_state, frames, targets):
         check_episode(network, frames, targets, rule)
@@ -201,7 +200,6 @@ def per_module(
     """
     plan = _plan(network, tx, mesh, groups, frame)
     layout = plan.layout
-    owner = owners(tx, plan.params)
     device_of = {i: n for n, group in enumerate(layout.groups) for i in group}
     everywhere, by_device = NamedSharding(mesh, SPEC()), NamedSharding(mesh, SPEC(DEPTH))
 
@@ -220,7 +218,7 @@ def per_module(
         return train_state._replace(
             params=unpack(layout.params, layout.groups, train_state.params),
             state=unpack(layout.state, layout.groups, train_state.state),
-            opt_state=jax.tree.map(choose, owner, *views, is_leaf=is_owner),
+            opt_state=jax.tree.map(choose, plan.owner, *views, is_leaf=is_owner),
         )
 
     def from_modules(train_state):
@@ -231,9 +229,8 @@ def per_module(
                 there = module is None or module in group
                 return leaf if there else jnp.zeros(shape.shape, shape.dtype)
 
-            seen = jax.tree.map(
-                choose, owner, train_state.opt_state, plan.opt_packing.trees[n], is_leaf=is_owner
-            )
+            shapes = plan.opt_packing.trees[n]
+            seen = jax.tree.map(choose, plan.owner, train_state.opt_state, shapes, is_leaf=is_owner)
             rows.append(plan.opt_packing.pack(n, seen))
         return train_state._replace(
             params=pack(layout.params, layout.groups, train_state.params),

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sideways_jax import backprop, time_parallel
+from sideways_jax import backprop, depth_sharded, sharded_training, time_parallel
 from sideways_jax.episode import (
     Episode,
     LossFn,
@@ -37,7 +37,9 @@ from sideways_jax.episode import (
     check_names,
 )
 from sideways_jax.hold_back import hold_back
-from sideways_jax.network import Module, Network, module_key
+from sideways_jax.module_step import ModuleStep, module_step
+from sideways_jax.network import Network, module_key
+from sideways_jax.train_state import TrainState
 from sideways_jax.trees import PyTree, average, first_of, masked_mean, select, shape_of, zeros
 
 __all__ = [
@@ -52,54 +54,6 @@ __all__ = [
     "make_train_step",
     "module_step",
 ]
-
-
-class ModuleStep(NamedTuple):
-    """What one module gives at one computation step."""
-
-    output: PyTree  # h_i, sent up
-    state: PyTree  # of the module, after this step
-    grads: PyTree  # pseudo-gradient of the parameters theta_i, Eq. 3
-    pseudo_gradient: PyTree  # of the input h_{i-1}, sent down, Eq. 4
-
-
-def module_step(
-    module: Module,
-    params: PyTree,
-    state: PyTree,
-    x: PyTree,
-    pseudo_gradient: PyTree | Callable[[PyTree], PyTree],
-    *,
-    train: bool = True,
-    rng: jax.Array | None = None,
-) -> ModuleStep:
-    """One module, one step: the forward pass, and the vjp at the same input (Eq. 3 and 4).
-
-    Args:
-      module: `H_i`.
-      params, state: its parameters `theta_i` and its state.
-      x: the newest activation `h_{i-1}` from below, `[B, ...]`.
-      pseudo_gradient: the newest cotangent of this module's output from above, shaped like the
-        output; or a function that makes it from the output, for the top module, whose loss
-        gradient is that of the same step.
-      train: passed on to the module.
-      rng: the key of this module and frame.
-
-    >>> linear = Module(lambda key, x: (jnp.float32(3.0), ()),
-    ...                 lambda params, state, x, *, train, rng: (params * x, state))
-    >>> one = module_step(linear, jnp.float32(3.0), (), jnp.float32(2.0), jnp.float32(10.0))
-    >>> one.output.item(), one.grads.item(), one.pseudo_gradient.item()
-    (6.0, 20.0, 30.0)
-    """
-
-    def forward(params, x):
-        return module.apply(params, state, x, train=train, rng=rng)
-
-    output, pull_back, new_state = jax.vjp(forward, params, x, has_aux=True)
-    if callable(pseudo_gradient):
-        pseudo_gradient = pseudo_gradient(output)
-    grads, sent_down = pull_back(pseudo_gradient)
-    return ModuleStep(output, new_state, grads, sent_down)
 
 
 class InFlight(NamedTuple):
@@ -353,8 +307,6 @@ def episode_gradients(
     check_episode(network, frames, targets, rule)
     network.activation_shapes(params, state, first_of(frames))  # Does every module fit?
     if execution == "depth_sharded":
-        from sideways_jax import depth_sharded  # It is built on module_step.
-
         return depth_sharded.episode(
             network,
             loss_fn,
@@ -374,17 +326,6 @@ def episode_gradients(
     return _EPISODES[rule, execution](
         network, loss_fn, params, state, frames, targets, target=target, train=train, rng=rng
     )
-
-
-class TrainState(NamedTuple):
-    """All that training carries from one step to the next: one pytree, to be saved as it is."""
-
-    step: jax.Array  # int32, weight updates so far
-    params: tuple  # D pytrees
-    state: tuple  # D pytrees
-    opt_state: PyTree  # of the optax transformation over `params`
-    in_flight: InFlight | tuple  # the pipeline, with `update_every`; () if every episode restarts
-    rng: jax.Array  # never changes; keys are folded in from `step` or the number of the frame
 
 
 def make_train_step(
@@ -425,6 +366,7 @@ def make_train_step(
     Raises:
       ValueError: for unknown names, impossible combinations, and as `episode_gradients` does.
 
+    >>> from sideways_jax import Module
     >>> linear = Module(lambda key, x: (jnp.ones(()), ()),
     ...                 lambda params, state, x, *, train, rng: (params * x, state))
     >>> def squared_error(output, target):
@@ -446,8 +388,6 @@ def make_train_step(
         if update_every < 1:
             raise ValueError(f"update_every={update_every}: give None or a number of at least 1")
     if execution == "depth_sharded":
-        from sideways_jax import sharded_training  # It is built on this file.
-
         return sharded_training.make_train_step(
             network,
             loss_fn,

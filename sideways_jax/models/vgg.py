@@ -51,6 +51,7 @@ class ConvBlock(nn.Module):
     width: int
     block: Block
     first: bool
+    batch_norm_axis: str | None
     dtype: Any
     param_dtype: Any
 
@@ -68,6 +69,7 @@ class ConvBlock(nn.Module):
             use_running_average=not train,
             momentum=0.9,
             epsilon=1e-5,
+            axis_name=self.batch_norm_axis,
             param_dtype=self.param_dtype,
             force_float32_reductions=False,  # But those of the parameters' dtype, as x has now.
             name="norm",
@@ -101,6 +103,7 @@ def vgg8(
     widths: Sequence[int] = WIDTHS,
     hidden: Sequence[int] = HIDDEN,
     dropout_rate: float = 0.9,
+    batch_norm_axis: str | None = None,
     cut: Sequence[int] = (1,) * 8,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
@@ -135,6 +138,9 @@ def vgg8(
       hidden: the widths of the hidden linear layers; another number of them needs another `cut`.
       dropout_rate: the probability of dropping a unit of the hidden linear layers (0.9 in the
         paper, 0 for none).
+      batch_norm_axis: an axis of the mesh, such as "data", over which training reduces the
+        statistics of a batch, so that they are those of the whole batch; None for those of each
+        replica's share. With a name the network trains only where that axis is.
       cut: how many consecutive layers each module takes; one by default.
       dtype: of the activations, such as `jnp.bfloat16`; by default that of the frames and
         parameters. The last layer computes in `param_dtype` all the same.
@@ -160,7 +166,7 @@ def vgg8(
         )
     types = {"dtype": dtype, "param_dtype": param_dtype}
     layers: list[nn.Module] = [
-        ConvBlock(width, block, first=n == 0, **types)
+        ConvBlock(width, block, n == 0, batch_norm_axis, **types)
         for n, (width, block) in enumerate(zip(widths, BLOCKS, strict=True))
     ]
     layers += [LinearReLU(width, dropout_rate, **types) for width in hidden]
