@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import jax
 from absl import flags
 
@@ -16,8 +19,8 @@ _DISTRIBUTED = flags.DEFINE_bool(
 HEARTBEAT_SECONDS = 20  # A process that says nothing for so long is taken for dead.
 
 
-def initialize() -> None:
-    """Connects to the other processes, if the flags say that there are any.
+def initialize() -> bool:
+    """Connects to the other processes, if the flags say that there are any; whether they do.
 
     Has to be called before JAX is first asked for a device.
 
@@ -27,7 +30,7 @@ def initialize() -> None:
     explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     given = [value is not None for value in explicit]
     if not any(given) and not _DISTRIBUTED.value:
-        return
+        return False
     if any(given) and not all(given):
         raise ValueError(
             "--coordinator_address, --num_processes and --process_id belong together: give all "
@@ -43,3 +46,24 @@ def initialize() -> None:
             f"--distributed found no cluster environment ({error}): start the program with srun, "
             "mpirun or the like, or give --coordinator_address, --num_processes and --process_id"
         ) from error
+    return True
+
+
+def explain(error: Exception) -> str:
+    """The error for the user; when another process is gone, that is what matters."""
+    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+        return str(error)
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} lost the others, one of them has "
+        f"ended ({str(error).splitlines()[0][:200]}). What was saved is there; run the same "
+        "command again to go on from the last checkpoint"
+    )
+
+
+def leave(code: int) -> int:
+    """Ends this process at once if there are others: the orderly way would wait for them."""
+    if jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

@@ -1,0 +1,1 @@
+"""Experiments: training, evaluation and reports. Start with `python experiments/main.py --help`."""

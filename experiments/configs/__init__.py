@@ -1,0 +1,1 @@
+"""Configs: one file an experiment, each with `get_config(arguments: str) -> ConfigDict`."""

@@ -1,0 +1,109 @@
+"""What configs share: their fields, and the arguments after the colon of `--config=FILE:...`."""
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments.closest import did_you_mean
+
+
+class ArgumentError(flags.Error):
+    """A bad argument of a config. As an error of flags, it is reported without a traceback."""
+
+
+def parse_arguments(text: str, **defaults: bool | int | float | str) -> ConfigDict:
+    """Reads `key=value,key=value,...`; an unknown key or a value of another type is an error.
+
+    Args:
+      text: the arguments. A bool may stand for itself: `smoke` means `smoke=true`.
+      **defaults: every argument that there is, with its default, which also gives its type.
+
+    Returns:
+      The values, a locked ConfigDict.
+
+    Raises:
+      ArgumentError: it names the closest argument.
+
+    >>> parse_arguments("rule=backprop,smoke", rule="sideways", smoke=False).to_dict()
+    {'rule': 'backprop', 'smoke': True}
+    >>> parse_arguments("rul=backprop", rule="sideways", smoke=False)
+    Traceback (most recent call last):
+    ...
+    experiments.configs.common.ArgumentError: unknown config argument 'rul'; did you mean 'rule'? \
+Valid: 'rule' (default 'sideways'), 'smoke' (default False)
+    """
+    values = ConfigDict(defaults)
+    for argument in filter(None, (part.strip() for part in text.split(","))):
+        key, has_value, value = (part.strip() for part in argument.partition("="))
+        if key not in defaults:
+            valid = ", ".join(f"{k!r} (default {v!r})" for k, v in defaults.items())
+            raise ArgumentError(
+                f"unknown config argument {key!r}; {did_you_mean(key, defaults)}Valid: {valid}"
+            )
+        if not has_value and not isinstance(defaults[key], bool):
+            raise ArgumentError(
+                f"config argument {key!r} needs a value: {key}={defaults[key]!s}, for example"
+            )
+        values[key] = _convert(key, value if has_value else "true", defaults[key])
+    return values.lock()
+
+
+def base_config() -> ConfigDict:
+    """The fields of every config, with the defaults that do not depend on the data.
+
+    `model` and `data` are left for the config to fill in: `model.name` and the arguments of that
+    network; `data.name` and the fields of that data set.
+    """
+    return ConfigDict(
+        {
+            "seed": 0,  # of everything: parameters, clips, dropout
+            "rule": "sideways",  # or backprop, the baseline
+            # One device: time_parallel, or scan, whose memory does not depend on the clip length.
+            # Several: depth_sharded, modules spread over `mesh`. auto: what the devices suggest.
+            "execution": "time_parallel",
+            "schedule": "",  # of backprop when depth_sharded: blocking, gpipe or 1f1b
+            "recompute": True,  # 1f1b and gpipe: keep inputs and compute twice, or keep it all
+            "mesh": {
+                "depth": 0,  # devices along the depth of the network; 0: as many as there are
+                "data": 1,  # replicas that share every batch
+                "groups": (),  # how many modules each device takes; (): balanced by their cost
+            },
+            "target": "stream",  # or origin: which frame's target an output is compared with
+            # Train on a few tiny videos that are written into the workdir: for smoke tests.
+            "example_videos": False,
+            "model": {"name": "simple_cnn"},
+            "data": {},
+            "optimizer": {
+                "name": "adam",
+                "learning_rate": 1e-3,
+                "momentum": 0.9,
+                "clip_value": 1.0,  # of every entry of the averaged gradient; 0 for no clipping
+                "weight_decay": 0.0,
+                "decay_coupling": "learning_rate",
+                "warmup_epochs": 5.0,
+                "drop_epochs": (100.0, 200.0),
+                "drop_factor": 0.1,
+            },
+            "train": {
+                "num_steps": 1000,  # weight updates in all; may grow later
+                "log_every": 10,  # steps that a line of metrics is the mean of
+                "checkpoint_every": 200,  # steps; 0: at the end alone
+                "eval_every": 200,  # steps; 0: at the end alone
+            },
+            "eval": {
+                # What is averaged over all frames of a test video: logits or probabilities.
+                "average": "logits",
+            },
+        }
+    )
+
+
+def _convert(key: str, value: str, default: bool | int | float | str) -> bool | int | float | str:
+    if isinstance(default, bool):
+        if value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        raise ArgumentError(f"config argument {key}={value!r} must be true or false")
+    try:
+        return type(default)(value)
+    except ValueError:
+        kind = type(default).__name__
+        raise ArgumentError(f"config argument {key}={value!r} must be of type {kind}") from None

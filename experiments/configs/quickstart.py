@@ -1,0 +1,51 @@
+"""Simple-CNN learns to read moving digits, with Sideways, on a laptop.
+
+python experiments/main.py --config=experiments/configs/quickstart.py --workdir=/tmp/quickstart
+
+TIME AND ACCURACY
+
+Arguments, after a colon: `rule=backprop` for the baseline, with everything else the same;
+`execution=scan` for one computation step after the other; `smoke` for two steps.
+"""
+
+from ml_collections import ConfigDict
+
+from data import default_config
+from experiments.configs.common import base_config, parse_arguments
+
+
+def get_config(arguments: str = "") -> ConfigDict:
+    """The config, for arguments such as `"rule=backprop,smoke"`."""
+    given = parse_arguments(
+        arguments, rule="sideways", execution="time_parallel", schedule="", depth=0, smoke=False
+    )
+    config = base_config()
+    config.rule = given.rule
+    config.execution = given.execution
+    config.schedule = given.schedule
+    config.mesh.depth = given.depth
+    config.model = {
+        "name": "simple_cnn",
+        "widths": (32, 64, 64, 128, 256),
+        "cut": (1, 1, 1, 1, 1, 1),  # layers of each module: D = 6
+    }
+
+    config.data = default_config("moving_digits")
+    config.data.num_frames = 16  # K; Sideways needs at least 2D-1 = 11
+    config.data.length = 16  # of a test video
+    config.data.size = 24
+    config.data.digit_size = 16
+    config.data.speed = 1.0
+    config.data.batch_size = 16
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_epochs = 0.5
+    config.optimizer.drop_epochs = (7.0,)
+
+    config.train.num_steps = 800
+    if given.smoke:
+        config.data.num_train = config.data.num_test = 20
+        config.data.batch_size = 2
+        config.train.num_steps = 2
+        config.train.log_every = config.train.eval_every = config.train.checkpoint_every = 1
+    return config

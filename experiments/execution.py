@@ -1,0 +1,121 @@
+"""Where a run computes: on one device, or its modules spread over a mesh of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from sideways_jax import Network, make_mesh
+from sideways_jax.layout import DATA, DEPTH
+from sideways_jax.sharded_training import per_module
+from sideways_jax.train_state import TrainState
+
+
+class Execution(NamedTuple):
+    """How `config.execution` came out for the devices at hand."""
+
+    name: str  # scan, time_parallel or depth_sharded
+    mesh: Mesh | None
+    groups: tuple[int, ...] | None  # modules of each device, by hand
+    share: int  # which share of every batch this process feeds ...
+    num_shares: int  # ... and of how many
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """For `step.make_train_step`."""
+        return {"execution": self.name, "mesh": self.mesh, "groups": self.groups}
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Hands a batch to the devices, this process's share of it `[B / num_shares, ...]`."""
+        if self.mesh is None:
+            return jax.device_put(batch)
+        data = DATA if self.mesh.shape[DATA] > 1 else None
+        sharding = NamedSharding(self.mesh, PartitionSpec(data))
+        return {
+            name: jax.make_array_from_process_local_data(
+                sharding, values, (values.shape[0] * self.num_shares, *values.shape[1:])
+            )
+            for name, values in batch.items()
+        }
+
+
+def force_cpu_devices(config: ConfigDict) -> None:
+    """Gives the CPU as many devices as the mesh wants; before JAX is first asked for one.
+
+    They share its cores, so that this shows how a pipeline works and not how fast. It changes
+    nothing where there is an accelerator.
+    """
+    wanted = max(config.mesh.depth, 1) * max(config.mesh.data, 1)
+    if wanted > 1 and config.execution in ("auto", "depth_sharded"):
+        jax.config.update("jax_num_cpu_devices", wanted)
+
+
+def choose(config: ConfigDict, depth: int) -> Execution:
+    """Chooses for a network of `depth` modules.
+
+    `execution="auto"` spreads them over all devices, or as many as `mesh` says, if there is more
+    than one, and else takes "time_parallel". `mesh.depth=0` stands for as many as there are.
+
+    Raises:
+      ValueError: for a mesh that is not used, or that needs more devices than there are.
+    """
+    name, mesh = config.execution, config.mesh
+    wanted = max(mesh.depth, 1) * max(mesh.data, 1)
+    if name == "auto":
+        several = wanted > 1 or jax.device_count() > 1
+        name = "depth_sharded" if several else "time_parallel"
+    if name != "depth_sharded":
+        if wanted > 1 or mesh.groups:
+            raise ValueError(
+                f"execution={name!r} runs on one device, but mesh.depth={mesh.depth}, "
+                f"mesh.data={mesh.data}, mesh.groups={mesh.groups}: set execution='depth_sharded', "
+                "or leave the mesh alone"
+            )
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"execution={name!r} runs on one device, but there are {jax.process_count()} "
+                "processes: set execution='depth_sharded'"
+            )
+        return Execution(name, None, None, 0, 1)
+    replicas = max(mesh.data, 1)
+    made = make_mesh(mesh.depth or min(depth, max(jax.device_count() // replicas, 1)), replicas)
+    used = {device.process_index for device in made.devices.flat}
+    if len(used) < jax.process_count():
+        raise ValueError(
+            f"a mesh of data={replicas} x depth={made.shape[DEPTH]} uses the devices of "
+            f"{len(used)} processes, there are {jax.process_count()}: start fewer, or set "
+            "mesh.depth and mesh.data to use all of their devices"
+        )
+    rows = [
+        n
+        for n, row in enumerate(made.devices)
+        if any(device.process_index == jax.process_index() for device in row)
+    ]
+    return Execution(name, made, tuple(mesh.groups) or None, rows[0] // len(rows),
+                     replicas // len(rows))  # fmt: skip
+
+
+def conversions(
+    execution: Execution, network: Network, tx, frame: jax.ShapeDtypeStruct
+) -> tuple[Callable[[TrainState], TrainState], Callable[[TrainState], TrainState]]:
+    """To and from the `TrainState` with a pytree for every module, which is what is saved.
+
+    Args:
+      execution, network, tx: of the run.
+      frame: the shape of a whole batch of frames.
+    """
+    if execution.mesh is None:
+        return lambda train_state: train_state, lambda train_state: train_state
+    return per_module(network, tx, execution.mesh, frame, execution.groups)
+
+
+def on_this_process(tree):
+    """Arrays that every device has, as arrays of this process alone."""
+    return jax.tree.map(
+        lambda x: x if x.is_fully_addressable else x.addressable_data(0), tree
+    )  # fmt: skip

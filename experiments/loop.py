@@ -1,0 +1,173 @@
+"""The training loop: steps, and what happens between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import grain
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.checkpoints import Checkpoints
+from experiments.evaluate import Evaluation
+from experiments.metrics_log import MetricsLog
+from experiments.progress import Clock, Progress
+from experiments.stopping import NonFiniteError, Stopped, StopSignal, check_finite
+from sideways_jax.step import TrainState
+
+
+class Job(NamedTuple):
+    """What the loop works with."""
+
+    options: ConfigDict  # config.train
+    train_step: Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]
+    batches: grain.DatasetIterator
+    put: Callable[[dict], dict]  # hands a batch to the devices
+    fetching: Callable[[], AbstractContextManager]  # around every `next(batches)`
+    test_batches: Callable[[], Iterable[dict]]
+    # None if there are no test videos.
+    evaluate: Callable[[TrainState, Iterable[dict], Collection[int]], Evaluation] | None
+    schedule: Callable[[int], jax.Array]  # the learning rate of the update number 0, 1, ...
+    steps_per_epoch: int
+    shown: Collection[int]  # test videos that are wanted back from the last evaluation
+    checkpoints: Checkpoints
+    log: MetricsLog
+    progress: Progress
+    stop: StopSignal
+
+
+class Result(NamedTuple):
+    """What a finished loop leaves."""
+
+    train_state: TrainState
+    evaluation: Evaluation | None  # after the last step; None without test videos
+    steps_per_second: float | None  # of training alone; None if there was nothing left to train
+
+
+def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, float]]) -> Result:
+    """Trains from `step`, the number of updates so far, to `job.options.num_steps`.
+
+    The metrics of a step are looked at when the next one has been handed to the device, so that it
+    never waits for the host; except before something is saved, evaluated or stopped. `window` has
+    the metrics since the last line of the log; it goes into checkpoints, so that a line is the mean
+    of the same steps whether the run was interrupted or not.
+
+    Raises:
+      NonFiniteError: at the first step whose loss, gradients or results are not finite. Nothing of
+        it has been saved.
+      Stopped: when `job.stop` is set, after saving.
+    """
+    options, num_steps, clock = job.options, job.options.num_steps, Clock()
+
+    def look_at(number: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        try:
+            check_finite(number, values)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}. {_advice(job.checkpoints)}", number) from None
+        del values["finite"]
+        window.append(values)
+        clock.count()
+        speed = clock.steps_per_second
+        job.progress.update(number, values["loss"], values["accuracy"], speed)
+        at_end = number == num_steps
+        if number % options.log_every == 0 or at_end:
+            means = {name: float(np.mean([one[name] for one in window])) for name in values}
+            means["learning_rate"] = float(job.schedule(number - 1))
+            means["epoch"] = number / job.steps_per_epoch
+            timing = {} if speed is None else {"steps_per_second": speed}
+            job.log.write(number, "train", means, **timing)
+        if number % options.log_every == 0:
+            window.clear()
+
+    def save() -> None:
+        job.progress.say("saving")
+        job.log.flush()
+        job.checkpoints.save(step, train_state, job.batches, {"window": window})
+
+    def test(shown: Collection[int] = ()) -> Evaluation | None:
+        if job.evaluate is None:
+            return None
+        job.progress.say("evaluating")
+        try:
+            evaluation = job.evaluate(train_state, _until(job.stop, job.test_batches()), shown)
+        except _Interrupted:
+            save()
+            raise _stopped(job.stop, step, num_steps) from None
+        if step not in job.log.evaluated:
+            job.log.write(step, "test", evaluation.metrics())
+        return evaluation
+
+    def due(every: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def between_steps() -> None:
+        if job.stop:
+            save()
+            raise _stopped(job.stop, step, num_steps)
+        if due(options.checkpoint_every) or step == num_steps:
+            save()
+        # The evaluation after the last step is made below, once, with clips to show.
+        if due(options.eval_every) and step < num_steps and step not in job.log.evaluated:
+            test()
+        job.progress.say("training")
+
+    if step:  # What an interrupted run did not get to.
+        between_steps()
+    job.progress.say("compiling")
+    waiting = None
+    while step < num_steps:
+        with job.fetching():
+            batch = next(job.batches)
+        if step == 0:
+            job.log.write_clips("train/clips", batch["frames"], step)
+        first = clock.steps_per_second is None and waiting is None
+        train_state, metrics = job.train_step(train_state, job.put(batch))
+        if waiting is not None:
+            look_at(*waiting)
+        step += 1
+        waiting = step, metrics
+        pause = job.stop or due(options.checkpoint_every) or due(options.eval_every)
+        if first or pause or step == num_steps:
+            look_at(*waiting)
+            waiting = None
+            clock.stop()
+            between_steps()
+            clock.start()
+    clock.stop()
+    return Result(train_state, test(job.shown), clock.steps_per_second)
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def _until(stop: StopSignal, batches: Iterable[dict]) -> Iterator[dict]:
+    for batch in batches:
+        if stop:
+            raise _Interrupted
+        yield batch
+
+
+def _stopped(stop: StopSignal, step: int, num_steps: int) -> Stopped:
+    return Stopped(
+        f"Stopped at step {step} of {num_steps}, and saved. Run the same command again to go on.",
+        stop.number,
+    )
+
+
+def _advice(checkpoints: Checkpoints) -> str:
+    last = checkpoints.latest
+    kept = (
+        "No checkpoint had been saved yet"
+        if last is None
+        else f"The last good checkpoint, of step {last}, is kept in {checkpoints.directory}"
+    )
+    return (
+        f"Training has stopped, nothing of this step was saved. {kept}. Try a smaller "
+        "optimizer.learning_rate, more optimizer.warmup_epochs or a smaller optimizer.clip_value, "
+        "in another workdir"
+    )

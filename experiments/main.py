@@ -1,0 +1,63 @@
+"""Trains and evaluates a network on videos.
+
+python experiments/main.py --config=experiments/configs/quickstart.py --workdir=/tmp/quickstart
+
+Every field of the config can be overridden, `--config.train.num_steps=50`, and configs take
+arguments, `--config=experiments/configs/quickstart.py:rule=backprop`. The same command again goes
+on from the last checkpoint.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+# Run from a checkout: `experiments` and `data` are packages of the repository, not installed ones.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:ARGUMENT=VALUE,...")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run, for all it writes.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show where an error came from.")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the job; what a user can get wrong ends in one line, not in a traceback."""
+    del argv
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells a lot.
+    # Not at the top: the processes that make batches import this file, too, and need no JAX.
+    import jax
+
+    from experiments import distributed, execution
+    from experiments.stopping import NonFiniteError, Stopped
+    from experiments.train import train_and_evaluate
+
+    try:
+        if not distributed.initialize():
+            execution.force_cpu_devices(_CONFIG.value)
+        train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal_number
+    except KeyboardInterrupt:
+        print("Stopped, without saving. Run the same command again to go on.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, NonFiniteError, jax.errors.JaxRuntimeError) as error:
+        if _DEBUG.value:
+            raise
+        print(f"Error: {distributed.explain(error)}", file=sys.stderr)
+        return distributed.leave(1)
+    return 0
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    from experiments import distributed  # noqa: F401, for its flags
+    from experiments.command_line import parse_flags
+
+    return parse_flags(argv)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,163 @@
+"""The main job on several devices and in several processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from data import load
+from experiments import execution
+from experiments.launch import free_port
+from experiments.train import train_and_evaluate
+from tests.experiments import tiny
+
+MESH = {"execution": "depth_sharded", "mesh__depth": 2}
+
+
+def flags(workdir, **fields):
+    return [
+        "--config=experiments/configs/quickstart.py:smoke",
+        f"--workdir={workdir}",
+        *tiny.overrides(train__num_steps=6, train__log_every=2, **fields),
+    ]
+
+
+def lines(workdir, split):
+    return [
+        {name: value for name, value in line.items() if name != "split"}
+        for line in tiny.lines(workdir)
+        if line["split"] == split
+    ]
+
+
+def assert_close(workdir, other, count=None):
+    """The first `count` lines of both logs agree to rounding; default: all."""
+    for split in ("train", "test") if count is None else ("train",):
+        some, others = lines(workdir, split)[:count], lines(other, split)[:count]
+        assert len(some) == len(others) > 0
+        for one, another in zip(some, others, strict=True):
+            assert one == pytest.approx(another, rel=2e-4, abs=1e-5)
+
+
+def test_two_processes_train_like_one_device_and_survive_a_kill(tmp_path):
+    alone = tmp_path / "alone"
+    train_and_evaluate(tiny.config(train__log_every=2, train__checkpoint_every=2), alone)
+
+    # Both on the same checkpoints; the second is killed once there is one.
+    together = tmp_path / "together"
+    arguments = flags(together, train__checkpoint_every=2, **MESH)
+    arguments = [flag.replace("num_steps=6", "num_steps=100000") for flag in arguments]
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [*tiny.MAIN, *arguments, f"--coordinator_address=127.0.0.1:{port}",
+             "--num_processes=2", f"--process_id={n}"],
+            cwd=tiny.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    try:
+        deadline = time.monotonic() + 150
+        while not any((together / "checkpoints" / str(n)).exists() for n in (2, 4, 6)):
+            assert processes[0].poll() is None, processes[0].stderr.read()
+            assert time.monotonic() < deadline, "no checkpoint"
+            time.sleep(0.02)
+        processes[1].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        _, errors = processes[0].communicate(timeout=60)
+        assert time.monotonic() - killed < 60
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert processes[0].returncode == 1
+    assert "lost the others" in errors
+    assert "run the same command again" in errors
+    assert "Traceback" not in errors
+    assert_close(together, alone, count=1)
+
+
+def test_goes_on_with_another_execution_and_number_of_devices(tmp_path):
+    alone, moved = tmp_path / "alone", tmp_path / "moved"
+    options = {"train__log_every": 1, "train__eval_every": 0}
+    train_and_evaluate(tiny.config(**options), alone)
+    train_and_evaluate(tiny.config(**options, train__num_steps=2, **MESH), moved)
+    train_and_evaluate(tiny.config(**options, train__num_steps=4, execution="scan"), moved)
+    last = tiny.config(**options, execution="depth_sharded", mesh__depth=1, mesh__data=2)
+    train_and_evaluate(last, moved)
+    assert [line["step"] for line in lines(moved, "train")] == [1, 2, 3, 4, 5, 6]
+    assert_close(moved, alone, count=6)
+
+
+def test_schedules_of_backprop_train_alike(tmp_path):
+    options = {"rule": "backprop", "train__num_steps": 2, "train__log_every": 1}
+    train_and_evaluate(tiny.config(**options), tmp_path / "one")
+    for schedule in ("blocking", "gpipe", "1f1b"):
+        workdir = tmp_path / schedule
+        train_and_evaluate(tiny.config(**options, **MESH, schedule=schedule), workdir)
+        assert_close(workdir, tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"execution": "depth_sharded", "mesh__depth": 100}, "needs 100 devices, there are 8"),
+        ({"mesh__depth": 2}, "set execution='depth_sharded'"),
+        ({"execution": "depth_sharded", "mesh__depth": 3}, "a depth axis of 1 to 2"),
+        (MESH | {"mesh__data": 3}, "multiple of 3"),
+        (MESH | {"mesh__groups": (1, 2)}, "add up to 2"),
+        (MESH | {"rule": "backprop"}, "schedule"),
+    ],
+)
+def test_what_the_machine_or_the_network_lacks_is_said(fields, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        train_and_evaluate(tiny.config(**fields), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_auto_takes_what_is_there():
+    chosen = execution.choose(tiny.config(execution="auto"), depth=2)
+    assert chosen.name == "depth_sharded"
+    assert chosen.mesh.shape == {"data": 1, "depth": 2}
+    assert jax.device_count() == 8
+
+
+def test_each_process_feeds_its_share():
+    # Two rows of a mesh in two processes: batches of 2 become 1 and 1.
+    config = tiny.config()
+    whole = next(iter(load(config.data, seed=0).train))
+    halves = [
+        next(iter(load(config.data, seed=0, process_index=n, process_count=2).train))
+        for n in range(2)
+    ]
+    assert [list(half["label"]) for half in halves] == [[label] for label in whole["label"]]
+
+
+def test_half_of_the_flags_is_an_error(tmp_path):
+    done = tiny.run_main(*flags(tmp_path / "new"), "--num_processes=2")
+    assert done.returncode == 1
+    assert "belong together" in done.stderr
+
+
+def test_launched_by_the_launcher(tmp_path):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "experiments/launch.py", "--processes=2", f"--logs={tmp_path}",
+               "--", "python", "experiments/main.py", *flags(workdir, **MESH)]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "depth_sharded" in done.stdout
+    assert {"config.json", "metrics.jsonl", "checkpoints", "summary.json", "test_clips.png",
+            "training_curves.png"} <= {path.name for path in workdir.iterdir()}  # fmt: skip
+    alone = tmp_path / "alone"
+    train_and_evaluate(
+        tiny.config(train__log_every=2, train__checkpoint_every=1, train__eval_every=1), alone
+    )
+    assert_close(workdir, alone)
