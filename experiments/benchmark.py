@@ -1,4 +1,4 @@
-"""Benchmarks: `python experiments/benchmark.py --suite=rules --json=FILE`.
+"""Benchmarks: `python experiments/benchmark.py --suite=rules --json=FILE`, or `--suite=memory`.
 
 Prints a table, writes `{"machine": {...}, "rows": [...]}` to FILE and a picture beside it. Frames
 are random numbers; nothing is loaded. Suites are files in `experiments/benchmarks/`.
@@ -17,25 +17,17 @@ from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments.benchmarks import measure, rules
+from experiments.benchmarks import measure, memory, rules
 
-SUITES = {"rules": rules}
-SHOWN = {
-    "rule": "{}",
-    "execution": "{}",
-    "frames": "{}",
-    "seconds_per_step": "{:.4f}",
-    "ratio": "{:.3f}",
-    "ratio_to": "{}",
-    "temporary_bytes": "{:,}",
-}
+SUITES = {"rules": rules, "memory": memory}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("suite", None, list(SUITES), "what to measure", required=True)
 flags.DEFINE_string("json", None, "the file to write; the picture goes to the same name with .png")
 flags.DEFINE_string("model", "simple_cnn", "the network")
 flags.DEFINE_integer("frames", 64, "frames of the clips that are timed", lower_bound=1)
-flags.DEFINE_list("memory_frames", ["16", "256"], "further K for the memory")
+flags.DEFINE_list("memory_frames", ["16", "64", "256"], "the K for the memory")
+flags.DEFINE_list("depths", ["2", "3", "6"], "the N for the memory")
 flags.DEFINE_integer("batch", 8, "clips", lower_bound=1)
 flags.DEFINE_integer("size", 32, "height and width of the frames", lower_bound=1)
 flags.DEFINE_integer("rounds", 9, "timed calls of each, in turn", lower_bound=1)
@@ -43,11 +35,12 @@ flags.DEFINE_integer("rounds", 9, "timed calls of each, in turn", lower_bound=1)
 
 def table(result: list[dict]) -> Table:
     """The rows that matter to a reader, as a table."""
+    shown = SUITES[FLAGS.suite].SHOWN
     lines = Table(title=f"{FLAGS.suite}: {FLAGS.model}, batch {FLAGS.batch}, size {FLAGS.size}")
-    for name in SHOWN:
+    for name in shown:
         lines.add_column(name.replace("_", " "), justify="right")
     for row in result:
-        cells = ("" if row[key] is None else form.format(row[key]) for key, form in SHOWN.items())
+        cells = ("" if row[key] is None else form.format(row[key]) for key, form in shown.items())
         lines.add_row(*cells)
     return lines
 
@@ -58,17 +51,19 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}: settings are given as --name=value")
     console = Console()
     suite = SUITES[FLAGS.suite]
+    settings = {
+        "model": FLAGS.model,
+        "frames": FLAGS.frames,
+        "memory_frames": tuple(map(int, FLAGS.memory_frames)),
+        "depths": tuple(map(int, FLAGS.depths)),
+        "batch": FLAGS.batch,
+        "size": FLAGS.size,
+        "rounds": FLAGS.rounds,
+    }
+    suite.prepare(**settings)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        result = suite.rows(
-            model=FLAGS.model,
-            frames=FLAGS.frames,
-            memory_frames=tuple(map(int, FLAGS.memory_frames)),
-            batch=FLAGS.batch,
-            size=FLAGS.size,
-            rounds=FLAGS.rounds,
-            progress=progress,
-        )
+        result = suite.rows(**settings, progress=progress)
     console.print(table(result))
     if FLAGS.json:
         path = pathlib.Path(FLAGS.json)

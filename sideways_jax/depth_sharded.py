@@ -21,6 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 from sideways_jax import placement, schedules
 from sideways_jax.episode import Episode, LossFn, align_targets
 from sideways_jax.layout import DATA, DEPTH, Layout, Sums, make_layout, pack, unpack
+from sideways_jax.layout import report as layout_report
 from sideways_jax.mesh import check_mesh
 from sideways_jax.network import Network
 from sideways_jax.packing import Packed
@@ -107,24 +108,49 @@ def plan(
     Raises:
       ValueError: if the modules or the batch do not go into the mesh.
     """
-    replicas, num_devices = check_mesh(mesh)
+    _, num_devices = check_mesh(mesh)
+    local = _share_of(frame, mesh)
+    params, state = shape_of(params), shape_of(state)
+    if groups is None:
+        costs = placement.count_costs(network, params, state, local)
+        placed = placement.balance(costs, num_devices)
+    else:
+        placed = placement.from_sizes(groups, network.depth, num_devices)
+    return make_layout(network, placed, params, state, local)
+
+
+def report(
+    network: Network,
+    params: tuple,
+    state: tuple,
+    frame: PyTree,
+    mesh: Mesh,
+    groups: Sequence[int] | None = None,
+) -> str:
+    """A table of which modules every device has, their share of the work, and what padding costs.
+
+    Arguments and errors are those of `plan`. Bytes are given as used/held: every device holds as
+    much as the largest needs, the optimiser's state goes like the parameters.
+    """
+    layout = plan(network, params, state, frame, mesh, groups)
+    costs = placement.count_costs(
+        network, shape_of(params), shape_of(state), _share_of(frame, mesh)
+    )
+    return layout_report(layout, costs)
+
+
+def _share_of(frame: PyTree, mesh: Mesh) -> PyTree:
+    """The shape of the part of a batch of frames that one replica gets."""
+    replicas, _ = check_mesh(mesh)
     batch = jax.tree.leaves(frame)[0].shape[0]
     if batch % replicas:
         raise ValueError(
             f"a batch of {batch} does not divide into data={replicas} replicas: use a multiple of "
             f"{replicas}"
         )
-    local = jax.tree.map(
+    return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((x.shape[0] // replicas, *x.shape[1:]), x.dtype), frame
     )
-    params, state = shape_of(params), shape_of(state)
-    if groups is None:
-        with jax.named_scope("plan"):
-            costs = placement.count_costs(network, params, state, local)
-        placed = placement.balance(costs, num_devices)
-    else:
-        placed = placement.from_sizes(groups, network.depth, num_devices)
-    return make_layout(network, placed, params, state, local)
 
 
 def episode_on_device(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sideways_jax.network import Network
 from sideways_jax.packing import Packed, Packing
-from sideways_jax.placement import Groups
+from sideways_jax.placement import Groups, table
 from sideways_jax.trees import PyTree
 
 DATA, DEPTH = "data", "depth"  # the names of the axes of the mesh
@@ -54,6 +54,37 @@ def make_layout(
         inner=Packing.of([(b, b) for b in between]),
         output=shapes[-1],
     )
+
+
+def report(layout: Layout, costs: Sequence[float]) -> str:
+    """Who has what, as text: modules, share of the work, and bytes used out of bytes held.
+
+    Args:
+      layout: see above.
+      costs: of every module, in any unit.
+    """
+    sent = layout.signals.bytes_used
+    above_and_below = [sent[n] + (sent[n - 1] if n else 0) for n in range(layout.num_devices)]
+    between = layout.inner.bytes_used
+    columns = {
+        "params": (layout.params.bytes_used, layout.params.bytes_held),
+        "state": (layout.state.bytes_used, layout.state.bytes_held),
+        "signals": (
+            [a + b for a, b in zip(above_and_below, between, strict=True)],
+            2 * layout.signals.bytes_held + layout.inner.bytes_held,
+        ),
+    }
+    head, *lines, speedup = table(layout.groups, costs).splitlines()
+    for name, (used, held) in columns.items():
+        cells = [f"{one:,}/{held:,}" for one in used]
+        width = max(map(len, (name, *cells)))
+        head += f"  {name:>{width}}"
+        lines = [f"{line}  {cell:>{width}}" for line, cell in zip(lines, cells, strict=True)]
+    used = sum(sum(used) for used, _ in columns.values())
+    held = layout.num_devices * sum(held for _, held in columns.values())
+    padding = 1 - used / held if held else 0
+    last = f"bytes used/held; {padding:.0%} of what devices hold is padding"
+    return "\n".join([head, *lines, speedup, last])
 
 
 def pack(packing: Packing, groups: Groups, modules: tuple, padding: float = 0.0) -> Packed:

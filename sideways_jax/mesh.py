@@ -45,7 +45,7 @@ def check_mesh(mesh: Mesh | None) -> tuple[int, int]:
     """The sizes `(data, depth)` of a mesh.
 
     Raises:
-      ValueError: if there is no mesh, or if it has other axes.
+      ValueError: if there is no mesh, or if it has other axes, or axes that are not "auto".
     """
     if mesh is None:
         raise ValueError(
@@ -55,5 +55,11 @@ def check_mesh(mesh: Mesh | None) -> tuple[int, int]:
     if DEPTH not in names or set(names) - {DATA, DEPTH}:
         raise ValueError(
             f"the mesh has the axes {names}; depth_sharded needs 'depth', and may have 'data'"
+        )
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            f"the axes {names} of the mesh are of type {mesh.axis_types}, depth_sharded needs "
+            "Auto: use sideways_jax.make_mesh, or axis_types=(jax.sharding.AxisType.Auto,) * "
+            f"{len(names)} in jax.make_mesh"
         )
     return mesh.shape.get(DATA, 1), mesh.shape[DEPTH]

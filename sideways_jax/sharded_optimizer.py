@@ -24,7 +24,7 @@ def norms(modules: tuple) -> tuple:
     """The L2 norm of every leaf, in float32 at least."""
 
     def norm(x):
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+        wide = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
         return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x.astype(wide)))))
 
     return jax.tree.map(norm, modules)

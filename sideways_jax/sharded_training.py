@@ -52,6 +52,26 @@ def _plan(network, tx, mesh, groups, frame) -> _Plan:
     return _Plan(layout, params, state, owner, opt_packing)
 
 
+def _check_lengths(plan: _Plan, train_state: TrainState) -> None:
+    """Raises ValueError if the state was made for other groups of modules."""
+    packings = {
+        "params": plan.layout.params,
+        "state": plan.layout.state,
+        "opt_state": plan.opt_packing,
+    }
+    for name, packing in packings.items():
+        held = getattr(train_state, name)
+        is_packed = isinstance(held, dict) and all(hasattr(v, "shape") for v in held.values())
+        expected = {key: (plan.layout.num_devices, n) for key, n in packing.lengths.items()}
+        if not is_packed or {key: v.shape for key, v in held.items()} != expected:
+            raise ValueError(
+                f"the {name} of this train state do not lie as groups {plan.layout.groups} need "
+                "them: make it with `init` of the same make_train_step and frames of the same "
+                "shape, or put one with a pytree for every module on the mesh with "
+                "sharded_training.per_module; give groups= to fix who has what"
+            )
+
+
 def make_train_step(
     network: Network,
     loss_fn: LossFn,
@@ -76,7 +96,8 @@ def make_train_step(
             )
         )
 
-    def init(key, frame):
+    def init(key, frame, target_like=None):
+        del target_like  # The pipeline starts empty in every episode.
         plan = _plan(network, tx, mesh, groups, frame)
         params_key, rng = jax.random.split(key)
 
@@ -109,6 +130,7 @@ def make_train_step(
         check_episode(network, frames, targets, rule)
         plan = _plan(network, tx, mesh, groups, first_of(frames))
         layout = plan.layout
+        _check_lengths(plan, train_state)
         num_frames = jax.tree.leaves(frames)[0].shape[0]
         num_grads, valid = counts(rule, network.depth, num_frames)
         run = episode_on_device(

@@ -8,6 +8,7 @@ by frame. Memory, from the compiled programs: both executions at a small and a l
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,16 @@ from rich.progress import Progress
 
 from experiments.benchmarks import measure
 from sideways_jax import models, step
+
+SHOWN = {
+    "rule": "{}",
+    "execution": "{}",
+    "frames": "{}",
+    "seconds_per_step": "{:.4f}",
+    "ratio": "{:.3f}",
+    "ratio_to": "{}",
+    "temporary_bytes": "{:,}",
+}
 
 TIMED = (
     ("backprop", "batched"),
@@ -43,6 +54,10 @@ def batched_backprop(network, params, state, frames, targets):
     return jax.value_and_grad(loss)(params)
 
 
+def prepare(**_: Any) -> None:
+    """Nothing: this suite runs on the devices that there are."""
+
+
 def rows(
     *,
     model: str,
@@ -52,6 +67,7 @@ def rows(
     size: int,
     rounds: int,
     progress: Progress,
+    **_: Any,
 ) -> list[dict]:
     """Measures; one row for each rule, execution and number of frames."""
     network = models.make(model, num_classes=10)

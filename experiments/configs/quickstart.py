@@ -2,10 +2,13 @@
 
 python experiments/main.py --config=experiments/configs/quickstart.py --workdir=/tmp/quickstart
 
-TIME AND ACCURACY
+About 130 s of CPU time, 2 to 4 minutes on two cores. Measured here:
+91.7% test accuracy (seeds 0 and 1),
+with backprop 95.6% (seed 0), in twice the CPU time.
 
 Arguments, after a colon: `rule=backprop` for the baseline, with everything else the same;
-`execution=scan` for one computation step after the other; `smoke` for two steps.
+`execution=scan` for one computation step after the other; `execution=depth_sharded,depth=2` for
+modules on two devices; `smoke` for two steps.
 """
 
 from ml_collections import ConfigDict
@@ -31,18 +34,20 @@ def get_config(arguments: str = "") -> ConfigDict:
     }
 
     config.data = default_config("moving_digits")
-    config.data.num_frames = 16  # K; Sideways needs at least 2D-1 = 11
-    config.data.length = 16  # of a test video
+    config.data.num_frames = 12  # K; Sideways needs at least 2D-1 = 11
+    config.data.length = 24  # frames of a test video
     config.data.size = 24
     config.data.digit_size = 16
     config.data.speed = 1.0
-    config.data.batch_size = 16
+    config.data.batch_size = 16  # 90 steps an epoch
 
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_epochs = 0.5
-    config.optimizer.drop_epochs = (7.0,)
+    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.warmup_epochs = 0.25
+    config.optimizer.drop_epochs = (6.0,)
 
-    config.train.num_steps = 800
+    config.train.num_steps = 1000
+    config.train.eval_every = 250
+    config.train.checkpoint_every = 250
     if given.smoke:
         config.data.num_train = config.data.num_test = 20
         config.data.batch_size = 2

@@ -310,7 +310,7 @@ def batch_norm_network(depth):
 
 
 def dropout_network(depth):
-    """Dropout in every module but the last. Takes vectors."""
+    """Dropout in every module. Takes vectors."""
     hidden = [chain(dense(width), dropout()) for width in WIDTHS[: depth - 1]]
     return Network([*hidden, chain(dropout(0.2), linear(NUM_OUTPUTS))])
 

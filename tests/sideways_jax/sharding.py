@@ -43,6 +43,20 @@ def uneven_network():
     )
 
 
+def vector_network():
+    """D = 5: a state and keys, and quick to compile."""
+    layers = networks
+    return Network(
+        [
+            layers.chain(layers.dense(7), layers.batch_norm()),
+            layers.counter(),
+            layers.chain(layers.dense(4), layers.key_bits()),
+            layers.chain(layers.dense(9), layers.cumulative_mean()),
+            layers.linear(networks.NUM_OUTPUTS),
+        ]
+    )
+
+
 class _Normalised(nn.Module):
     """A linear layer and Flax's batch norm, with statistics over an axis of the mesh."""
 
@@ -76,6 +90,7 @@ def case(name, dtype="float64"):
             models.vgg8(3, dropout_rate=0.0, batch_norm_axis="data", **vgg), (27, 27, 3)
         ),
         "uneven": lambda: Case(uneven_network(), networks.PIXELS),
+        "vectors": lambda: Case(vector_network(), (5,)),
         "normalised": lambda: Case(_normalised(None, **types), (5,)),
         "normalised, reduced": lambda: Case(_normalised("data", **types), (5,)),
     }[name]()
