@@ -123,7 +123,7 @@ def picture(result: list[dict], path: str) -> None:
     }
     depths = sorted({row["devices"] for row in result})
     figure, axes = plt.subplots(
-        1, len(depths), figsize=(4 * len(depths), 4), sharey=True, squeeze=False,
+        1, len(depths), figsize=(4 * len(depths) + 2, 4), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for n, (plot, depth) in enumerate(zip(axes[0], depths, strict=True)):
@@ -144,7 +144,7 @@ def picture(result: list[dict], path: str) -> None:
         plot.xaxis.set_minor_formatter("")
         if n == 0:
             plot.set_ylabel("temporary memory per device, MiB")
-            plot.legend(fontsize=8)
+    figure.legend(*plot.get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     first = result[0]
     figure.suptitle(f"{first['model']}, batch {first['batch']}, {first['size']}x{first['size']}")
     figure.savefig(path, dpi=120)
