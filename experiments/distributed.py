@@ -51,7 +51,9 @@ def initialize() -> bool:
 
 def explain(error: Exception) -> str:
     """The error for the user; when another process is gone, that is what matters."""
-    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+    # Orbax passes the same failure on as another type of error.
+    lost = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+    if jax.process_count() == 1 or not lost:
         return str(error)
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost the others, one of them has "
