@@ -49,7 +49,7 @@ def write(
 
 
 def print_table(summary: Summary, console: Console) -> None:
-    """Prints the summary, the last thing that a run prints."""
+    """Prints the summary and where the rest of it is: the last thing that a run prints."""
     speed, accuracy = summary.steps_per_second, summary.test_accuracy
     table = Table(show_edge=False, pad_edge=False)
     row = {
@@ -58,14 +58,15 @@ def print_table(summary: Summary, console: Console) -> None:
         "steps": f"{summary.steps}",
         "test accuracy": "-" if accuracy is None else f"{100 * accuracy:.1f}%",
         "steps/s": "-" if speed is None else f"{speed:.3g}",
-        "written to": summary.workdir,
     }
     for name in row:
         right = name in ("steps", "test accuracy", "steps/s")
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
+        table.add_column(name, justify="right" if right else "left")
     table.add_row(*row.values())
     console.print()
     console.print(table)
+    # Not in the table: a long path would fold, and could not be copied.
+    console.print(f"written to {summary.workdir}", soft_wrap=True, markup=False, highlight=False)
 
 
 def draw_curves(lines: Sequence[dict], title: str) -> Figure:

@@ -58,12 +58,13 @@ def test_overrides_and_the_table_at_the_end(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "step 3/3" in result.stdout  # Plain lines, this is no terminal.
-    *_, header, _, row = result.stdout.rstrip().splitlines()
+    *_, header, _, row, written = result.stdout.rstrip().splitlines()
     assert [word.strip() for word in header.split("┃")] == [
-        "rule", "execution", "steps", "test accuracy", "steps/s", "written to",
+        "rule", "execution", "steps", "test accuracy", "steps/s",
     ]  # fmt: skip
     cells = [word.strip() for word in row.split("│")]
     assert cells[:3] == ["backprop", "time_parallel", "3"]
     assert cells[3].endswith("%")
     assert float(cells[4]) > 0
+    assert written == f"written to {tmp_path}"
     assert tiny.lines(tmp_path)[-1]["step"] == 3

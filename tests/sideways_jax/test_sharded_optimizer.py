@@ -67,11 +67,7 @@ def _is_matrix(params):
 
 
 LOCAL = {
-    "adamw": lambda: optax.adamw(0.1),
-    "clip, adam": lambda: optax.chain(optax.clip_by_global_norm(0.01), optax.adam(0.1)),
-    "clip, momentum": lambda: optax.chain(
-        optax.clip_by_global_norm(0.01), optax.sgd(0.1, momentum=0.9)
-    ),
+    "clip, adam": lambda: optax.chain(optax.clip_by_global_norm(0.01), optax.adamw(0.1)),
     "masked": lambda: optax.chain(
         optax.masked(optax.add_decayed_weights(0.1), _is_matrix), optax.sgd(0.1)
     ),
@@ -82,12 +78,10 @@ LOCAL = {
         {"kernel": optax.lion(0.1), "bias": optax.sgd(0.1), "scale": optax.set_to_zero()},
         lambda params: tuple({name: name for name in module} for module in params),
     ),
-    "lamb": lambda: optax.lamb(0.1),
     "adafactor": lambda: optax.adafactor(0.1, min_dim_size_to_factor=3),
     "mean square of a leaf": lambda: optax.chain(optax.clip_by_block_rms(0.1), optax.sgd(0.1)),
     "adaptive clip": lambda: optax.chain(optax.adaptive_grad_clip(0.1), optax.sgd(0.1)),
     "scalars": lambda: optax.chain(_scale_per_leaf(), optax.sgd(0.1)),
-    "schedule": lambda: optax.sgd(optax.linear_schedule(0.1, 0.0, 3)),
     "injected": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
     "last norm": lambda: optax.chain(_delayed(optax.tree.norm), optax.sgd(0.1)),
 }
