@@ -5,8 +5,8 @@ python experiments/launch.py --processes=2 -- python experiments/main.py --confi
 Each process gets cores of its own (Linux), and the arguments that `experiments/main.py` needs to
 find the others. What process 0 prints is shown as it is; what the others print goes to
 `--logs/process-N.log`. When one fails, the others are stopped at once and the last lines that it
-printed are shown. This is the honest way to measure a pipeline on a CPU: devices of one process
-share its threads.
+printed are shown. Ctrl-C asks all of them to save and stop. This is the honest way to measure a
+pipeline on a CPU: devices of one process share its threads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from absl import app, flags
 _PROCESSES = flags.DEFINE_integer("processes", 2, "how many", lower_bound=1)
 _LOG_DIR = flags.DEFINE_string("logs", None, "where the others' output goes; default: temporary")
 _PIN = flags.DEFINE_bool("pin", True, "give each process its own cores, where Linux lets us")
-_GRACE = flags.DEFINE_float("grace", 20.0, "seconds to save and stop in, before a kill")
+_GRACE = flags.DEFINE_float("grace", 60.0, "seconds to save and stop in, before a kill")
 
 
 def cores_of(process: int, processes: int) -> list[int]:
@@ -69,6 +69,9 @@ def start(command: list[str], processes: int, log_dir: Path, *, pin: bool) -> li
                 stdout=log,
                 stderr=subprocess.STDOUT if log else None,
                 env=environment,
+                # Out of reach of the terminal's Ctrl-C, which `stop` passes on: a second one would
+                # keep them from saving.
+                start_new_session=True,
                 preexec_fn=(lambda cores=cores: os.sched_setaffinity(0, cores)) if cores else None,
             )
         )
@@ -117,11 +120,16 @@ def main(argv: list[str]) -> int:
     log_dir.mkdir(parents=True, exist_ok=True)
     if command[0] == "python":  # This environment's, whatever `python` is outside of it.
         command[0] = sys.executable
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     children = start(command, _PROCESSES.value, log_dir, pin=_PIN.value)
     try:
         process, code = wait(children, grace=_GRACE.value)
     except KeyboardInterrupt:
-        stop(children, signal.SIGINT, _GRACE.value)
+        try:
+            stop(children, signal.SIGINT, _GRACE.value)
+        finally:  # Also after a second Ctrl-C.
+            for child in children:
+                child.kill()
         return 130
     if code:
         how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"

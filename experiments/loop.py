@@ -93,7 +93,7 @@ def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, flo
             return None
         job.progress.say("evaluating")
         try:
-            evaluation = job.evaluate(train_state, _until(job.stop, job.test_batches()), shown)
+            evaluation = job.evaluate(train_state, until_stopped(job.test_batches()), shown)
         except _Interrupted:
             save()
             raise _stopped(job.stop, step, num_steps) from None
@@ -104,8 +104,17 @@ def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, flo
     def due(every: int) -> bool:
         return every > 0 and step % every == 0
 
-    def between_steps() -> None:
-        if job.stop:
+    def asked_to_stop() -> bool:
+        # Several processes have to stop at the same step. Agreeing on it takes a message to all.
+        if jax.process_count() == 1:
+            return bool(job.stop)
+        return due(options.log_every) and job.stop.agreed()
+
+    def until_stopped(batches: Iterable[dict]) -> Iterable[dict]:
+        return batches if jax.process_count() > 1 else _until(job.stop, batches)
+
+    def between_steps(stop: bool) -> None:
+        if stop:
             save()
             raise _stopped(job.stop, step, num_steps)
         if due(options.checkpoint_every) or step == num_steps:
@@ -116,7 +125,7 @@ def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, flo
         job.progress.say("training")
 
     if step:  # What an interrupted run did not get to.
-        between_steps()
+        between_steps(stop=False)
     job.progress.say("compiling")
     waiting = None
     while step < num_steps:
@@ -130,12 +139,13 @@ def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, flo
             look_at(*waiting)
         step += 1
         waiting = step, metrics
-        pause = job.stop or due(options.checkpoint_every) or due(options.eval_every)
+        stop = asked_to_stop()
+        pause = stop or due(options.checkpoint_every) or due(options.eval_every)
         if first or pause or step == num_steps:
             look_at(*waiting)
             waiting = None
             clock.stop()
-            between_steps()
+            between_steps(stop)
             clock.start()
     clock.stop()
     return Result(train_state, test(job.shown), clock.steps_per_second)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
 import numpy as np
+from jax.experimental import multihost_utils
 
 
 class Stopped(Exception):
@@ -60,12 +61,20 @@ class StopSignal:
     def __bool__(self) -> bool:
         return self.number is not None
 
+    def agreed(self) -> bool:
+        """Whether any process has been asked to stop; all have to call this at the same step."""
+        numbers = multihost_utils.process_allgather(np.int32(self.number or 0))
+        self.number = int(numbers.max()) or None
+        return bool(self)
+
     def _handle(self, number, frame) -> None:
         if self.number is not None:
             raise KeyboardInterrupt
         self.number = number
         # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nStopping after this step. Ctrl-C again stops at once, without saving.\n")
+        os.write(
+            2, b"\nStopping soon, between two steps. Ctrl-C again stops at once, without saving.\n"
+        )
 
 
 @contextlib.contextmanager

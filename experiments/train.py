@@ -29,7 +29,7 @@ from experiments.execution import Execution, choose, conversions, on_this_proces
 from experiments.metrics_log import MetricsLog
 from experiments.progress import Progress
 from experiments.stopping import StopSignal, hidden_from_children
-from sideways_jax import Network, models, step
+from sideways_jax import Network, depth_sharded, models, step
 from sideways_jax.optimizer import learning_rate_schedule, make_optimizer
 
 NUM_SHOWN = 8  # test clips in the picture
@@ -77,7 +77,7 @@ def train_and_evaluate(
     evaluate = _make_evaluate(config, network, source, to_modules)
     # Everything else that can be wrong with the config shows here, before it claims the workdir.
     jax.eval_shape(train_step, train_state, _batch_shape(config))
-    _introduce(console, config, source, network, train_state)
+    _introduce(console, config, source, network, train_state.rng, execution)
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
@@ -295,8 +295,8 @@ def _check(config: ConfigDict) -> None:
             raise ValueError(f"train.{name}={config.train[name]} must be at least {least}")
 
 
-def _introduce(console, config, source, network, train_state) -> None:
-    params, _ = jax.eval_shape(network.init, train_state.rng, _frame_shape(config))
+def _introduce(console, config, source, network, key, execution) -> None:
+    params, state = jax.eval_shape(network.init, key, _frame_shape(config))
     size = sum(x.size for x in jax.tree.leaves(params))
     console.print(
         f"{config.rule} ({config.execution}) with {config.model.name}, {network.depth} modules, "
@@ -309,3 +309,7 @@ def _introduce(console, config, source, network, train_state) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if execution.mesh is not None:
+        frame, mesh = _frame_shape(config), execution.mesh
+        who_has_what = depth_sharded.report(network, params, state, frame, mesh, execution.groups)
+        console.print(who_has_what, highlight=False, markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """The main job on several devices and in several processes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from experiments.launch import free_port
 from experiments.train import train_and_evaluate
 from tests.experiments import tiny
 
+CPU = {"JAX_PLATFORMS": "cpu"}
 MESH = {"execution": "depth_sharded", "mesh__depth": 2}
 
 
@@ -57,7 +59,7 @@ def test_two_processes_train_like_one_device_and_survive_a_kill(tmp_path):
             [*tiny.MAIN, *arguments, f"--coordinator_address=127.0.0.1:{port}",
              "--num_processes=2", f"--process_id={n}"],
             cwd=tiny.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            env=os.environ | CPU,
         )
         for n in range(2)
     ]  # fmt: skip
@@ -144,13 +146,39 @@ def test_half_of_the_flags_is_an_error(tmp_path):
     assert "belong together" in done.stderr
 
 
+def _launch(workdir, *flags):
+    return [sys.executable, "experiments/launch.py", "--processes=2", f"--logs={workdir.parent}",
+            "--", "python", "experiments/main.py", *flags]  # fmt: skip
+
+
+def test_interrupted_all_stop_at_the_same_step_and_save(tmp_path):
+    workdir = tmp_path / "run"
+    arguments = flags(workdir, train__checkpoint_every=3, **MESH)
+    arguments = [flag.replace("num_steps=6", "num_steps=100000") for flag in arguments]
+    launcher = subprocess.Popen(
+        _launch(workdir, *arguments), cwd=tiny.ROOT, text=True, env=os.environ | CPU,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 150
+    while not (workdir / "checkpoints" / "3").exists():
+        assert launcher.poll() is None, launcher.stderr.read()
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.02)
+    launcher.send_signal(signal.SIGINT)
+    _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 130
+    (stopped,) = re.findall(r"Stopped at step (\d+) of 100000, and saved", errors)
+    assert int(stopped) % 2 == 0  # train.log_every: where they agree
+    assert (workdir / "checkpoints" / stopped).exists()
+    assert f"Stopped at step {stopped} of" in (tmp_path / "process-1.log").read_text()
+
+
 def test_launched_by_the_launcher(tmp_path):
     workdir = tmp_path / "run"
-    command = [sys.executable, "experiments/launch.py", "--processes=2", f"--logs={tmp_path}",
-               "--", "python", "experiments/main.py", *flags(workdir, **MESH)]  # fmt: skip
+    command = _launch(workdir, *flags(workdir, **MESH))
     done = subprocess.run(
         command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | CPU,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "depth_sharded" in done.stdout
