@@ -29,6 +29,21 @@ def _expected(name, dtype, target):
 # What `scan` gives --------------------------------------------------------------------------------
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.parametrize("num_devices", [1, 2, 3, "D"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", ["simple_cnn", "vgg8", "uneven"])
+def test_any_number_of_devices(name, dtype, num_devices):
+    network, _ = case(name, dtype)
+    start, frames, expected = _expected(name, dtype, "stream")
+    mesh = make_mesh(network.depth if num_devices == "D" else num_devices)
+    actual = episode(
+        network, *start, *frames, rng=RNG(), execution="depth_sharded", mesh=mesh
+    )  # fmt: skip
+    assert_close(actual, expected, TOLERANCE[dtype])
+
+
 @pytest.mark.usefixtures("x64", "quick_compile")
 def test_an_episode_is_that_of_scan():
     """The other networks, and a device for every module: `test_sharded_training.py`."""

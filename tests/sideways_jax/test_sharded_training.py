@@ -108,6 +108,25 @@ def test_ten_updates_are_those_of_scan(name, mesh, target):
     _assert_ten_updates_agree(name, "float64", mesh, rule="sideways", target=target)
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("num_devices", [1, 2, 3])
+@pytest.mark.parametrize("name", ["simple_cnn", "vgg8", "uneven"])
+def test_ten_updates_on_any_number_of_devices(name, num_devices, dtype):
+    _assert_ten_updates_agree(name, dtype, {"depth": num_devices}, rule="sideways")
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 4])
+def test_ten_updates_of_a_normalised_network_with_replicas(num_devices):
+    _assert_ten_updates_agree(
+        "vgg8, sure", "float64", {"depth": num_devices, "data": 2}, rule="sideways",
+        sharded="vgg8, reduced",
+    )  # fmt: skip
+
+
 @pytest.mark.usefixtures("quick_compile")
 def test_ten_updates_in_single_precision():
     _assert_ten_updates_agree("vectors", "float32", {"depth": 3}, rule="sideways")
