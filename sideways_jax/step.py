@@ -21,26 +21,41 @@ signal, -1 for "nothing there yet", and what is valid follows; the formulas are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sideways_jax import backprop, depth_sharded, sharded_training, time_parallel
+from sideways_jax import (
+    backprop,
+    depth_sharded,
+    online,
+    sharded_training,
+    time_parallel,
+    training,
+)
 from sideways_jax.episode import (
     Episode,
     LossFn,
-    align_targets,
     check_devices,
     check_episode,
     check_names,
 )
-from sideways_jax.hold_back import hold_back
 from sideways_jax.module_step import ModuleStep, module_step
 from sideways_jax.network import Network, module_key
 from sideways_jax.train_state import TrainState
-from sideways_jax.trees import PyTree, average, first_of, masked_mean, select, shape_of, zeros
+from sideways_jax.trees import (
+    PyTree,
+    average,
+    each_example,
+    first_of,
+    masked_mean,
+    select,
+    shape_of,
+    zeros,
+)
 
 __all__ = [
     "ComputationStep",
@@ -53,19 +68,22 @@ __all__ = [
     "init_in_flight",
     "make_train_step",
     "module_step",
+    "restart",
 ]
 
 
 class InFlight(NamedTuple):
     """The signals between modules, and where they come from; D-1 of each kind.
 
-    A frame number of -1 says that the signal is a bubble, whatever its value.
+    A frame number of -1 says that the signal is a bubble, whatever its value. There is one number
+    for a whole batch; or, with `per_example`, one for each of its B examples, so that streams of a
+    batch can start and end at different times.
     """
 
     activations: tuple  # [i]: h_i [B, ...], from module i, for module i+1
     pseudo_gradients: tuple  # [i]: cotangent of h_i [B, ...], from module i+1, for module i
-    activation_frames: jax.Array  # int32[D-1], the frame that each activation comes from
-    pseudo_gradient_frames: jax.Array  # int32[D-1], the frame whose loss it comes from
+    activation_frames: jax.Array  # int32[D-1] or [D-1, B], the frame that each comes from
+    pseudo_gradient_frames: jax.Array  # likewise, the frame whose loss it comes from
     targets: tuple  # target="origin": [i] the target of the frame of activations[i]; else ()
 
 
@@ -77,6 +95,7 @@ def init_in_flight(
     target: PyTree = None,
     *,
     target_alignment: str = "stream",
+    per_example: bool = False,
 ) -> InFlight:
     """The empty pipeline: zeros ("restart", section 3.4), all marked as bubbles.
 
@@ -85,12 +104,14 @@ def init_in_flight(
       frame: a batch of frames `[B, ...]`, or its shape.
       target: a batch of targets, or its shape; used for `target_alignment="origin"` alone.
       target_alignment: "stream" or "origin", see `episode_gradients`.
+      per_example: whether every example has frame numbers of its own; see `restart`.
 
     Raises:
       ValueError: if a module does not fit the one below it.
     """
     shapes = network.activation_shapes(params, state, frame)[:-1]
-    bubbles = jnp.full((network.depth - 1,), -1, jnp.int32)
+    batch = jax.tree.leaves(frame)[0].shape[:1] if per_example else ()
+    bubbles = jnp.full((network.depth - 1, *batch), -1, jnp.int32)
     target_shapes = (shape_of(target),) * len(shapes) if target_alignment == "origin" else ()
     return InFlight(
         activations=zeros(shapes),
@@ -98,6 +119,19 @@ def init_in_flight(
         activation_frames=bubbles,
         pseudo_gradient_frames=bubbles,
         targets=zeros(target_shapes),
+    )
+
+
+def restart(in_flight: InFlight, reset: jax.Array) -> InFlight:
+    """The pipeline, emptied for the examples whose next frame is the first of another stream.
+
+    Args:
+      in_flight: with frame numbers `per_example`.
+      reset: bool[B].
+    """
+    return in_flight._replace(
+        activation_frames=jnp.where(reset[None], -1, in_flight.activation_frames),
+        pseudo_gradient_frames=jnp.where(reset[None], -1, in_flight.pseudo_gradient_frames),
     )
 
 
@@ -109,10 +143,12 @@ class ComputationStep(NamedTuple):
     grads: tuple  # pseudo-gradients of every module's parameters; zero where not `trained`
     trained: jax.Array  # bool[D], gamma_i^t: which modules had a valid pseudo-gradient
     output: PyTree  # h_D [B, ...]; zero where not `valid`
-    valid: jax.Array  # bool, whether the output comes from a frame
+    valid: jax.Array  # bool[], whether the output comes from a frame
     loss: jax.Array  # scalar; zero where not `valid`
     frames: jax.Array  # int32[D], the frame that each module worked on, -1 for none
     origins: jax.Array  # int32[D], the frame whose loss its pseudo-gradient came from, or -1
+    # With frame numbers `per_example`: `trained`, `valid`, `frames` and `origins` end in an axis B;
+    # the loss is the mean over valid examples; gradients are 1/B times the sum over trained ones.
 
 
 def computation_step(
@@ -135,40 +171,56 @@ def computation_step(
     the others, but nothing of it is used: what it sends is again marked as a bubble, and state and
     gradients are selected, not multiplied, so that not even a NaN gets through.
 
+    With frame numbers for every example, an example that is a bubble is all zeros for the module,
+    the cotangent too, so that it adds nothing to a gradient; and the state of a module only moves
+    when none of the batch is a bubble. What is left: a module that mixes the examples of a batch,
+    as batch normalisation does, sees those zeros.
+
     Args:
       network, loss_fn, params, state: as in `episode_gradients`.
       in_flight: what the step before sent, or `init_in_flight`.
       frame: the frame `x^t` that enters, `[B, ...]`.
       target: the target `y^t`. It is paired with the output of this step, which comes from frame
         t-D+1; or, if `in_flight` carries targets, it travels up with its own frame.
-      frame_id: the number t of the frame, from 0; -1 to let the pipeline run empty.
+      frame_id: the number t of the frame, from 0; -1 to let the pipeline run empty; `[B]` if
+        `in_flight` has a number for every example.
       train, rng: passed on; module i draws from `fold_in(fold_in(rng, i), number of its frame)`.
     """
     top = network.depth - 1
     inputs = (frame, *in_flight.activations)
     targets = (target, *in_flight.targets)
-    frames = _prepend(frame_id, in_flight.activation_frames)
+    frame_id = jnp.asarray(frame_id, jnp.int32)
+    frames = jnp.concatenate([frame_id[None], in_flight.activation_frames])
     # The top module's gradient is the exact one of the activation that it just computed.
-    origins = jnp.append(in_flight.pseudo_gradient_frames, frames[top])
-    trained = (frames >= 0) & (origins >= 0)
+    origins = jnp.concatenate([in_flight.pseudo_gradient_frames, frames[top:]])
+    held = frames >= 0
+    trained = held & (origins >= 0)
+    per_example = frames.ndim == 2
+
+    def zero_bubbles(mask, tree):
+        # Examples of a batch add up in a gradient: there is nothing to select afterwards.
+        return select(mask, tree) if per_example else tree
 
     def loss_gradient(output):
-        return jax.grad(loss_fn)(output, targets[-1])
+        return zero_bubbles(held[top], jax.grad(loss_fn)(output, targets[-1]))
 
     steps = [
         module_step(
             module,
             params[i],
             state[i],
-            inputs[i],
-            in_flight.pseudo_gradients[i] if i < top else loss_gradient,
+            zero_bubbles(held[i], inputs[i]),
+            zero_bubbles(trained[i], in_flight.pseudo_gradients[i]) if i < top else loss_gradient,
             train=train,
-            rng=module_key(rng, i, frames[i]),
+            rng=module_key(rng, i, frames[i].max()),  # Examples are of one frame, or bubbles.
         )
         for i, module in enumerate(network.modules)
     ]
-    output = steps[top].output
-    valid = frames[top] >= 0
+    output, valid = steps[top].output, held[top]
+    if per_example:
+        loss = masked_mean(each_example(loss_fn, output, targets[-1]), valid)
+    else:
+        loss = select(valid, loss_fn(output, targets[-1]))
     return ComputationStep(
         in_flight=InFlight(
             activations=tuple(one.output for one in steps[:top]),
@@ -177,61 +229,58 @@ def computation_step(
             pseudo_gradient_frames=jnp.where(trained, origins, -1)[1:],
             targets=targets[:-1],
         ),
-        state=tuple(select(frames[i] >= 0, one.state, state[i]) for i, one in enumerate(steps)),
-        grads=tuple(select(trained[i], one.grads) for i, one in enumerate(steps)),
+        state=tuple(select(held[i].all(), one.state, state[i]) for i, one in enumerate(steps)),
+        grads=tuple(select(trained[i].any(), one.grads) for i, one in enumerate(steps)),
         trained=trained,
         output=select(valid, output),
         valid=valid,
-        loss=select(valid, loss_fn(output, targets[-1])),
+        loss=loss,
         frames=frames,
         origins=jnp.where(trained, origins, -1),
     )
 
 
-def _prepend(frame_id, activation_frames: jax.Array) -> jax.Array:
-    return jnp.concatenate([jnp.asarray(frame_id, jnp.int32)[None], activation_frames])
+class _Steps(NamedTuple):
+    """What several computation steps give, while the weights stay as they are."""
+
+    in_flight: InFlight  # after the last
+    state: tuple
+    sums: tuple  # of the gradients
+    num_grads: jax.Array  # int32[D], over how many (examples of) steps
+    outputs: PyTree  # [K, B, ...]
+    targets: PyTree  # [K, B, ...], paired with the outputs
+    losses: jax.Array  # [K]
+    frames: jax.Array  # int32 [K] or [K, B], which frame the output is of, -1 for none
 
 
 def _scan_steps(
-    network, loss_fn, params, state, in_flight, frames, targets, first_frame_id, *, train, rng
-):
-    """Repeats `computation_step` over frames `[K, B, ...]` while the weights stay as they are.
-
-    Returns the pipeline and the state after the last step, the sums over steps of the gradients
-    and of gamma_i^t, and by computation step `(output, target paired with it, loss, valid)`.
-    """
+    network, loss_fn, params, state, in_flight, frames, targets, first_frame_id, reset=None, *,
+    train, rng,
+):  # fmt: skip
+    """Repeats `computation_step` over frames `[K, B, ...]`, the pipeline restarting at `reset`."""
 
     def body(carry, inputs):
         in_flight, state, grads, num_grads = carry
-        frame, target, frame_id = inputs
-        one = computation_step(
-            network,
-            loss_fn,
-            params,
-            state,
-            in_flight,
-            frame,
-            target,
-            frame_id,
-            train=train,
-            rng=rng,
-        )
-        grads = jax.tree.map(jnp.add, grads, one.grads)
-        num_grads += one.trained.astype(jnp.int32)
+        frame, target, frame_id, reset = inputs
+        if reset is not None:
+            in_flight = restart(in_flight, reset)
+            frame_id = jnp.full(reset.shape, frame_id)
         paired = (target, *in_flight.targets)[-1]
+        one = computation_step(
+            network, loss_fn, params, state, in_flight, frame, target, frame_id,
+            train=train, rng=rng,
+        )  # fmt: skip
+        grads = jax.tree.map(jnp.add, grads, one.grads)
+        num_grads += one.trained.reshape(network.depth, -1).sum(-1, dtype=jnp.int32)
         carry = one.in_flight, one.state, grads, num_grads
-        return carry, (one.output, paired, one.loss, one.valid)
+        return carry, (one.output, paired, one.loss, one.frames[-1])
 
     num_frames = jax.tree.leaves(frames)[0].shape[0]
     frame_ids = first_frame_id + jnp.arange(num_frames, dtype=jnp.int32)
     no_grads = jnp.zeros((network.depth,), jnp.int32)
     start = (in_flight, jax.tree.map(jnp.asarray, state), zeros(params), no_grads)
-    return jax.lax.scan(body, start, (frames, targets, frame_ids))
-
-
-def _mean_grads(sums: tuple, num_grads: jax.Array) -> tuple:
-    """`1/gamma_i * sum_t`: Eq. 5 with the mask; zero where gamma_i is."""
-    return tuple(average(module_sums, num_grads[i]) for i, module_sums in enumerate(sums))
+    last, by_step = jax.lax.scan(body, start, (frames, targets, frame_ids, reset))
+    return _Steps(*last, *by_step)
 
 
 def _sideways_scan(network, loss_fn, params, state, frames, targets, *, target, train, rng):
@@ -239,11 +288,18 @@ def _sideways_scan(network, loss_fn, params, state, frames, targets, *, target, 
     in_flight = init_in_flight(
         network, params, state, first_of(frames), first_of(targets), target_alignment=target
     )
-    (_, state, sums, num_grads), (outputs, _, losses, valid) = _scan_steps(
+    steps = _scan_steps(
         network, loss_fn, params, state, in_flight, frames, targets, 0, train=train, rng=rng
     )
-    loss = masked_mean(losses, valid)
-    return Episode(_mean_grads(sums, num_grads), num_grads, loss, outputs, valid, state)
+    return Episode(
+        # 1/gamma_i * sum_t: Eq. 5 with the mask.
+        grads=tuple(map(average, steps.sums, steps.num_grads)),
+        num_grads=steps.num_grads,
+        loss=masked_mean(steps.losses, steps.frames >= 0),
+        outputs=steps.outputs,
+        valid=steps.frames >= 0,
+        state=steps.state,
+    )
 
 
 _EPISODES = {
@@ -340,6 +396,7 @@ def make_train_step(
     update_every: int | None = None,
     target: str = "stream",
     metrics_fn: Callable[[PyTree, PyTree], dict[str, jax.Array]] | None = None,
+    with_outputs: bool = False,
     groups: Sequence[int] | None = None,
     recompute: bool = True,
 ) -> tuple[Callable[..., TrainState], Callable[..., tuple[TrainState, dict[str, jax.Array]]]]:
@@ -352,8 +409,10 @@ def make_train_step(
         one update every n computation steps with the pipeline carried on, over the calls of
         `train_step` too: n = 1 is online learning, the auto-encoding of section 4.1. Only with
         rule "sideways" and execution "scan", since weights change between steps. A module
-        without a valid gradient among the n steps is not updated.
+        without a valid gradient among the n steps is not updated. See `online.make_train_step`.
       metrics_fn: `metrics_fn(output, target) -> {name: scalar}`, averaged over valid outputs.
+      with_outputs: with `update_every` only: `train_step` gives `(train_state, metrics,
+        online.Outputs)`, what the network shows at every step.
 
     Returns:
       `(init, train_step)`.
@@ -361,7 +420,9 @@ def make_train_step(
       shape; `target` likewise, needed by `update_every` together with `target="origin"`.
       `train_step(train_state, frames, targets) -> (train_state, metrics)` takes `[K, B, ...]`;
       the metrics are "loss", "grad_norm" (the global norm of the averaged gradients, before `tx`)
-      and those of `metrics_fn`. Neither is jitted; both can be, with `donate_argnums=0`.
+      and those of `metrics_fn`. With `update_every` it takes `reset`, bool `[K, B]`, as well:
+      where the frame of an example is the first of another stream; by default nowhere.
+      Neither is jitted; both can be, with `donate_argnums=0`.
 
     Raises:
       ValueError: for unknown names, impossible combinations, and as `episode_gradients` does.
@@ -387,6 +448,8 @@ def make_train_step(
             )
         if update_every < 1:
             raise ValueError(f"update_every={update_every}: give None or a number of at least 1")
+    elif with_outputs:
+        raise ValueError("with_outputs=True is for streams: set update_every")
     if execution == "depth_sharded":
         return sharded_training.make_train_step(
             network,
@@ -400,107 +463,18 @@ def make_train_step(
             target=target,
             metrics_fn=metrics_fn,
         )
-    online = update_every is not None
-
-    def init(key, frame, target_like=None):
-        params_key, rng = jax.random.split(key)
-        params, state = network.init(params_key, frame)
-        if online and target == "origin" and target_like is None:
-            raise ValueError(
-                "update_every with target='origin' carries targets along with the pipeline: call "
-                "init(key, frame, target) with a batch of targets or its shape"
-            )
-        in_flight = ()
-        if online:
-            in_flight = init_in_flight(
-                network, params, state, frame, target_like, target_alignment=target
-            )
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            state=state,
-            opt_state=tx.init(params),
-            in_flight=in_flight,
-            rng=rng,
+    if update_every is None:
+        gradients = partial(
+            episode_gradients, network, loss_fn, rule=rule, execution=execution, target=target
         )
-
-    def updated(train_state, grads, num_grads, state, in_flight):
-        updates, opt_state = tx.update(grads, train_state.opt_state, train_state.params)
-        if online:  # Within an episode every gamma_i is at least 1: there is nothing to hold back.
-            trained = num_grads > 0
-            updates = tuple(select(trained[i], update) for i, update in enumerate(updates))
-            opt_state = hold_back(tx, trained, opt_state, train_state.opt_state, train_state.params)
-        return TrainState(
-            step=train_state.step + 1,
-            params=optax.apply_updates(train_state.params, updates),
-            state=state,
-            opt_state=opt_state,
-            in_flight=in_flight,
-            rng=train_state.rng,
-        )
-
-    def extra_metrics(outputs, targets, valid):
-        if metrics_fn is None:
-            return {}
-        by_step = jax.vmap(metrics_fn)(outputs, targets)
-        return {name: masked_mean(values, valid) for name, values in by_step.items()}
-
-    def episode_step(train_state, frames, targets):
-        episode = episode_gradients(
-            network,
-            loss_fn,
-            train_state.params,
-            train_state.state,
-            frames,
-            targets,
-            rule=rule,
-            execution=execution,
-            target=target,
-            rng=jax.random.fold_in(train_state.rng, train_state.step),
-        )
-        aligned = targets
-        if rule == "sideways":
-            aligned = align_targets(targets, network.depth, target)
-        metrics = {"loss": episode.loss, "grad_norm": optax.tree.norm(episode.grads)}
-        metrics |= extra_metrics(episode.outputs, aligned, episode.valid)
-        return updated(train_state, episode.grads, episode.num_grads, episode.state, ()), metrics
-
-    def online_step(train_state, frames, targets):
-        check_episode(network, frames, targets, rule="online")
-        num_frames = jax.tree.leaves(frames)[0].shape[0]
-        if num_frames % update_every:
-            raise ValueError(
-                f"{num_frames} frames do not divide into updates of update_every={update_every} "
-                f"steps: give a multiple of {update_every} frames"
-            )
-
-        def one_update(train_state, inputs):
-            in_flight, params = train_state.in_flight, train_state.params
-            (in_flight, state, sums, num_grads), by_step = _scan_steps(
-                network,
-                loss_fn,
-                params,
-                train_state.state,
-                in_flight,
-                *inputs,
-                train_state.step * update_every,
-                train=True,
-                rng=train_state.rng,
-            )
-            grads = _mean_grads(sums, num_grads)
-            new = updated(train_state, grads, num_grads, state, in_flight)
-            return new, (by_step, optax.tree.norm(grads))
-
-        def split(x):
-            return x.reshape((-1, update_every, *x.shape[1:]))
-
-        train_state, (by_step, grad_norms) = jax.lax.scan(
-            one_update, train_state, jax.tree.map(split, (frames, targets))
-        )
-        outputs, paired, losses, valid = jax.tree.map(
-            lambda x: x.reshape((num_frames, *x.shape[2:])), by_step
-        )
-        metrics = {"loss": masked_mean(losses, valid), "grad_norm": jnp.mean(grad_norms)}
-        return train_state, metrics | extra_metrics(outputs, paired, valid)
-
-    return init, online_step if online else episode_step
+        return training.per_episode(network, tx, gradients, rule, target, metrics_fn)
+    return online.make_train_step(
+        network,
+        tx,
+        init_in_flight=partial(init_in_flight, network, target_alignment=target, per_example=True),
+        steps=partial(_scan_steps, network, loss_fn),
+        update_every=update_every,
+        target=target,
+        metrics_fn=metrics_fn,
+        with_outputs=with_outputs,
+    )

@@ -1,0 +1,200 @@
+"""Depth-parallel inference: every module works on another frame of a stream at the same time.
+
+At each step a frame enters and an output leaves, that of the frame which entered D-1 steps before.
+It is exactly what the synchronous forward pass gives for that frame; with modules on devices of
+their own a step takes as long as the slowest module, not as long as all of them.
+
+`PipelinedModel` for a program that pushes frames; `pipelined_step` is the pure function below it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sideways_jax.network import Network
+from sideways_jax.online import Outputs
+from sideways_jax.trees import PyTree, select, shape_of, zeros
+
+__all__ = [
+    "Outputs",
+    "Pipeline",
+    "PipelinedModel",
+    "init_pipeline",
+    "pipelined_outputs",
+    "pipelined_step",
+]
+
+
+class Pipeline(NamedTuple):
+    """The activations between modules, D-1 of them, each with the number of its frame."""
+
+    activations: tuple  # [i]: h_i [B, ...], from module i, for module i+1
+    frames: jax.Array  # int32[D-1, B], -1 for a bubble
+    next_frame: jax.Array  # int32[], the number of the frame that enters next
+
+
+def init_pipeline(network: Network, params: tuple, state: tuple, frame: PyTree) -> Pipeline:
+    """The empty pipeline, for batches like `frame` `[B, ...]`, an array or its shape."""
+    shapes = network.activation_shapes(params, state, frame)[:-1]
+    batch = jax.tree.leaves(frame)[0].shape[0]
+    bubbles = jnp.full((network.depth - 1, batch), -1, jnp.int32)
+    return Pipeline(zeros(shapes), bubbles, jnp.zeros((), jnp.int32))
+
+
+def pipelined_step(
+    network: Network,
+    params: tuple,
+    state: tuple,
+    pipeline: Pipeline,
+    frame: PyTree,
+    reset: jax.Array | None = None,
+) -> tuple[Pipeline, PyTree, jax.Array]:
+    """One step of all modules, each on the activation that the step before sent it.
+
+    Args:
+      network, params, state: as everywhere; the modules run with `train=False`.
+      pipeline: `init_pipeline`, or what the step before gave.
+      frame: a batch `[B, ...]`, one frame of each of B streams.
+      reset: bool `[B]`, whether it is the first of another stream, of which nothing is in the
+        pipeline yet; by default never.
+
+    Returns:
+      `(pipeline, output, frames)`: `h_D` `[B, ...]`, zero for a bubble, and int32 `[B]`, the number
+      of the frame that it is of, counted from 0 since `init_pipeline`, -1 for a bubble.
+    """
+    below = pipeline.frames
+    if reset is not None:
+        below = jnp.where(reset[None], -1, below)
+    batch = below.shape[1]
+    entering = jnp.full((1, batch), pipeline.next_frame)
+    frames = jnp.concatenate([entering, below])
+    inputs = (frame, *pipeline.activations)
+    sent = []
+    for i, module in enumerate(network.modules):
+        x = select(frames[i] >= 0, inputs[i])
+        sent.append(module.apply(params[i], state[i], x, train=False, rng=None)[0])
+    new = Pipeline(tuple(sent[:-1]), frames[:-1], pipeline.next_frame + 1)
+    return new, select(frames[-1] >= 0, sent[-1]), frames[-1]
+
+
+def pipelined_outputs(
+    network: Network,
+    params: tuple,
+    state: tuple,
+    pipeline: Pipeline,
+    frames: PyTree,
+    reset: jax.Array | None = None,
+) -> tuple[Pipeline, Outputs]:
+    """`pipelined_step` over frames `[K, B, ...]` and `reset` `[K, B]`, in one `lax.scan`."""
+
+    def body(pipeline, inputs):
+        pipeline, output, shown = pipelined_step(network, params, state, pipeline, *inputs)
+        return pipeline, Outputs(output, shown)
+
+    return jax.lax.scan(body, pipeline, (frames, reset))
+
+
+class Counters(NamedTuple):
+    """How a `PipelinedModel` has done since it was made."""
+
+    pushed: int  # frames
+    latency: int  # steps from a frame to its output, D-1
+    seconds: float  # spent in `push`
+    frames_per_second: float  # of each stream; 0 before the second push, which is not compiled
+
+
+class PipelinedModel:
+    """A network that takes a frame of each of B streams, and gives the output of an older one.
+
+    Args:
+      network, params, state: as everywhere.
+      mesh: with an axis "depth", to put the modules on devices of their own; None for one device.
+      groups: how many consecutive modules each device takes; None balances counted costs.
+
+    >>> import jax.numpy as jnp
+    >>> from sideways_jax import Module, Network
+    >>> double = Module(lambda key, x: ((), ()),
+    ...                 lambda params, state, x, *, train, rng: (2 * x, state))
+    >>> model = PipelinedModel(Network([double] * 3), ((),) * 3, ((),) * 3)
+    >>> [model.push(jnp.array([x])) for x in (1.0, 10.0, 100.0, 1000.0)]
+    [None, None, Array([8.], dtype=float32), Array([80.], dtype=float32)]
+    """
+
+    def __init__(
+        self, network: Network, params: tuple, state: tuple, *, mesh: Any = None, groups=None
+    ):
+        self._network, self._variables = network, (params, state)
+        self._mesh, self._groups = mesh, groups
+        self._pipeline, self._shape, self._step = None, None, None
+        self._reset = None
+        self._shown: np.ndarray | None = None
+        self._pushed, self._seconds, self._compiling = 0, 0.0, 0.0
+
+    def push(self, frame: PyTree) -> PyTree | None:
+        """Takes a batch of frames `[B, ...]`; the output of those D-1 pushes ago, None before.
+
+        After a `reset` of some streams alone, their entries of the output are zero until they have
+        one again; `valid` says which.
+
+        Raises:
+          ValueError: for frames of another shape than those before.
+        """
+        start = time.perf_counter()
+        shape = shape_of(frame)
+        if self._shape is None:
+            self._prepare(shape)
+        elif shape != self._shape:
+            raise ValueError(
+                f"this pipeline holds frames like {self._shape}, it cannot take {shape}: make "
+                "another PipelinedModel for frames of another size"
+            )
+        self._pipeline, output, shown = self._step(
+            *self._variables, self._pipeline, frame, jnp.asarray(self._reset)
+        )
+        self._reset = np.zeros_like(self._reset)
+        self._shown = np.asarray(shown)  # Waits until the step is done.
+        seconds = time.perf_counter() - start
+        self._pushed += 1
+        self._seconds += seconds
+        if self._pushed == 1:
+            self._compiling = seconds
+        return output if (self._shown >= 0).any() else None
+
+    def reset(self, streams: np.ndarray | None = None) -> None:
+        """The next frame is the first of another stream: of all, or where `streams`, bool `[B]`."""
+        if self._reset is None:  # Nothing was pushed yet.
+            return
+        self._reset |= True if streams is None else np.asarray(streams, bool)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Bool `[B]`: which streams the last `push` has an output of."""
+        if self._shown is None:
+            raise ValueError("nothing was pushed yet: there is no output that could be valid")
+        return self._shown >= 0
+
+    @property
+    def counters(self) -> Counters:
+        """Frames, latency in steps and throughput so far; the first push, which compiles, apart."""
+        running = self._seconds - self._compiling
+        speed = (self._pushed - 1) / running if self._pushed > 1 else 0.0
+        return Counters(self._pushed, self._network.depth - 1, self._seconds, speed)
+
+    def _prepare(self, frame: PyTree) -> None:
+        params, state = self._variables
+        if self._mesh is None:
+            self._pipeline = init_pipeline(self._network, params, state, frame)
+
+            def step(params, state, pipeline, frame, reset):
+                return pipelined_step(self._network, params, state, pipeline, frame, reset)
+
+            self._step = jax.jit(step, donate_argnums=2)
+        else:
+            raise NotImplementedError
+        self._shape = frame
+        self._reset = np.zeros(jax.tree.leaves(frame)[0].shape[:1], bool)

@@ -1,0 +1,161 @@
+"""Online learning on batches of streams that start and end at different times."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sideways_jax import step
+from tests.sideways_jax import networks
+from tests.sideways_jax.comparison import assert_same
+from tests.sideways_jax.networks import squared_error
+
+RATE = 0.05
+
+
+def _resets(num_frames, batch, seed=0):
+    """The first frames of streams of 1 to 14 frames; example 0 goes on without an end."""
+    rng = np.random.default_rng(seed)
+    reset = np.zeros((num_frames, batch), bool)
+    for b in range(1, batch):
+        t = int(rng.integers(0, 4))
+        while t < num_frames:
+            reset[t, b] = True
+            t += int(rng.integers(1, 15))
+    return reset
+
+
+def _reference(network, params, frames, targets, reset, *, update_every, target):
+    """A Python loop over steps, examples and modules; every example has inboxes of its own.
+
+    Returns the parameters, and by step and example the frame that is shown (or -1) and the loss.
+    """
+    depth, batch = network.depth, frames.shape[1]
+    params = list(params)
+    above = [[None] * depth for _ in range(batch)]  # [b][i]: (cotangent, frame), for module i
+    below = [[None] * depth for _ in range(batch)]  # [b][i]: (activation, target, frame)
+    shown = np.full(reset.shape, -1)
+    losses = np.full(reset.shape, np.nan)
+    sums, counts = [0.0] * depth, [0] * depth
+    for t in range(len(frames)):
+        for b in range(batch):
+            if reset[t, b]:
+                above[b], below[b] = [None] * depth, [None] * depth
+            below[b][0] = frames[t, b], targets[t, b], t
+            new_above, new_below = [None] * depth, [None] * depth
+            for i in range(depth):
+                if below[b][i] is None:
+                    continue
+                x, own_target, frame = below[b][i]
+                module = network.modules[i]
+
+                def forward(params, x, module=module):
+                    return module.apply(params, (), x, train=True, rng=None)[0]
+
+                y, vjp = jax.vjp(forward, params[i], x[None])
+                cotangent = above[b][i]
+                if i < depth - 1:
+                    new_below[i + 1] = y[0], own_target, frame
+                else:
+                    label = (own_target if target == "origin" else targets[t, b])[None]
+                    losses[t, b], gradient = jax.value_and_grad(squared_error)(y, label)
+                    shown[t, b] = frame
+                    cotangent = gradient[0]
+                if cotangent is None:
+                    continue
+                grads, sent_down = vjp(cotangent[None])
+                sums[i] = jax.tree.map(jnp.add, sums[i], grads) if counts[i] else grads
+                counts[i] += 1
+                if i:
+                    new_above[i - 1] = sent_down[0]
+            above[b], below[b] = new_above, new_below
+        if (t + 1) % update_every == 0:
+            for i in range(depth):
+                if counts[i]:
+                    params[i] = jax.tree.map(
+                        lambda p, g, n=counts[i]: p - RATE * g / n, params[i], sums[i]
+                    )
+            sums, counts = [0.0] * depth, [0] * depth
+    return tuple(params), shown, losses
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("depth", "update_every", "target"),
+    [(1, 1, "stream"), (2, 1, "origin"), (4, 1, "stream"), (4, 3, "origin"), (6, 1, "stream")],
+)
+def test_online_learning_is_the_loop(depth, update_every, target):
+    network, params, _ = networks.start(networks.dense_network, depth)
+    frames, targets = networks.random_clip(30)
+    reset = _resets(30, networks.BATCH)
+    init, train_step = step.make_train_step(
+        network, squared_error, optax.sgd(RATE), update_every=update_every, target=target,
+        with_outputs=True, metrics_fn=lambda y, t: {"again": squared_error(y, t)},
+    )  # fmt: skip
+    train_state = init(jax.random.key(0), frames[0], targets[0])._replace(params=params)
+    train_step = jax.jit(train_step)
+    expected, shown, losses = _reference(
+        network, params, frames, targets, reset, update_every=update_every, target=target
+    )
+    for k in (slice(0, 12), slice(12, 30)):
+        train_state, metrics, outputs = train_step(train_state, frames[k], targets[k], reset[k])
+        np.testing.assert_array_equal(outputs.frames, shown[k])
+        assert metrics["loss"] == pytest.approx(np.nanmean(losses[k]), abs=1e-10)
+        assert metrics["again"] == pytest.approx(np.nanmean(losses[k]), abs=1e-10)
+    assert_same(train_state.params, expected, atol=1e-10)
+    hidden = shown < 0
+    assert depth == 1 or hidden.any()
+
+
+def test_nothing_of_the_stream_before_leaks():
+    network, params, _ = networks.start(networks.dense_network, 4)
+    frames, targets = networks.random_clip(24)
+    init, train_step = step.make_train_step(
+        network, squared_error, optax.sgd(RATE, momentum=0.9), update_every=1, with_outputs=True,
+        target="origin",
+    )  # fmt: skip
+    train_step = jax.jit(train_step)
+    train_state = init(jax.random.key(0), frames[0], targets[0])._replace(params=params)
+    train_state, *_ = train_step(train_state, frames[:12], targets[:12])
+    poisoned = jax.tree.map(
+        lambda x: x.at[1].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.inexact) else x,
+        train_state.in_flight,
+    )
+    reset = np.zeros((12, networks.BATCH), bool)
+    reset[0, 1] = True
+    results = [
+        train_step(train_state._replace(in_flight=one), frames[12:], targets[12:], reset)
+        for one in (train_state.in_flight, poisoned)
+    ]
+    assert_same(results[0][0].params, results[1][0].params, atol=0)
+    assert_same(results[0][2], results[1][2], atol=0)
+    assert np.isfinite(results[1][1]["loss"])
+    # Without the reset it does get through: the poison was there.
+    leaked, *_ = train_step(train_state._replace(in_flight=poisoned), frames[12:], targets[12:])
+    assert not all(np.isfinite(x).all() for x in jax.tree.leaves(leaked.params))
+
+
+def test_statistics_move_only_when_no_example_is_a_bubble():
+    network, _, _ = networks.start(networks.batch_norm_network, 3)
+    frames, targets = networks.random_clip(12)
+    init, train_step = step.make_train_step(network, squared_error, optax.sgd(RATE), update_every=1)
+    train_step = jax.jit(train_step)
+    start, _ = train_step(init(jax.random.key(0), frames[0]), frames[:6], targets[:6])
+    reset = np.arange(networks.BATCH)[None] == 1
+    after, _ = train_step(start, frames[6:7], targets[6:7], reset)
+    moved = [
+        any((a != b).any() for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
+        for pair in zip(start.state, after.state, strict=True)
+    ]
+    assert moved == [True, False, False]
+
+
+def test_mistakes():
+    network, _, _ = networks.start(networks.dense_network, 2)
+    frames, targets = networks.random_clip(7)
+    init, train_step = step.make_train_step(network, squared_error, optax.sgd(1.0), update_every=3)
+    with pytest.raises(ValueError, match=r"7 frames do not divide .* multiple of 3"):
+        train_step(init(jax.random.key(0), frames[0]), frames, targets)
+    with pytest.raises(ValueError, match="with_outputs=True is for streams: set update_every"):
+        step.make_train_step(network, squared_error, optax.sgd(1.0), with_outputs=True)
