@@ -42,7 +42,8 @@ def conv_general_dilated(
     the gradients are equal to rounding, and every derivative exists.
 
     This covers 2-D NHWC/HWIO/NHWC convolutions of floats of one dtype, of any strides, padding and
-    kernel size, without dilation or groups. All others are handed to lax as they are.
+    kernel size and with dilated inputs (that is, transposed convolutions), without dilated kernels
+    or groups. All others are handed to lax as they are.
 
     Args:
       lhs: `[N, H, W, C]`.
@@ -62,7 +63,7 @@ def conv_general_dilated(
     covered = (
         lhs.ndim == rhs.ndim == 4
         and _layout(lhs, rhs, dimension_numbers) == _layout(lhs, rhs, CANONICAL)
-        and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+        and all(d == 1 for d in rhs_dilation or ())
         and feature_group_count == batch_group_count == 1
         and lhs.dtype == rhs.dtype
         and jnp.issubdtype(lhs.dtype, jnp.floating)
@@ -72,7 +73,8 @@ def conv_general_dilated(
     if covered:
         if not isinstance(padding, str):
             padding = tuple((int(low), int(high)) for low, high in padding)
-        return _conv(lhs, rhs, tuple(window_strides), padding, precision)
+        lhs_dilation = tuple(lhs_dilation or (1, 1))
+        return _conv(lhs, rhs, tuple(window_strides), padding, lhs_dilation, precision)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -92,23 +94,33 @@ def conv_general_dilated(
 # custom_jvp, not custom_vjp: jax.vmap over frames of a custom_vjp would compute one kernel gradient
 # per frame, a grouped convolution, and sum them. A JVP rule is batched before it is transposed, so
 # that the frames are folded into the batch, and one convolution gives the gradient of all of them.
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def _conv(lhs, rhs, strides, padding, precision):
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
+def _conv(lhs, rhs, strides, padding, lhs_dilation, precision):
     return lax.conv_general_dilated(
-        lhs, rhs, strides, padding, dimension_numbers=CANONICAL, precision=precision
+        lhs,
+        rhs,
+        strides,
+        padding,
+        lhs_dilation=lhs_dilation,
+        dimension_numbers=CANONICAL,
+        precision=precision,
     )
 
 
 # Symbolic zeros spare the convolution with a zero tangent: the first module of a network is not
 # differentiated with respect to the frame.
 @partial(_conv.defjvp, symbolic_zeros=True)
-def _conv_jvp(strides, padding, precision, primals, tangents):
+def _conv_jvp(strides, padding, lhs_dilation, precision, primals, tangents):
     lhs, rhs = primals
     lhs_dot, rhs_dot = tangents
     conv = partial(
-        lax.conv_general_dilated, window_strides=strides, padding=padding, precision=precision
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        precision=precision,
     )
-    out = _conv(lhs, rhs, strides, padding, precision)
+    out = _conv(lhs, rhs, strides, padding, lhs_dilation, precision)
     out_dot = []
     if not isinstance(lhs_dot, SymbolicZero):
         # Transposed: the cotangent NHWC, dilated by the stride, with the flipped kernel HWIO, whose

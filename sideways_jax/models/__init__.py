@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from sideways_jax.models.autoencoder import autoencoder
 from sideways_jax.models.simple_cnn import simple_cnn
 from sideways_jax.models.vgg import vgg8
 from sideways_jax.names import check_name
 from sideways_jax.network import Network
 
-__all__ = ["NETWORKS", "make", "simple_cnn", "vgg8"]
+__all__ = ["NETWORKS", "autoencoder", "make", "simple_cnn", "vgg8"]
 
+# Those that classify, by name; `autoencoder` is for the other task.
 NETWORKS = {"simple_cnn": simple_cnn, "vgg8": vgg8}
 
 

@@ -99,16 +99,12 @@ def max_pool(x: jax.Array) -> jax.Array:
     return jnp.maximum(x[:, :, 0:width:2], x[:, :, 1:width:2])
 
 
-def as_frames(x: jax.Array, dtype: Any, minimum_size: int = 1) -> jax.Array:
-    """Checks a batch of frames, and turns the pixel values 0 ... 255 of integers into 0 ... 1.
+def check_frames(x: jax.Array, minimum_size: int = 1) -> None:
+    """Raises ValueError unless `x` is a batch of frames `[B, H, W, C]` that are large enough.
 
     Args:
-      x: `[B, H, W, C]`; integers are pixel values, floats are taken as they are.
-      dtype: what integers become.
+      x: the batch.
       minimum_size: the fewest pixels of H and W that the network can take.
-
-    Raises:
-      ValueError: if the frames have another rank or are too small.
     """
     if x.ndim != 4:
         raise ValueError(
@@ -122,6 +118,20 @@ def as_frames(x: jax.Array, dtype: Any, minimum_size: int = 1) -> jax.Array:
             f"of fewer than {minimum_size}x{minimum_size}; use larger frames, or simple_cnn, "
             "which takes any size"
         )
+
+
+def as_frames(x: jax.Array, dtype: Any, minimum_size: int = 1) -> jax.Array:
+    """Checks a batch of frames, and turns the pixel values 0 ... 255 of integers into 0 ... 1.
+
+    Args:
+      x: `[B, H, W, C]`; integers are pixel values, floats are taken as they are.
+      dtype: what integers become.
+      minimum_size: the fewest pixels of H and W that the network can take.
+
+    Raises:
+      ValueError: if the frames have another rank or are too small.
+    """
+    check_frames(x, minimum_size)
     if jnp.issubdtype(x.dtype, jnp.integer):
         return x.astype(dtype) / 255
     return x

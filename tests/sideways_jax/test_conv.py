@@ -45,18 +45,15 @@ def arrays(size, kernel, *, batch=(2,), dtype=jnp.float32, seed=0):
     return x, normal((*kernel, 3, 4), dtype, seed + 1)
 
 
-def both(strides, padding, precision=None):
+def both(strides, padding, precision=None, **options):
     """Ours and lax's convolution."""
+    options |= {"dimension_numbers": CANONICAL, "precision": precision}
 
     def ours(x, k):
-        return conv_general_dilated(
-            x, k, strides, padding, dimension_numbers=CANONICAL, precision=precision
-        )
+        return conv_general_dilated(x, k, strides, padding, **options)
 
     def reference(x, k):
-        return lax.conv_general_dilated(
-            x, k, strides, padding, dimension_numbers=CANONICAL, precision=precision
-        )
+        return lax.conv_general_dilated(x, k, strides, padding, **options)
 
     return ours, reference
 
@@ -109,6 +106,27 @@ def test_float64_gradients_equal_those_of_lax(size, kernel, strides, padding):
         x, k = arrays(size, kernel, dtype=jnp.float64)
         ours, reference = both(strides, padding)
         assert_close(pulled_back(ours)(x, k), pulled_back(reference)(x, k), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strides", "padding", "dilation"),
+    [
+        ((3, 3), (1, 1), ((2, 1), (2, 1)), (2, 2)),
+        ((3, 2), (2, 1), ((0, 1), (3, 2)), (2, 3)),
+        ((1, 1), (1, 1), ((0, 0), (0, 0)), (2, 1)),
+    ],
+)
+def test_transposed_convolutions(kernel, strides, padding, dilation):
+    with jax.enable_x64(True):
+        x, k = arrays((5, 6), kernel, batch=(FRAMES, 2), dtype=jnp.float64)
+        ours, reference = both(strides, padding, lhs_dilation=dilation)
+        for gradients in (sum_of_frames, frames_at_once):
+
+            def run(k, x, gradients=gradients):
+                return gradients(ours, k, x)
+
+            assert_canonical(jax.make_jaxpr(run)(k, x), 3)
+            assert_close(jax.jit(run)(k, x), gradients(reference, k, x), 1e-12)
 
 
 @pytest.mark.parametrize(("size", "kernel", "strides", "padding"), CASES[1::3])
@@ -256,7 +274,6 @@ def test_precision_reaches_every_convolution():
 @pytest.mark.parametrize(
     "options",
     [
-        {"lhs_dilation": (2, 2)},
         {"rhs_dilation": (2, 1)},
         {"feature_group_count": 2},
         {"batch_group_count": 2},
