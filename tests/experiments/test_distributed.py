@@ -164,8 +164,12 @@ def test_interrupted_all_stop_at_the_same_step_and_save(tmp_path):
         assert launcher.poll() is None, launcher.stderr.read()
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.02)
-    launcher.send_signal(signal.SIGINT)
-    _, errors = launcher.communicate(timeout=60)
+    try:
+        launcher.send_signal(signal.SIGTERM)
+        _, errors = launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
+        launcher.communicate()
     assert launcher.returncode == 130
     (stopped,) = re.findall(r"Stopped at step (\d+) of 100000, and saved", errors)
     assert int(stopped) % 2 == 0  # train.log_every: where they agree
