@@ -19,10 +19,11 @@ import numpy as np
 from data.solid_scenes import Places, Solid
 
 _EYE = np.array([0.0, -11.4, 8.1])
-_LOOKS_AT = np.array([0.0, -0.25, 0.35])
-_FOCAL_LENGTH = 1.50  # of half the width of the picture
+_LOOKS_AT = np.array([0.0, 0.0, 0.75])
+_FOCAL_LENGTH = 2.85  # of half the width of the picture
 _KEY = np.array([-4.2, -3.6, 8.5])  # the lamp that throws shadows
-_KEY_SIZE = 1.7  # its width
+_KEY_SIZE = 1.5  # its width
+_SPREAD = 2  # so many pixels in a row see spots of their own
 _FILL = np.array([0.80, -0.40, 0.45]) / np.linalg.norm([0.80, -0.40, 0.45])  # where it is
 _BACK = np.array([0.15, 0.85, 0.50]) / np.linalg.norm([0.15, 0.85, 0.50])
 _FLOOR = np.array([0.400, 0.392, 0.380], np.float32)  # linear RGB
@@ -42,11 +43,11 @@ class View(NamedTuple):
     ray: Vector  # [R] unit vectors from the eye
     floor: Vector  # [R] where they meet the floor
     lamp: Vector  # [R] the spot of the lamp that a sample sees
-    lamps: np.ndarray  # float64 [samples**2, 3], these spots
+    lamps: np.ndarray  # float64 [any, 3], these spots
     to_camera: np.ndarray  # float64 [3, 3]: right, up and forward
-    floor_key: np.ndarray  # [R], light from the lamp on the floor
-    floor_ambient: np.ndarray  # [R], all other light there
-    pixel_floor: Vector  # [P], the floor at the centres of the pixels
+    floor_middle: Vector  # [P] the floor at the centres of the pixels
+    floor_key: np.ndarray  # [P], light from the lamp there
+    floor_ambient: np.ndarray  # [P], all other light there
 
 
 @functools.lru_cache(maxsize=8)
@@ -71,15 +72,19 @@ def view(size: int, samples: int = 2) -> View:
     ray, floor = rays(width)
     across = np.cross(_KEY, [0, 0, 1])
     across = across / np.linalg.norm(across)
-    spots = ((np.arange(samples) + 0.5) / samples - 0.5) * _KEY_SIZE
+    num_spots = samples * _SPREAD
+    spots = ((np.arange(num_spots) + 0.5) / num_spots - 0.5) * _KEY_SIZE
     along = np.cross(across, _KEY / np.linalg.norm(_KEY))
     lamps = np.array([_KEY + across * u + along * v for u in spots for v in spots])
+    # Samples that are side by side see spots far apart: 0, 2, 1, 3 for two pixels of two samples.
+    order = np.arange(num_spots).reshape(_SPREAD, samples).T.ravel()
     row, column = np.divmod(np.arange(width**2), width)
-    lamp = tuple(lamps[(row % samples) * samples + column % samples].T.astype(np.float32))
-    zero = np.zeros(width**2, np.float32)
-    key, _, ambient = _light(floor, (zero, zero, zero + 1), lamp)
-    pixel_floor = rays(size)[1]
-    return View(size, samples, ray, floor, lamp, lamps, to_camera, key, ambient, pixel_floor)
+    spot = order[row % num_spots] * num_spots + order[column % num_spots]
+    lamp = tuple(lamps[spot].T.astype(np.float32))
+    middle = rays(size)[1]
+    zero = np.zeros(size**2, np.float32)
+    key, _, ambient = _light(middle, (zero, zero, zero + 1))
+    return View(size, samples, ray, floor, lamp, lamps, to_camera, middle, key, ambient)
 
 
 def draw(scenery: View, solids: Sequence[Solid], places: Places) -> np.ndarray:
@@ -106,19 +111,20 @@ def draw(scenery: View, solids: Sequence[Solid], places: Places) -> np.ndarray:
         depth[sample[nearer]] = distance[nearer]
         owner[sample[nearer]] = n
 
-    lit = _lit_floor(scenery, stage, owner)
-    radiance = lit[:, None] * _FLOOR
     seen = np.flatnonzero(owner >= 0)
-    if seen.size:
-        radiance[seen] = _shade(scenery, stage, seen, owner[seen], depth[seen])
-    n = scenery.samples
-    radiance = radiance.reshape(num_frames, scenery.size, n, scenery.size, n, 3)
-    total = np.zeros((num_frames, scenery.size, scenery.size, 3), np.float32)
-    for i in range(n):
-        for j in range(n):
-            # Clipped before the mean: a highlight brighter than white has no jagged edge then.
-            total += np.minimum(radiance[:, :, i, :, j], 1)
-    return (np.sqrt(total / np.float32(n * n)) * 255 + np.float32(0.5)).astype(np.uint8)
+    radiance = _shade(scenery, stage, seen, owner[seen], depth[seen])
+    # Clipped before the mean: a highlight brighter than white has no jagged edge then.
+    np.minimum(radiance, 1, out=radiance)
+    pixel = _pixels(scenery, seen)
+    shown = np.bincount(pixel, minlength=num_frames * scenery.size**2).astype(np.float32)
+    num_samples = np.float32(scenery.samples**2)
+    floor = (num_samples - shown) * _lit_floor(scenery, stage, owner, shown)
+    picture = np.empty((len(shown), 3), np.uint8)
+    for channel in range(3):
+        total = np.bincount(pixel, radiance[:, channel], len(shown)).astype(np.float32)
+        mean = (total + floor * _FLOOR[channel]) / num_samples
+        picture[:, channel] = np.sqrt(np.minimum(mean, 1)) * 255 + np.float32(0.5)
+    return picture.reshape(num_frames, scenery.size, scenery.size, 3)
 
 
 class _Stage:
@@ -169,8 +175,10 @@ class _Stage:
         return np.flatnonzero((along > 0) & (square - along * along < reach))
 
 
-def _lit_floor(scenery: View, stage: _Stage, owner: np.ndarray) -> np.ndarray:
-    """How bright the floor is at every sample that shows it: [F * R]."""
+def _lit_floor(
+    scenery: View, stage: _Stage, owner: np.ndarray, shown: np.ndarray
+) -> np.ndarray:
+    """How bright the floor is in every pixel, [F * P]; `shown` samples of it show solids."""
     num_rays = len(scenery.ray[0])
     num_frames = len(owner) // num_rays
     dark = np.zeros(len(owner), bool)
@@ -186,13 +194,36 @@ def _lit_floor(scenery: View, stage: _Stage, owner: np.ndarray) -> np.ndarray:
         frame, ray, sample = frame[open_floor], ray[open_floor], sample[open_floor]
         point = _take(scenery.floor, ray)
         to_lamp, _ = _towards(point, _take(scenery.lamp, ray))
-        dark[sample] |= stage.distance(n, frame, point, to_lamp) < _FAR
-    size, samples = scenery.size, scenery.samples
-    hidden = _hidden_sky(stage, scenery.pixel_floor, num_frames)
-    shape = (num_frames, size, samples, size, samples)
-    ambient = scenery.floor_ambient.reshape(shape[1:]) * (1 - hidden).reshape(-1, size, 1, size, 1)
-    key = np.where(dark.reshape(shape), np.float32(0), scenery.floor_key.reshape(shape[1:]))
-    return (ambient + key).reshape(-1)
+        dark[sample] = stage.distance(n, frame, point, to_lamp) < _FAR
+    # The pixels of a window see all spots of the lamp once: their mean is a smooth shadow.
+    pixel = _pixels(scenery, np.flatnonzero(dark))
+    num_dark = np.bincount(pixel, minlength=len(shown)).astype(np.float32)
+    shape = (num_frames, scenery.size, scenery.size)
+    num_floor = np.float32(scenery.samples**2) - shown
+    shadow = _window(num_dark.reshape(shape)) / np.maximum(_window(num_floor.reshape(shape)), 1)
+    hidden = _hidden_sky(stage, scenery.floor_middle, num_frames)
+    ambient = scenery.floor_ambient * (1 - hidden)
+    return (ambient + scenery.floor_key * (1 - shadow.reshape(num_frames, -1))).reshape(-1)
+
+
+def _window(numbers: np.ndarray) -> np.ndarray:
+    """Sums over windows of _SPREAD x _SPREAD pixels of [F, size, size], smaller at two borders."""
+    for axis in (1, 2):
+        moved = np.zeros_like(numbers)
+        to, of = [slice(None)] * 3, [slice(None)] * 3
+        to[axis], of[axis] = slice(1, None), slice(None, -1)
+        moved[tuple(to)] = numbers[tuple(of)]
+        numbers = numbers + moved
+    return numbers
+
+
+def _pixels(scenery: View, samples: np.ndarray) -> np.ndarray:
+    """The pixels of F * P that some samples of F * R belong to."""
+    n = scenery.samples
+    if n == 1:
+        return samples
+    row, column = np.divmod(samples, scenery.size * n)  # rows of all frames
+    return row // n * scenery.size + column // n
 
 
 def _hidden_sky(stage: _Stage, point: Vector, num_frames: int) -> np.ndarray:
@@ -224,7 +255,7 @@ def _shade(
         towards = towards[owner[towards] != n]
         start, way = _take(lifted, towards), _take(to_lamp, towards)
         lit[towards] &= stage.distance(n, frame[towards], start, way) == _FAR
-    key, shine, other = _light(point, normal, lamp, ray)
+    key, shine, other = _light(point, normal, ray)
     colour = stage.colour[owner]
     # Close to the floor less of the sky is seen.
     other = other * np.minimum(np.float32(0.55) + np.float32(0.6) * point[2], 1)
@@ -273,7 +304,7 @@ def _mirror(
     if hit.size:
         point = _plus(_take(start, hit), _take(ray, hit), nearest[hit])
         normal = _normals(stage, frame[hit], whose[hit], point)
-        key, _, other = _light(point, normal, tuple(np.float32(x) for x in _KEY))
+        key, _, other = _light(point, normal)
         radiance[hit] = stage.colour[whose[hit]] * (key + other)[:, None]
     return radiance
 
@@ -299,10 +330,10 @@ def _surroundings(start: Vector, ray: Vector) -> np.ndarray:
 
 
 def _light(
-    point: Vector, normal: Vector, lamp: Vector, ray: Vector | None = None
+    point: Vector, normal: Vector, ray: Vector | None = None
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
     """Light on points: from the lamp, its gloss (dull, sharp), and all other light."""
-    to_lamp, square = _towards(point, lamp)
+    to_lamp, square = _towards(point, tuple(np.float32(x) for x in _KEY))
     # Nearer to the lamp it is brighter, as much as at its usual distance of 10.
     power = np.float32(_KEY_POWER * 1.9 * 100) / (square + np.float32(90))
     key = np.maximum(_dot(normal, to_lamp), 0) * power
