@@ -43,7 +43,7 @@ class View(NamedTuple):
     ray: Vector  # [R] unit vectors from the eye
     floor: Vector  # [R] where they meet the floor
     lamp: Vector  # [R] the spot of the lamp that a sample sees
-    lamps: np.ndarray  # float64 [any, 3], these spots
+    lamps: np.ndarray  # float64 [4, 3], the outermost of these spots
     to_camera: np.ndarray  # float64 [3, 3]: right, up and forward
     floor_middle: Vector  # [P] the floor at the centres of the pixels
     floor_key: np.ndarray  # [P], light from the lamp there
@@ -81,6 +81,7 @@ def view(size: int, samples: int = 2) -> View:
     row, column = np.divmod(np.arange(width**2), width)
     spot = order[row % num_spots] * num_spots + order[column % num_spots]
     lamp = tuple(lamps[spot].T.astype(np.float32))
+    lamps = lamps[[0, num_spots - 1, -num_spots, -1]]
     middle = rays(size)[1]
     zero = np.zeros(size**2, np.float32)
     key, _, ambient = _light(middle, (zero, zero, zero + 1))
@@ -175,15 +176,13 @@ class _Stage:
         return np.flatnonzero((along > 0) & (square - along * along < reach))
 
 
-def _lit_floor(
-    scenery: View, stage: _Stage, owner: np.ndarray, shown: np.ndarray
-) -> np.ndarray:
+def _lit_floor(scenery: View, stage: _Stage, owner: np.ndarray, shown: np.ndarray) -> np.ndarray:
     """How bright the floor is in every pixel, [F * P]; `shown` samples of it show solids."""
     num_rays = len(scenery.ray[0])
     num_frames = len(owner) // num_rays
     dark = np.zeros(len(owner), bool)
     for n, corners in enumerate(stage.corners):
-        # The shadow lies within the shadows of the corners, from all spots of the lamp.
+        # The shadow lies within those of the corners, from the outermost spots of the lamp.
         lamps = scenery.lamps[:, None, None]
         share = lamps[..., 2:] / (lamps[..., 2:] - corners)[..., 2:]
         shadows = (lamps + share * (corners - lamps)).transpose(1, 0, 2, 3)
@@ -244,17 +243,25 @@ def _shade(
     """The radiance [M, 3] of the samples `seen` that show a solid."""
     num_rays = len(scenery.ray[0])
     frame, ray_number = np.divmod(seen, num_rays)
-    ray, lamp = _take(scenery.ray, ray_number), _take(scenery.lamp, ray_number)
+    ray = _take(scenery.ray, ray_number)
     point = tuple(np.float32(e) + depth * r for e, r in zip(_EYE, ray, strict=True))
     normal = _normals(stage, frame, owner, point)
-    to_lamp, _ = _towards(point, lamp)
     lifted = _plus(point, normal, 4 * _NEAR)
-    lit = np.ones(len(seen), bool)
+    # On solids shadows are sharp: nothing smooths the edges that the spots would leave.
+    to_lamp, _ = _towards(point, tuple(np.float32(x) for x in _KEY))
+    lit = _dot(normal, to_lamp) > 0
+    faces = np.flatnonzero(lit)
+    frames, owners, start, way = (
+        frame[faces],
+        owner[faces],
+        _take(lifted, faces),
+        _take(to_lamp, faces),
+    )
     for n in range(len(stage.solids)):
-        towards = stage.near(n, frame, point, to_lamp)
-        towards = towards[owner[towards] != n]
-        start, way = _take(lifted, towards), _take(to_lamp, towards)
-        lit[towards] &= stage.distance(n, frame[towards], start, way) == _FAR
+        near = stage.near(n, frames, start, way)
+        near = near[owners[near] != n]
+        met = stage.distance(n, frames[near], _take(start, near), _take(way, near)) < _FAR
+        lit[faces[near[met]]] = False
     key, shine, other = _light(point, normal, ray)
     colour = stage.colour[owner]
     # Close to the floor less of the sky is seen.
@@ -401,7 +408,7 @@ def _meet_cone(solid: Solid, start: Vector, ray: Vector) -> np.ndarray:
     c = x * x + y * y - slope * z * z
     root = b * b - a * c
     half = np.sqrt(np.maximum(root, 0))
-    nearest = np.broadcast_to(_FAR, root.shape)
+    nearest = np.full_like(root, _FAR)
     for t in ((-b - half) / a, (-b + half) / a):
         level = z - t * dz
         good = (root >= 0) & (level >= 0) & (level <= height) & (t > _NEAR)
