@@ -19,7 +19,7 @@ SHAPES = ("sphere", "cube", "cylinder", "cone")
 _RADII = (0.35, 0.5, 0.7)  # of solids: small, medium, large
 _HALF_WIDTH = 3.0  # centres stay within this of the middle of the floor, in both directions
 _MARGIN = 0.12  # at least this between two solids
-_LIFT = 2.1  # how high a solid is carried: above the highest one
+_LIFT = 2.0  # how high a solid is carried: above the highest one
 _TRIES = 12  # goals that are tried before a solid rests instead
 
 # CLEVR's colours, linear RGB.
@@ -94,7 +94,7 @@ class Scene:
         share = np.clip(since / (slot.end - slot.begin), 0, 1)
         # A solid that is carried first goes up, and is almost up before it goes sideways.
         sideways = np.where(slot.lifted, _ease((share - 0.2) / 0.6), _ease(share))
-        height = np.where(slot.lifted, _LIFT * _ease(np.minimum(share, 1 - share) / 0.3), 0)
+        height = np.where(slot.lifted, _LIFT * _ease(np.minimum(share, 1 - share) / 0.4), 0)
         ground = slot.start + sideways[..., None] * (slot.goal - slot.start)
         return Places(
             np.concatenate([ground, height[..., None]], -1), slot.angle + _ease(share) * slot.turn
@@ -106,8 +106,8 @@ class Scene:
         num = len(solids)
         start, angle = self._at.copy(), self._angle.copy()
         goal, turn, lifted = start.copy(), np.zeros(num), np.zeros(num, bool)
-        begin = rng.uniform(0, 6, num)
-        end = begin + rng.uniform(20, FRAMES_PER_SLOT - 6, num)
+        begin = rng.uniform(0, 5, num)
+        end = begin + rng.uniform(21, FRAMES_PER_SLOT - 5, num)
         busy = [False] * num  # does something in this slot, or something happens to it
         actions = rng.choice(
             ["rest", "slide", "turn", "carry", "cover"], num, p=[0.25, 0.35, 0.1, 0.15, 0.15]
@@ -157,7 +157,7 @@ class Scene:
         for _ in range(_TRIES):
             place = self._rng.uniform(-_HALF_WIDTH, _HALF_WIDTH, 2)
             away = np.hypot(*(place - start[n]))
-            if 0.8 < away < 3.5 and self._is_free(n, start, goal, place, without, along=along):
+            if 0.8 < away < 3 and self._is_free(n, start, goal, place, without, along=along):
                 return place
         return None
 
