@@ -125,11 +125,11 @@ def test_shadows(shape):
     """The floor is darker where the lamp is hidden, also under what is in the air."""
     view = ray_caster.view(96)
     empty = ray_caster.draw(view, *alone(shape, x=50))[0].astype(int)
-    for height in (0, 2):
+    for height, least in ((0, 20), (2, 80)):  # little of a cone's own shadow is beside it
         frame = ray_caster.draw(view, *alone(shape, height=height))[0].astype(int)
         darker = (empty - frame).max(-1)
         darker[is_red(frame)] = 0
-        assert (darker > 15).sum() > 60
+        assert (darker > 15).sum() > least
         # Everywhere else it is as bright as without the solid, or a little darker.
         assert (frame - empty)[~is_red(frame)].max() < 60
     # The shadow of what is in the air is not where it stands: it is to the right and behind.
@@ -145,7 +145,7 @@ def test_metal_shines_and_rubber_does_not():
         ray_caster.draw(view, *alone("sphere", metal=metal))[0] for metal in (True, False)
     )
     assert (metal.min(-1) > 250).any()
-    assert rubber.max() < 250
+    assert rubber.min(-1).max() < 220
 
 
 def test_metal_mirrors_its_neighbours():
