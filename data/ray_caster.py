@@ -526,7 +526,7 @@ def _count_up(lengths: np.ndarray) -> np.ndarray:
     [0, 1, 0, 1, 2]
     """
     ends = np.cumsum(lengths)
-    return np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    return np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
 
 
 # Vectors.

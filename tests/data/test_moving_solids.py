@@ -39,7 +39,7 @@ def test_training_streams_start_one_after_the_other(config):
     played = take(config, 3 * LENGTH)
     assert played["frames"].shape == (3 * LENGTH, 3, 16, 16, 3)
     for slot, first in enumerate((0, 2, 4)):  # b/B of the way through
-        starts = [0] + list(range(LENGTH - first, 3 * LENGTH, LENGTH))
+        starts = [0, *range(LENGTH - first, 3 * LENGTH, LENGTH)]
         assert np.flatnonzero(played["reset"][:, slot]).tolist() == starts
         t = first
         for frame, reset, stream in zip(

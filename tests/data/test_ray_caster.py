@@ -177,3 +177,4 @@ def test_out_of_the_picture():
     for shape in SHAPES:
         ray_caster.draw(ray_caster.view(24), *alone(shape, x=-30, metal=True))
         ray_caster.draw(ray_caster.view(24), *alone(shape, x=4.3, y=2.0, metal=True))
+        ray_caster.draw(ray_caster.view(2, 1), *alone(shape, x=1, radius=0.01))  # between rays
