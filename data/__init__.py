@@ -1,16 +1,24 @@
-"""Data sets of videos: `load` one by its name and get batches for training and evaluation."""
+"""Data sets of videos: `load` one by its name and get batches for training and evaluation.
+
+Clips with labels come from `load`, streams of frames without end or label from `load_streams`.
+"""
 
 import difflib
 from types import ModuleType
 
 import ml_collections
 
-from data import moving_digits, video_folder
+from data import moving_digits, moving_solids, video_file, video_folder
 from data.pipeline import Source
+from data.streams import Streams
 
-_DATA_SETS: dict[str, ModuleType] = {
+_CLIPS: dict[str, ModuleType] = {
     "moving_digits": moving_digits,
     "video_folder": video_folder,
+}
+_STREAMS: dict[str, ModuleType] = {
+    "moving_solids": moving_solids,
+    "video_file": video_file,
 }
 
 
@@ -20,7 +28,7 @@ def default_config(name: str) -> ml_collections.ConfigDict:
     Raises:
       ValueError: if there is no such data set; the message names the closest one.
     """
-    return _data_set(name).default_config()
+    return _data_set(name, _CLIPS | _STREAMS).default_config()
 
 
 def load(
@@ -47,7 +55,32 @@ def load(
       ValueError: if there is no such data set or field (the message names the closest one), or a
         value is out of range.
     """
-    data_set = _data_set(config.name)
+    return _checked(config, _CLIPS).load(
+        config, seed=seed, process_index=process_index, process_count=process_count
+    )
+
+
+def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str = "train") -> Streams:
+    """Loads the streams of frames that `config` describes.
+
+    Args:
+      config: `default_config(name)`, with other values where wanted.
+      seed: decides all that is drawn at random.
+      split: "train"; "test", what is never trained on, played once; `video_file` also has "all".
+
+    Returns:
+      An iterator over batches, one frame of each stream a step. Close it in the end.
+
+    Raises:
+      ValueError: if there is no such data set or field (the message names the closest one), or a
+        value is out of range.
+    """
+    return _checked(config, _STREAMS).load_streams(config, seed=seed, split=split)
+
+
+def _checked(config: ml_collections.ConfigDict, data_sets: dict[str, ModuleType]) -> ModuleType:
+    """The data set of `config`, which must be one of `data_sets` and have all its fields."""
+    data_set = _data_set(config.name, data_sets)
     known = data_set.default_config()
     for field in config:
         if field not in known:
@@ -57,15 +90,17 @@ def load(
             f"the configuration of {config.name} lacks {', '.join(missing)}; start from "
             f"data.default_config({config.name!r})"
         )
-    return data_set.load(
-        config, seed=seed, process_index=process_index, process_count=process_count
-    )
+    return data_set
 
 
-def _data_set(name: str) -> ModuleType:
-    if name not in _DATA_SETS:
-        raise ValueError(f"there is no data set {name!r}{_closest(name, _DATA_SETS)}")
-    return _DATA_SETS[name]
+def _data_set(name: str, data_sets: dict[str, ModuleType]) -> ModuleType:
+    if name in data_sets:
+        return data_sets[name]
+    for others, loader in ((_CLIPS, "load"), (_STREAMS, "load_streams")):
+        if name in others:
+            kind = "clips with labels" if others is _CLIPS else "streams of frames"
+            raise ValueError(f"{name} is made of {kind}: it is for data.{loader}")
+    raise ValueError(f"there is no data set {name!r}{_closest(name, data_sets)}")
 
 
 def _closest(name: str, names: object) -> str:

@@ -21,6 +21,7 @@ def concatenated(
     *,
     num_threads: int,
     depth: int,
+    patience: float | None = None,
 ) -> Iterator[Result]:
     """Yields what `make(item)` yields, for every item, in order.
 
@@ -32,9 +33,13 @@ def concatenated(
       items: the items.
       num_threads: how many items are worked on at once, at least 1.
       depth: how many finished results may wait for each of them, at least 1.
+      patience: how many seconds to wait for a result; None waits for ever.
 
     Yields:
       The results. An exception in a thread is raised when its turn comes.
+
+    Raises:
+      TimeoutError: if there is no result for `patience` seconds. The thread is left to itself.
 
     >>> list(concatenated(range, [2, 0, 3], num_threads=2, depth=1))
     [0, 1, 0, 1, 2]
@@ -55,7 +60,10 @@ def concatenated(
         for item in itertools.islice(items, num_threads):
             start(item)
         while waiting:
-            kind, value = waiting[0].get()
+            try:
+                kind, value = waiting[0].get(timeout=patience)
+            except queue.Empty:
+                raise TimeoutError(f"no result for {patience:g} s") from None
             if kind == "result":
                 yield value
             elif kind == "error":

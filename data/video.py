@@ -24,7 +24,7 @@ from data import clips
 
 # The demuxers of video containers. Without this list FFmpeg also opens still pictures, ANSI art and
 # playlists that name other files, whatever the extension says.
-_FORMATS = "avi,mov,matroska,mpeg,mpegts,flv,asf,ogg"
+FORMATS = "avi,mov,matroska,mpeg,mpegts,flv,asf,ogg"
 
 # A file that declares a duration instead of a number of frames may end this part of a frame early:
 # Matroska rounds its time stamps to milliseconds.
@@ -71,7 +71,7 @@ def probe(path: str | os.PathLike) -> VideoInfo:
     """
     path = os.fspath(path)
     num_frames, first = 0, None
-    for frame in _decode(path):
+    for frame in decode(path):
         num_frames += 1
         first = first or frame
     height, width = first.height, first.width
@@ -117,9 +117,9 @@ def iter_frames(
       BadVideo: as soon as the file turns out to be bad, or if it ends before `stop`.
     """
     path = os.fspath(path)
-    convert = _Converter(path, resize, crop)
+    convert = Converter(path, resize, crop)
     number = -1
-    with contextlib.closing(_decode(path)) as decoded:
+    with contextlib.closing(decode(path)) as decoded:
         for number, frame in enumerate(decoded):
             if number >= start:
                 yield convert(frame)
@@ -156,10 +156,10 @@ def read_frames(
     wanted, place = np.unique(np.asarray(indices, np.int64), return_inverse=True)
     if not wanted.size or wanted[0] < 0:
         raise ValueError(f"indices must be one or more frame numbers from 0, got {indices!r}")
-    convert = _Converter(path, resize, crop)
+    convert = Converter(path, resize, crop)
     frames = None
     found = 0
-    with contextlib.closing(_decode(path)) as decoded:
+    with contextlib.closing(decode(path)) as decoded:
         for number, frame in enumerate(decoded):
             if number != wanted[found]:
                 continue
@@ -181,7 +181,7 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-class _Converter:
+class Converter:
     """Turns decoded frames into RGB arrays of the size that is wanted."""
 
     def __init__(self, path: str, resize: int | None, crop: clips.Box | None):
@@ -191,6 +191,7 @@ class _Converter:
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """One frame, uint8 [H, W, 3]."""
         try:
             # One shared converter and one thread: PyAV's defaults make a new one with a thread pool
             # for every frame, which is 3 to 15 times slower and gives the same pixels.
@@ -213,7 +214,7 @@ class _Converter:
         return pixels
 
 
-def _decode(path: str) -> Iterator[av.VideoFrame]:
+def decode(path: str) -> Iterator[av.VideoFrame]:
     """Yields every frame as FFmpeg hands it out; raises BadVideo at the first thing wrong."""
     try:
         with open(path, "rb") as file:
@@ -222,41 +223,63 @@ def _decode(path: str) -> Iterator[av.VideoFrame]:
         raise UnreadableVideo(path, f"cannot be read: {error.strerror}") from error
     if empty:
         raise BadVideo(path, "the file is empty")
-    count, declared = 0, 0
+    with opened(path, options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}) as file:
+        yield from frames_of(path, file)
+
+
+@contextlib.contextmanager
+def opened(
+    path: str, *, device: str | None = None, options: dict[str, str]
+) -> Iterator[av.container.InputContainer]:
+    """Opens a file, or `path` of a kind of device such as v4l2, with FFmpeg's options.
+
+    Raises:
+      BadVideo: if FFmpeg cannot open it.
+    """
     try:
-        with av.open(
-            path,
-            # Metadata in some other encoding than UTF-8 does no harm to the frames.
-            metadata_errors="ignore",
-            options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
-        ) as container:
-            stream = _video_stream(path, container)
-            # Worker processes are the parallelism; a decoder's own threads would only compete.
-            stream.thread_type = "NONE"
-            # Without it FFmpeg patches damaged frames up and says nothing.
-            stream.codec_context.options = {"err_detect": "explode"}
-            declared = _declared_frames(container, stream)
-            declared_end = _declared_end(container, stream)
-            frame_time = float(1 / stream.average_rate) if stream.average_rate else 0.1
-            first, end = None, 0.0
-            for packet in container.demux(stream):
-                # An edit list may cut frames away that others need in order to be decoded.
-                declared -= declared > 0 and packet.is_discard
-                for frame in packet.decode():
-                    if frame.is_corrupt:
-                        raise BadVideo(path, f"frame {count} is damaged")
-                    first = first or frame
-                    if (frame.width, frame.height) != (first.width, first.height):
-                        raise BadVideo(
-                            path,
-                            f"frame {count} has {frame.width}x{frame.height} pixels, the first "
-                            f"one {first.width}x{first.height}",
-                        )
-                    if frame.time is not None:
-                        lasts = float(frame.duration * frame.time_base) or frame_time
-                        end = max(end, frame.time + lasts)
-                    count += 1
-                    yield frame
+        # Metadata in some other encoding than UTF-8 does no harm to the frames.
+        container = av.open(path, format=device, metadata_errors="ignore", options=options)
+    except (av.error.FFmpegError, ValueError) as error:  # ValueError: no such kind of device
+        reason = getattr(error, "strerror", None) or error
+        raise BadVideo(path, f"cannot be decoded: {reason}") from error
+    with container:
+        yield container
+
+
+def frames_of(path: str, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+    """Yields every frame as FFmpeg hands it out.
+
+    Raises:
+      BadVideo: at the first thing wrong.
+    """
+    stream = _video_stream(path, container)
+    # Worker processes are the parallelism; a decoder's own threads would only compete.
+    stream.thread_type = "NONE"
+    # Without it FFmpeg patches damaged frames up and says nothing.
+    stream.codec_context.options = {"err_detect": "explode"}
+    declared = _declared_frames(container, stream)
+    declared_end = _declared_end(container, stream)
+    frame_time = float(1 / stream.average_rate) if stream.average_rate else 0.1
+    count, first, end = 0, None, 0.0
+    try:
+        for packet in container.demux(stream):
+            # An edit list may cut frames away that others need in order to be decoded.
+            declared -= declared > 0 and packet.is_discard
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise BadVideo(path, f"frame {count} is damaged")
+                first = first or frame
+                if (frame.width, frame.height) != (first.width, first.height):
+                    raise BadVideo(
+                        path,
+                        f"frame {count} has {frame.width}x{frame.height} pixels, the first "
+                        f"one {first.width}x{first.height}",
+                    )
+                if frame.time is not None:
+                    lasts = float(frame.duration * frame.time_base) or frame_time
+                    end = max(end, frame.time + lasts)
+                count += 1
+                yield frame
     except av.error.FFmpegError as error:
         where = f" after {_of(count, declared)} frames" if count else ""
         raise BadVideo(path, f"cannot be decoded{where}: {error.strerror}") from error

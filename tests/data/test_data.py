@@ -17,15 +17,45 @@ def test_default_config(name):
         ("moving_digit", "no data set 'moving_digit'; did you mean 'moving_digits'"),
         ("folder", "did you mean 'video_folder'"),
         ("zzz", "it can be moving_digits, video_folder"),
+        ("moving_solids", "it is for data.load_streams"),
     ],
 )
 def test_an_unknown_name(name, message):
-    with pytest.raises(ValueError, match=message):
-        data.default_config(name)
     config = data.default_config("moving_digits")
     config.name = name
     with pytest.raises(ValueError, match=message):
         data.load(config, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("moving_solid", "did you mean 'moving_solids'"),
+        ("zzz", "it can be moving_solids, video_file"),
+        ("video_folder", "made of clips with labels: it is for data.load"),
+    ],
+)
+def test_an_unknown_name_of_streams(name, message):
+    config = data.default_config("moving_solids")
+    config.name = name
+    with pytest.raises(ValueError, match=message):
+        data.load_streams(config, seed=0)
+
+
+def test_default_config_of_an_unknown_name():
+    message = "it can be moving_digits, moving_solids, video_file, video_folder"
+    with pytest.raises(ValueError, match=message):
+        data.default_config("zzz")
+
+
+@pytest.mark.parametrize("name", ["moving_solids", "video_file"])
+def test_default_config_of_streams(name):
+    config = data.default_config(name)
+    assert config.name == name
+    assert {"size", "stride", "batch_size"} <= set(config)
+    config.sise = 3
+    with pytest.raises(ValueError, match="no field 'sise'; did you mean 'size'"):
+        data.load_streams(config, seed=0)
 
 
 def test_an_unknown_field():
