@@ -43,12 +43,15 @@ class Result(NamedTuple):
     """What a finished loop leaves."""
 
     train_state: TrainState
+    step: int  # the last one; fewer than were asked for when a stream ended
     evaluation: Evaluation | None  # after the last step; None without test videos
     steps_per_second: float | None  # of training alone; None if there was nothing left to train
 
 
 def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, float]]) -> Result:
     """Trains from `step`, the number of updates so far, to `job.options.num_steps`.
+
+    Or until there are no more batches.
 
     The metrics of a step are looked at when the next one has been handed to the device, so that it
     never waits for the host; except before something is saved, evaluated or stopped. `window` has
@@ -72,16 +75,20 @@ def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, flo
         window.append(values)
         clock.count()
         speed = clock.steps_per_second
-        job.progress.update(number, values["loss"], values["accuracy"], speed)
-        at_end = number == num_steps
-        if number % options.log_every == 0 or at_end:
-            means = {name: float(np.mean([one[name] for one in window])) for name in values}
-            means["learning_rate"] = float(job.schedule(number - 1))
-            means["epoch"] = number / job.steps_per_epoch
-            timing = {} if speed is None else {"steps_per_second": speed}
-            job.log.write(number, "train", means, **timing)
+        shown = {name: value for name, value in values.items() if name != "grad_norm"}
+        job.progress.update(number, shown, speed)
+        if number % options.log_every == 0 or number == num_steps:
+            log_line(number)
         if number % options.log_every == 0:
             window.clear()
+
+    def log_line(number: int) -> None:
+        means = {name: float(np.mean([one[name] for one in window])) for name in window[0]}
+        means["learning_rate"] = float(job.schedule(number - 1))
+        means["epoch"] = number / job.steps_per_epoch
+        speed = clock.steps_per_second
+        timing = {} if speed is None else {"steps_per_second": speed}
+        job.log.write(number, "train", means, **timing)
 
     def save() -> None:
         job.progress.say("saving")
@@ -130,7 +137,15 @@ def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, flo
     waiting = None
     while step < num_steps:
         with job.fetching():
-            batch = next(job.batches)
+            batch = next(job.batches, None)
+        if batch is None:  # A stream that has an end.
+            if waiting is not None:
+                look_at(*waiting)
+            clock.stop()
+            if window:
+                log_line(step)
+            save()
+            break
         if step == 0:
             job.log.write_clips("train/clips", batch["frames"], step)
         first = clock.steps_per_second is None and waiting is None
@@ -148,7 +163,7 @@ def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, flo
             between_steps(stop)
             clock.start()
     clock.stop()
-    return Result(train_state, test(job.shown), clock.steps_per_second)
+    return Result(train_state, step, test(job.shown), clock.steps_per_second)
 
 
 class _Interrupted(Exception):

@@ -1,4 +1,4 @@
-"""Trains and evaluates a network on videos.
+"""Trains and evaluates a network on videos, or on a stream of frames.
 
 python experiments/main.py --config=experiments/configs/quickstart.py --workdir=/tmp/quickstart
 
@@ -29,14 +29,14 @@ def main(argv: list[str]) -> int:
     # Not at the top: the processes that make batches import this file, too, and need no JAX.
     import jax
 
-    from experiments import distributed, execution
+    from experiments import distributed, execution, train, train_stream
     from experiments.stopping import NonFiniteError, Stopped
-    from experiments.train import train_and_evaluate
 
+    jobs = {"classification": train, "autoencoding": train_stream}
     try:
         if not distributed.initialize():
             execution.force_cpu_devices(_CONFIG.value)
-        train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+        jobs[_CONFIG.value.task].train_and_evaluate(_CONFIG.value, _WORKDIR.value)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal_number

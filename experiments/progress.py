@@ -8,8 +8,6 @@ import time
 from rich import progress
 from rich.console import Console
 
-_FIELDS = "loss {loss:.3f}  accuracy {accuracy:.3f}  {speed}  {left} left"
-
 
 class Clock:
     """Steps per second of training alone: compilation and evaluation do not count."""
@@ -43,7 +41,7 @@ class Clock:
 
 
 class Progress:
-    """Shows the step, loss, accuracy, steps/s and the time left; a context manager.
+    """Shows the step, some metrics, steps/s and the time left; a context manager.
 
     Args:
       console: where to.
@@ -77,11 +75,12 @@ class Progress:
         """What is being done other than training, next to the bar."""
         self._bar.update(self._task, description=what)
 
-    def update(self, step: int, loss: float, accuracy: float, speed: float | None) -> None:
+    def update(self, step: int, metrics: dict[str, float], speed: float | None) -> None:
         """Shows the results of a step."""
         left = "?" if speed is None else _duration((self._num_steps - step) / speed)
         speed = "-" if speed is None else f"{speed:.3g} steps/s"
-        shown = _FIELDS.format(loss=loss, accuracy=accuracy, speed=speed, left=left)
+        shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+        shown = f"{shown}  {speed}  {left} left"
         self._bar.update(self._task, completed=step, shown=shown)
         if self._bar.disable and (step % self._line_every == 0 or step == self._num_steps):
             self._console.print(

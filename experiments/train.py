@@ -57,7 +57,7 @@ def train_and_evaluate(
     """
     workdir = Path(workdir)
     console = console or Console()
-    _check(config)
+    check_steps(config)
     config = _with_videos(config, workdir)
     workdirs.check(config, workdir)
 
@@ -128,7 +128,7 @@ def train_and_evaluate(
     evaluation = result.evaluation
     summary = report.Summary(
         rule=config.rule,
-        execution=_described(execution, config),
+        execution=described(execution, config),
         steps=config.train.num_steps,
         test_accuracy=evaluation and evaluation.accuracy,
         steps_per_second=result.steps_per_second,
@@ -195,7 +195,7 @@ def make_train_step(
         frames = batch["frames"].swapaxes(0, 1)
         labels = jnp.broadcast_to(batch["label"], frames.shape[:2])
         train_state, metrics = train_step(train_state, frames, labels)
-        return train_state, metrics | {"finite": _all_finite(train_state)}
+        return train_state, metrics | {"finite": all_finite(train_state)}
 
     return lambda key: init(key, frame), train_on_batch
 
@@ -231,12 +231,13 @@ def accuracy(logits: jax.Array, label: jax.Array) -> jax.Array:
     return jnp.mean((logits.argmax(axis=-1) == label).astype(jnp.float32))
 
 
-def _all_finite(tree) -> jax.Array:
+def all_finite(tree) -> jax.Array:
+    """Whether all numbers of a pytree are."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats]))
 
 
-def _described(execution: Execution, config: ConfigDict) -> str:
+def described(execution: Execution, config: ConfigDict) -> str:
     """The execution, with what else says where it ran."""
     if execution.mesh is None:
         return execution.name
@@ -284,7 +285,8 @@ def _with_videos(config: ConfigDict, workdir: Path) -> ConfigDict:
     return config.lock()
 
 
-def _check(config: ConfigDict) -> None:
+def check_steps(config: ConfigDict) -> None:
+    """Raises ValueError for numbers of steps that make no sense."""
     for name, least in (
         ("num_steps", 1),
         ("log_every", 1),

@@ -55,6 +55,7 @@ def base_config() -> ConfigDict:
     """
     return ConfigDict(
         {
+            "task": "classification",  # of videos; or autoencoding of a stream, online
             "seed": 0,  # of everything: parameters, clips, dropout
             "rule": "sideways",  # or backprop, the baseline
             # One device: time_parallel, or scan, whose memory does not depend on the clip length.

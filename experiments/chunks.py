@@ -1,0 +1,63 @@
+"""Streams in chunks of K steps, as batches of clips are: what a train step takes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from data.streams import Streams
+from data.video import BadVideo
+
+
+class Chunks:
+    """An iterator over `{"frames": uint8 [B, K, H, W, 3], "reset": bool [B, K]}`.
+
+    What does not fill a last chunk is left out, unless `keep_rest`. When the source fails after
+    something was delivered, that is the end; `failure` then says what happened.
+    """
+
+    def __init__(self, streams: Streams, num_frames: int, *, keep_rest: bool = False):
+        self._streams, self._num_frames, self._keep_rest = streams, num_frames, keep_rest
+        self._delivered = False
+        self.failure: BadVideo | None = None
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self.failure is not None:
+            raise StopIteration
+        steps = []
+        try:
+            for _ in range(self._num_frames):
+                one = next(self._streams, None)
+                if one is None:
+                    break
+                steps.append(one)
+        except BadVideo as failure:
+            if not self._delivered:
+                raise
+            self.failure = failure
+        if not steps or (len(steps) < self._num_frames and not self._keep_rest):
+            raise StopIteration
+        self._delivered = True
+        return {
+            name: np.stack([one[name] for one in steps], axis=1) for name in ("frames", "reset")
+        }
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the next chunk begins."""
+        return self._streams.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to where the state was taken."""
+        self._streams.set_state(state)
+
+    def start_prefetch(self) -> None:
+        """Frames are made ahead from the first one on; nothing to start."""
+
+    def close(self) -> None:
+        """Ends the threads that make frames."""
+        self._streams.close()
