@@ -12,7 +12,8 @@ from data.video import BadVideo
 
 
 class Chunks:
-    """An iterator over `{"frames": uint8 [B, K, H, W, 3], "reset": bool [B, K]}`.
+    """An iterator over `{"frames": uint8 [B, K, H, W, 3], "reset": bool [B, K], "playing": bool
+    [B, K]}`; a stream that has ended while others go on is not playing.
 
     What does not fill a last chunk is left out, unless `keep_rest`. When the source fails after
     something was delivered, that is the end; `failure` then says what happened.
@@ -43,9 +44,10 @@ class Chunks:
         if not steps or (len(steps) < self._num_frames and not self._keep_rest):
             raise StopIteration
         self._delivered = True
-        return {
-            name: np.stack([one[name] for one in steps], axis=1) for name in ("frames", "reset")
-        }
+        frames, reset, stream = (
+            np.stack([one[name] for one in steps], axis=1) for name in ("frames", "reset", "stream")
+        )
+        return {"frames": frames, "reset": reset, "playing": stream >= 0}
 
     def get_state(self) -> dict[str, Any]:
         """Where the next chunk begins."""

@@ -57,12 +57,13 @@ class StreamScore:
         self._lags: list[np.ndarray] = []
         self._used = self._dropped = self._arrived = 0
 
-    def add(self, outputs: Outputs, frames: np.ndarray) -> None:
+    def add(self, outputs: Outputs, frames: np.ndarray, playing: np.ndarray | None = None) -> None:
         """Adds K steps of B streams.
 
         Args:
           outputs: `[K, B, H, W, 3]`, with the numbers of their frames.
           frames: what arrived, uint8 `[K, B, H, W, 3]`.
+          playing: bool `[K, B]`, False where a stream of the batch is over and nothing counts.
         """
         frames = np.asarray(frames)
         num_frames, batch = frames.shape[:2]
@@ -73,8 +74,10 @@ class StreamScore:
             outputs.outputs, outputs.frames, frames, self._past, self._next_frame
         )
         shown = np.asarray(outputs.frames)
+        playing = np.ones(shown.shape, bool) if playing is None else playing
+        shown = np.where(playing, shown, -1)
         valid = shown >= 0
-        scored = np.ones_like(valid) if self._count_missing else valid
+        scored = playing if self._count_missing else valid
         self._streaming.append(np.asarray(streaming, np.float64)[scored])
         self._compensated.append(np.asarray(compensated, np.float64)[valid])
         now = self._next_frame + np.arange(num_frames)[:, None]
@@ -85,7 +88,7 @@ class StreamScore:
             follows = fresh & (self._last_shown >= 0)
             self._dropped += int((row - self._last_shown - 1)[follows].sum())
             self._last_shown = np.where(row >= 0, row, -1)
-        self._arrived += num_frames * batch
+        self._arrived += int(playing.sum())
         self._past = np.concatenate([self._past, frames])[len(frames) :]
         self._next_frame += num_frames
 

@@ -230,7 +230,7 @@ def _make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) -
         for chunk in chunks:
             frames = chunk["frames"].swapaxes(0, 1)
             carry, outputs = show(params, state, carry, frames, chunk["reset"].T)
-            score.add(outputs, frames)
+            score.add(outputs, frames, chunk["playing"].T)
             middle.add(frames[:, 0], np.asarray(outputs.outputs[:, 0]))
         scores = score.result()
         if scores is None:

@@ -7,10 +7,11 @@ A video file (or a camera, as a number) instead of drawn scenes:
 python experiments/main.py --config=experiments/configs/autoencoder.py:data=video_file \
     --config.data.path=FILE --workdir=/tmp/mine
 
-Arguments, after a colon: `rule=backprop` for blocking backprop on the same stream; `data=video_file`;
-`execution=depth_sharded,depth=2`; `smoke` for two steps; `paper` for the setting of sections 4.1 and
-4.5: 240x240 pixels, widths 32 to 256, no normalisation, 8 streams, for a GPU. The paper's result on
-CATER, not reproduced here, is an error of 0.002 with Sideways and 0.014 with backprop (Table 3).
+Arguments, after a colon: `rule=backprop` for blocking backprop on the same stream;
+`data=video_file`; `execution=depth_sharded,depth=2`; `smoke` for two steps; `paper` for the setting
+of sections 4.1 and 4.5: 240x240 pixels, widths 32 to 256, no normalisation, 8 streams, for a GPU.
+The paper's result on CATER, not reproduced here, is an error of 0.002 with Sideways and 0.014 with
+backprop (Table 3).
 
 By default frames are 48x48, the widths half of the paper's, and the blocks of the encoder are
 normalised, without which learning at every step is unstable: docs/online.md.

@@ -1,0 +1,264 @@
+"""Table 3 of the paper: online auto-encoding with Sideways and with blocking backprop.
+
+python experiments/table3.py --sources=moving_solids,FILE,... --seeds=3 --json=/tmp/table3.json
+
+Both rules see the same frames in the same order and start from the same parameters; the learning
+rate of each is searched among `--rates`, on the first seed, by the error in the stream. Two
+protocols: "in_stream", scored while it learns, over the last quarter of the frames; and "held_out",
+on test streams with the weights frozen, Sideways as pipelined inference and backprop blocking. A
+third kind of row, "lag_alone", has no network: the error of somebody who reconstructs perfectly and
+is as late as each rule is, which is what is left of an error when there is nothing more to learn.
+
+Sources are moving_solids or video files (their last quarter is held out). `--strides` makes things
+move faster. Rows that are in the JSON file already are not computed again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+_SOURCES = flags.DEFINE_list("sources", ["moving_solids"], "moving_solids, or video files")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "how many", lower_bound=1)
+_FRAMES = flags.DEFINE_integer("frames", 6600, "that arrive in each stream, for training")
+_STRIDES = flags.DEFINE_list("strides", ["1"], "every how many-th frame of the source arrives")
+_RATES = flags.DEFINE_list("rates", ["3e-4", "1e-3", "3e-3"], "learning rates to choose from")
+_SIZE = flags.DEFINE_integer("size", 48, "height and width, pixels")
+_STREAMS = flags.DEFINE_integer("streams", 4, "of moving_solids at once; a file is one stream")
+_WIDTHS = flags.DEFINE_list("widths", ["16", "32", "32", "64", "128"], "of the encoder")
+_NORMALISE = flags.DEFINE_bool("normalise", True, "the blocks of the encoder, for both rules")
+_JSON = flags.DEFINE_string("json", None, "where the rows go", required=True)
+_PICTURE = flags.DEFINE_string("picture", None, "where the rows of frames go (Figures 7 and 8)")
+_CHUNK = 66  # a multiple of 2D-1 = 11
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is missing, prints the table."""
+    del argv
+    results = _Results(Path(_JSON.value))
+    settings = list(itertools.product(_SOURCES.value, map(int, _STRIDES.value)))
+    rates = [float(rate) for rate in _RATES.value]
+    for source, stride in track(settings, "sources", console=Console(stderr=True)):
+        for rule in ("backprop", "sideways"):
+            found = [results.get(source, stride, rule, 0, rate) for rate in rates]
+            best = min(zip(found, rates, strict=True), key=_in_stream)[1]
+            for seed in range(1, _SEEDS.value):
+                results.get(source, stride, rule, seed, best)
+    chosen = list(_chosen(results.rows, settings, _SEEDS.value, rates))
+    print_table(chosen, Console())
+    if _PICTURE.value:
+        _draw(settings[0], chosen).savefig(_PICTURE.value)
+
+
+def _in_stream(run: tuple[list[dict[str, Any]], float]) -> float:
+    return next(row["streaming_mse"] for row in run[0] if row["protocol"] == "in_stream")
+
+
+class _Results:
+    """Rows in a file, computed when they are first asked for."""
+
+    def __init__(self, file: Path):
+        self._file = file
+        self.rows: list[dict[str, Any]] = []
+        if file.exists():
+            self.rows = json.loads(file.read_text())["rows"]
+
+    def get(self, source: str, stride: int, rule: str, seed: int, rate: float) -> list[dict]:
+        """The rows of one run."""
+        key = _key(source, stride, rule, seed, rate)
+        if not (found := [row for row in self.rows if key.items() <= row.items()]):
+            found = [key | row for row in run(**key)]
+            self.rows += found
+            self._save()
+        return found
+
+    def _save(self) -> None:
+        from experiments.benchmarks.measure import machine
+        from experiments.workdir import write_atomically
+
+        content = {"machine": machine(), "rows": self.rows}
+        write_atomically(self._file, json.dumps(content, indent=1) + "\n")
+
+
+def _key(source, stride, rule, seed, rate) -> dict[str, Any]:
+    return {
+        "source": source, "stride": stride, "rule": rule, "seed": seed, "learning_rate": rate,
+        "arriving": _FRAMES.value, "size": _SIZE.value, "normalise": _NORMALISE.value,
+        "widths": list(map(int, _WIDTHS.value)),
+    }  # fmt: skip
+
+
+def _load(source: str, stride: int, seed: int, split: str):
+    from data import default_config, load_streams
+
+    is_file = source != "moving_solids"
+    config = default_config("video_file" if is_file else source)
+    config.size, config.stride = _SIZE.value, stride
+    config.batch_size = 1 if is_file else _STREAMS.value
+    if is_file:
+        config.path = source
+    return load_streams(config, seed=seed, split=split)
+
+
+def _chunks(source: str, stride: int, seed: int, split: str) -> Iterator[dict]:
+    from experiments.chunks import Chunks
+
+    chunks = Chunks(_load(source, stride, seed, split), _CHUNK, keep_rest=split == "test")
+    try:
+        for chunk in itertools.islice(
+            chunks, None if split == "test" else max(_FRAMES.value // _CHUNK, 1)
+        ):
+            yield {name: one.swapaxes(0, 1) for name, one in chunk.items()}
+        if chunks.failure is not None:
+            raise chunks.failure
+    finally:
+        chunks.close()
+
+
+def run(source, stride, rule, seed, learning_rate, **_) -> list[dict[str, Any]]:
+    """Trains once, and scores it by both protocols."""
+    import numpy as np
+
+    from experiments.stream_score import StreamScore
+
+    network, train_state, in_stream = _train(source, stride, rule, seed, learning_rate)
+    held_out, exact = StreamScore(3 * network.depth), StreamScore(3 * network.depth)
+    past = None
+    for frames, outputs, playing in _test(network, train_state, source, stride, rule, seed):
+        held_out.add(outputs, frames, playing)
+        # Somebody who shows the very frames that this rule shows reconstructions of.
+        past = frames if past is None else np.concatenate([past, frames])
+        shown = np.asarray(outputs.frames)
+        perfect = past[np.maximum(shown, 0), np.arange(shown.shape[1])].astype(np.float32) / 255
+        exact.add(outputs._replace(outputs=perfect), frames, playing)
+    scores = {"in_stream": in_stream, "held_out": held_out, "lag_alone": exact}
+    return [{"protocol": name, **one.result()._asdict()} for name, one in scores.items()]
+
+
+def _train(source, stride, rule, seed, learning_rate):
+    """The network, its train state at the end, and the score of the last quarter."""
+    import jax
+
+    from experiments import stream_rules
+    from experiments.stream_score import StreamScore
+    from sideways_jax.models.autoencoder import squared_error
+    from sideways_jax.optimizer import make_optimizer
+
+    network = make_network()
+    tx = make_optimizer(
+        "adam", learning_rate, steps_per_epoch=1000, warmup_epochs=0, drop_epochs=()
+    )
+    init, train_step = stream_rules.make_learning(rule, network, squared_error(), tx)
+    train_step = jax.jit(train_step, donate_argnums=0)
+    chunks = max(_FRAMES.value // _CHUNK, 1)
+    scored_from = chunks - max(chunks // 4, 1)
+    score = StreamScore(3 * network.depth, first_frame=scored_from * _CHUNK)
+    train_state = None
+    for n, chunk in enumerate(_chunks(source, stride, seed, "train")):
+        frames = chunk["frames"]
+        if train_state is None:
+            train_state = jax.jit(init)(jax.random.key(seed), frames[0], frames[0])
+        train_state, _, outputs = train_step(train_state, frames, frames, chunk["reset"])
+        if n >= scored_from:
+            score.add(outputs, frames, chunk["playing"])
+    return network, train_state, score
+
+
+def _test(network, train_state, source, stride, rule, seed):
+    """Yields frames `[K, B, H, W, 3]` of test streams, what is shown, and where they play."""
+    import jax
+
+    from experiments import stream_rules
+
+    start, show = stream_rules.make_showing(rule, network)
+    show, carry = jax.jit(show), None
+    variables = train_state.params, train_state.state
+    for chunk in _chunks(source, stride, seed, "test"):
+        frames = chunk["frames"]
+        if carry is None:
+            carry = start(*variables, frames[0])
+        carry, outputs = show(*variables, carry, frames, chunk["reset"])
+        yield frames, outputs, chunk["playing"]
+
+
+def make_network():
+    """The auto-encoder of the flags."""
+    from sideways_jax import models
+
+    widths = tuple(map(int, _WIDTHS.value))
+    return models.autoencoder(widths=widths, normalise=_NORMALISE.value)
+
+
+def _chosen(rows, settings, seeds: int, rates: Sequence[float]) -> Iterable[dict]:
+    """The rows with the learning rate that did best in the stream of the first seed."""
+    for source, stride in settings:
+        for rule in ("backprop", "sideways"):
+
+            def of(seed, rate, source=source, stride=stride, rule=rule):
+                key = _key(source, stride, rule, seed, rate)
+                return [row for row in rows if key.items() <= row.items()]
+
+            best = min(((of(0, rate), rate) for rate in rates), key=_in_stream)[1]
+            for seed in range(seeds):
+                yield from of(seed, best)
+
+
+def print_table(rows: Sequence[dict], console: Console) -> None:
+    """Prints means over seeds, and how many times larger the error of backprop is."""
+    table = Table(title="Mean squared error against the frame of now (own frame), mean of seeds")
+    names = ("source", "stride", "protocol", "backprop", "sideways", "ratio", "rates")
+    for name in names:
+        table.add_column(name, justify="left" if name in ("source", "protocol") else "right")
+    groups: dict[tuple, dict[str, list]] = {}
+    for row in rows:
+        place = (os.path.basename(row["source"]), str(row["stride"]), row["protocol"])
+        groups.setdefault(place, {}).setdefault(row["rule"], []).append(row)
+    for place, by_rule in groups.items():
+        means = {
+            rule: [
+                sum(row[name] for row in some) / len(some)
+                for name in ("streaming_mse", "compensated_mse")
+            ]
+            for rule, some in by_rule.items()
+        }
+        cells = [f"{now:.5f} ({own:.5f})" for now, own in (means["backprop"], means["sideways"])]
+        ratio = means["backprop"][0] / means["sideways"][0]
+        rates = [by_rule[rule][0]["learning_rate"] for rule in ("backprop", "sideways")]
+        table.add_row(*place, *cells, f"{ratio:.2f}", " ".join(f"{rate:g}" for rate in rates))
+    console.print(table)
+
+
+def _draw(setting, chosen):
+    """Ten consecutive frames in the middle of a test stream, and what both rules show meanwhile."""
+    import numpy as np
+
+    from experiments import stream_report
+
+    source, stride = setting
+    rows = {}
+    for rule in ("backprop", "sideways"):
+        rate = next(row["learning_rate"] for row in chosen if row["rule"] == rule)
+        network, train_state, _ = _train(source, stride, rule, 0, rate)
+        middle = stream_report.MiddleFrames()
+        for frames, outputs, _ in _test(network, train_state, source, stride, rule, 0):
+            middle.add(frames[:, 0], np.asarray(outputs.outputs[:, 0]))
+        shown = middle.result((0.0, 1.0))
+        rows.setdefault("frame of now", shown.frames)
+        rows[f"{rule}: shown"] = shown.outputs
+    return stream_report.draw_rows(rows)
+
+
+if __name__ == "__main__":
+    app.run(main)
