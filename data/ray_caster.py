@@ -7,7 +7,7 @@ each sample sees another spot of the lamp, so that shadows have soft edges.
 Only samples near a solid or its shadow are worked on, those of many frames at once. Whatever
 happens to a sample is addition, multiplication, division or a square root in single precision, in
 an order that does not depend on what else is drawn: a frame has the same bits whether it is drawn
-alone or with others, and wherever numbers are IEEE 754.
+alone or with others.
 """
 
 import functools
