@@ -26,9 +26,9 @@ from data.streams import Piece, Programme, Streams
 
 FRAMES_PER_SECOND = 24
 _SPLITS = ("train", "test")
-# How many samples are worked on at a time: enough for NumPy, and little enough for the cache.
-_SAMPLES_AT_ONCE = 2**17
-_MOST_AT_ONCE = 16
+# How many samples of how many frames are drawn at a time: NumPy takes as long for few as for many.
+_SAMPLES_AT_ONCE = 2**19
+_MOST_AT_ONCE = 32
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -80,6 +80,7 @@ def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str) ->
             stall_seconds=None,
             name="moving_solids",
             live=False,
+            ahead=_MOST_AT_ONCE,
             what={**config.to_dict(), "seed": seed, "split": split},
         )
     )

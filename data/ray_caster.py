@@ -7,7 +7,7 @@ each sample sees another spot of the lamp, so that shadows have soft edges.
 Only samples near a solid or its shadow are worked on, those of many frames at once. Whatever
 happens to a sample is addition, multiplication, division or a square root in single precision, in
 an order that does not depend on what else is drawn: a frame has the same bits whether it is drawn
-alone or with others, and wherever numbers are IEEE 754.
+alone or with others.
 """
 
 import functools
@@ -27,7 +27,7 @@ _SPREAD = 2  # so many pixels in a row see spots of their own
 _FILL = np.array([0.80, -0.40, 0.45]) / np.linalg.norm([0.80, -0.40, 0.45])  # where it is
 _BACK = np.array([0.15, 0.85, 0.50]) / np.linalg.norm([0.15, 0.85, 0.50])
 _FLOOR = np.array([0.400, 0.392, 0.380], np.float32)  # linear RGB
-_AMBIENT, _KEY_POWER, _FILL_POWER, _BACK_POWER = 0.40, 1.0, 0.34, 0.22
+_AMBIENT, _KEY_POWER, _FILL_POWER, _BACK_POWER = 0.40, 0.88, 0.34, 0.22
 _BEVEL = 0.10  # how much of the edge of a cube or a cylinder is rounded, for the light
 _NEAR = 1e-3
 _FAR = np.float32(np.inf)
@@ -342,7 +342,7 @@ def _light(
     """Light on points: from the lamp, its gloss (dull, sharp), and all other light."""
     to_lamp, square = _towards(point, tuple(np.float32(x) for x in _KEY))
     # Nearer to the lamp it is brighter, as much as at its usual distance of 10.
-    power = np.float32(_KEY_POWER * 1.9 * 100) / (square + np.float32(90))
+    power = np.float32(_KEY_POWER * 190) / (square + np.float32(90))
     key = np.maximum(_dot(normal, to_lamp), 0) * power
     other = np.float32(_AMBIENT) * (np.float32(0.72) + np.float32(0.28) * normal[2])
     for towards, strength in ((_FILL, _FILL_POWER), (_BACK, _BACK_POWER)):

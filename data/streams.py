@@ -17,9 +17,6 @@ from absl import logging
 
 from data import ahead, video
 
-# Frames that are made before they are asked for, for every slot.
-_AHEAD = 8
-
 Batch = dict[str, np.ndarray]
 
 
@@ -44,6 +41,7 @@ class Programme(NamedTuple):
       stall_seconds: how long to wait for a frame or a sign of life; None: for ever.
       name: of the source, for messages.
       live: whether it cannot be wound back, such as a camera.
+      ahead: how many frames of every slot are made before they are asked for, at least 1.
       what: everything that the frames depend on, JSON-able; a state belongs to one such thing.
     """
 
@@ -55,6 +53,7 @@ class Programme(NamedTuple):
     stall_seconds: float | None
     name: str
     live: bool
+    ahead: int
     what: dict[str, Any]
 
 
@@ -206,7 +205,7 @@ def _play(programme: Programme, slot: int, number: int, start: int) -> Iterator[
             at += 1
 
     made = ahead.concatenated(
-        make, pieces(), num_threads=1, depth=_AHEAD, patience=programme.stall_seconds
+        make, pieces(), num_threads=1, depth=programme.ahead, patience=programme.stall_seconds
     )
     try:
         yield from (one for one in made if one is not None)

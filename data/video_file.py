@@ -18,7 +18,7 @@ Going back, and beginning in the middle, decode the file from its start: seeking
 
 **Size.** The shorter side is resized to `size` and the middle is cut out, `size` x `size` pixels.
 
-**Live sources** are read as fast as frames are asked for, plus a few frames ahead; while nobody
+**Live sources** are read as fast as frames are asked for, one frame ahead; while nobody
 asks, the camera's driver or the writer of the pipe decides what is lost.
 """
 
@@ -37,6 +37,7 @@ from data import clips, scan, video
 from data.streams import Piece, Programme, Streams
 
 _TRAIN_SHARE = 0.75
+_AHEAD = 8  # frames that are decoded before they are asked for, for every slot
 _CAMERAS = {"linux": "v4l2", "darwin": "avfoundation"}
 _PIPE_OPTIONS = {"format_whitelist": video.FORMATS, "protocol_whitelist": "file,pipe"}
 
@@ -102,6 +103,7 @@ def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str) ->
             stall_seconds=config.stall_seconds or None,
             name=path,
             live=live,
+            ahead=1 if live else _AHEAD,  # the newest frames are wanted, not old ones
             what={
                 "name": "video_file",
                 "path": path,

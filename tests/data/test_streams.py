@@ -24,7 +24,7 @@ def programme(pieces, *, what=0, live=False, broken_at=None):
             pixel = [piece.stream, piece.first + n, 255]
             yield np.broadcast_to(np.array(pixel, np.uint8), (SIZE, SIZE, 3))
 
-    return Programme(len(pieces), SIZE, piece, frames, None, 5.0, "test", live, {"a": what})
+    return Programme(len(pieces), SIZE, piece, frames, None, 5.0, "test", live, 2, {"a": what})
 
 
 PIECES = [[(0, 5, 3), (2, 0, 2)], [(1, 0, 2), (3, 7, 1), (4, 0, 1)], [(5, 1, 1)]]

@@ -292,3 +292,15 @@ def test_memory_does_not_depend_on_the_length(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 50 * frame_bytes
     finally:
         tracemalloc.stop()
+
+
+def test_a_device():
+    """FFmpeg's own test picture is opened the way a camera is."""
+    with video.opened("testsrc=size=64x48:duration=0.2", device="lavfi", options={}) as device:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.frames_of("it", device)]
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 5
+    with (
+        pytest.raises(video.BadVideo, match="it: cannot be decoded: no container format"),
+        video.opened("it", device="none", options={}),
+    ):
+        pass

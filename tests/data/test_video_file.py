@@ -84,7 +84,7 @@ def test_repeat_starts_again_from_the_first_frame(config, split):
 
 def test_testing_does_not_repeat(config):
     config.repeat = True
-    assert numbers(play(config, "test")) == list(range(30, 40))
+    assert numbers(play(config, "test", 30)) == list(range(30, 40))
 
 
 def test_several_slots_play_segments(config):
