@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     # Not at the top: the processes that make batches import this file, too, and need no JAX.
     import jax
 
+    from data.video import BadVideo
     from experiments import distributed, execution, train, train_stream
     from experiments.stopping import NonFiniteError, Stopped
 
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("Stopped, without saving. Run the same command again to go on.", file=sys.stderr)
         return 130
-    except (ValueError, OSError, NonFiniteError, jax.errors.JaxRuntimeError) as error:
+    except (ValueError, OSError, BadVideo, NonFiniteError, jax.errors.JaxRuntimeError) as error:
         if _DEBUG.value:
             raise
         print(f"Error: {distributed.explain(error)}", file=sys.stderr)

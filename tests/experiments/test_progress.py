@@ -29,9 +29,9 @@ def test_lines_without_a_terminal():
         for step in range(1, 6):
             progress.update(step, {"loss": 0.25, "accuracy": 0.5}, 2.0)
     assert out.getvalue().splitlines() == [
-        "step 2/5  loss 0.250  accuracy 0.500  2 steps/s  0:00:02 left",
-        "step 4/5  loss 0.250  accuracy 0.500  2 steps/s  0:00:00 left",
-        "step 5/5  loss 0.250  accuracy 0.500  2 steps/s  0:00:00 left",
+        "step 2/5  loss 0.25  accuracy 0.5  2 steps/s  0:00:02 left",
+        "step 4/5  loss 0.25  accuracy 0.5  2 steps/s  0:00:00 left",
+        "step 5/5  loss 0.25  accuracy 0.5  2 steps/s  0:00:00 left",
     ]
 
 
@@ -41,6 +41,6 @@ def test_a_bar_in_a_terminal(speed, shown):
     console = Console(file=out, force_terminal=True, width=120)
     with Progress(console, start=0, num_steps=5, line_every=2) as progress:
         progress.update(1, {"loss": 0.25, "accuracy": 0.5}, speed)
-    assert "loss 0.250  accuracy 0.500" in out.getvalue()
+    assert "loss 0.25  accuracy 0.5" in out.getvalue()
     assert shown in out.getvalue()
     assert "1/5" in out.getvalue()
