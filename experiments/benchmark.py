@@ -1,4 +1,4 @@
-"""Benchmarks: `python experiments/benchmark.py --suite=rules --json=FILE`, or `--suite=memory`.
+"""Benchmarks: `python experiments/benchmark.py --suite=rules --json=FILE`, and other suites.
 
 Prints a table, writes `{"machine": {...}, "rows": [...]}` to FILE and a picture beside it. Frames
 are random numbers; nothing is loaded. Suites are files in `experiments/benchmarks/`.
@@ -17,9 +17,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments.benchmarks import measure, memory, rules
+from experiments.benchmarks import measure, memory, rules, table2
 
-SUITES = {"rules": rules, "memory": memory}
+SUITES = {"rules": rules, "memory": memory, "table2": table2}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("suite", None, list(SUITES), "what to measure", required=True)
@@ -28,6 +28,9 @@ flags.DEFINE_string("model", "simple_cnn", "the network")
 flags.DEFINE_integer("frames", 64, "frames of the clips that are timed", lower_bound=1)
 flags.DEFINE_list("memory_frames", ["16", "64", "256"], "the K for the memory")
 flags.DEFINE_list("depths", ["2", "3", "6"], "the N for the memory")
+flags.DEFINE_list("devices", ["2"], "the N of table2")
+flags.DEFINE_bool("forced", False, "devices of one process instead of processes with own cores")
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the activations, in table2")
 flags.DEFINE_integer("batch", 8, "clips", lower_bound=1)
 flags.DEFINE_integer("size", 32, "height and width of the frames", lower_bound=1)
 flags.DEFINE_integer("rounds", 9, "timed calls of each, in turn", lower_bound=1)
@@ -56,11 +59,17 @@ def main(argv: list[str]) -> None:
         "frames": FLAGS.frames,
         "memory_frames": tuple(map(int, FLAGS.memory_frames)),
         "depths": tuple(map(int, FLAGS.depths)),
+        "devices": tuple(map(int, FLAGS.devices)),
+        "forced": FLAGS.forced,
+        "dtype": FLAGS.dtype,
         "batch": FLAGS.batch,
         "size": FLAGS.size,
         "rounds": FLAGS.rounds,
     }
-    suite.prepare(**settings)
+    try:
+        suite.prepare(**settings)
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         result = suite.rows(**settings, progress=progress)

@@ -28,6 +28,12 @@ _PIN = flags.DEFINE_bool("pin", True, "give each process its own cores, where Li
 _GRACE = flags.DEFINE_float("grace", 60.0, "seconds to save and stop in, before a kill")
 
 
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def cores_of(process: int, processes: int) -> list[int]:
     """The cores of a process: an equal share of those that this one may use, at least one.
 

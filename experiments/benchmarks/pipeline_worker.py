@@ -1,0 +1,204 @@
+"""One process of the suites `table2`, `online` and `peers`: measures, and process 0 prints JSON.
+
+Started by `experiments/benchmarks/rig.py`, one process with a device and cores of its own for every
+device of the pipeline. All programs run in turn on the same devices; those that need one device
+only run in process 0 while the others wait.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments import distributed
+
+_MODEL = flags.DEFINE_string("model", "simple_cnn", "the network")
+_BATCH = flags.DEFINE_integer("batch", 8, "clips")
+_FRAMES = flags.DEFINE_integer("frames", 64, "K")
+_SIZE = flags.DEFINE_integer("size", 32, "height and width of the frames")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "timed calls of each program, in turn")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the activations")
+_FORCED = flags.DEFINE_integer("forced", 0, "devices of one process instead of several processes")
+
+
+def main(argv: list[str]) -> None:
+    """Measures."""
+    del argv
+    import jax
+
+    if _FORCED.value:
+        jax.config.update("jax_num_cpu_devices", _FORCED.value)
+    else:
+        distributed.initialize()
+    result = measure()
+    if jax.process_index() == 0:
+        print("RESULT " + json.dumps(result), flush=True)
+
+
+def measure() -> dict:
+    """Seconds of every program, round by round, and what they are compared with."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from jax.experimental import multihost_utils
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from experiments.benchmarks.rules import loss_fn
+    from sideways_jax import make_mesh, models, placement, step
+
+    num_devices = jax.device_count()
+    dtype = jnp.bfloat16 if _DTYPE.value == "bfloat16" else None
+    network = models.make(_MODEL.value, num_classes=10, dtype=dtype)
+    rng = np.random.default_rng(0)
+    shape = (_FRAMES.value, _BATCH.value, _SIZE.value, _SIZE.value, 3)
+    frames = rng.random(shape, np.float32)
+    labels = np.tile(np.arange(_BATCH.value, dtype=np.int32) % 10, (_FRAMES.value, 1))
+    frame = jax.ShapeDtypeStruct(shape[1:], np.float32)
+
+    costs = module_costs(network, frame)
+    costs = multihost_utils.broadcast_one_to_all(np.asarray(costs)).tolist()
+    groups = placement.balance(costs, num_devices)
+    sizes = tuple(map(len, groups))
+    mesh = make_mesh(num_devices)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def spread(array):
+        return jax.make_array_from_process_local_data(everywhere, array, array.shape)
+
+    tx = optax.sgd(1e-3)
+    programs, sharded = {}, []
+    for rule, schedule in (
+        ("sideways", None), ("backprop", "blocking"), ("backprop", "gpipe"), ("backprop", "1f1b"),
+    ):  # fmt: skip
+        init, train_step = step.make_train_step(
+            network, loss_fn, tx, rule=rule, schedule=schedule, execution="depth_sharded",
+            mesh=mesh, groups=sizes,
+        )  # fmt: skip
+        arguments = init(jax.random.key(0), frame), spread(frames), spread(labels)
+        compiled = jax.jit(train_step).lower(*arguments).compile()
+        name = f"{rule} {schedule or ''} depth_sharded".replace("  ", " ")
+        programs[name] = compiled, arguments
+        sharded.append(name)
+    for rule, execution in (
+        ("sideways", "scan"), ("sideways", "time_parallel"), ("backprop", "scan"),
+        ("backprop", "time_parallel"),
+    ):  # fmt: skip
+        init, train_step = step.make_train_step(
+            network, loss_fn, tx, rule=rule, execution=execution
+        )
+        if jax.process_index() == 0:
+            train_state = jax.jit(lambda key, init=init: init(key, frame))(jax.random.key(0))
+            arguments = train_state, frames, labels
+            compiled = jax.jit(train_step).lower(*arguments).compile()
+            programs[f"{rule} {execution}"] = compiled, arguments
+    group_programs = {}
+    if jax.process_index() == 0:
+        for n, group in enumerate(groups):
+            group_programs[f"group {n}"] = group_alone(network, frame, group)
+
+    names = [*programs, *group_programs]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(_ROUNDS.value + 1):
+        for name in sharded:
+            compiled, arguments = programs[name]
+            multihost_utils.sync_global_devices(name)
+            start = time.perf_counter()
+            jax.block_until_ready(compiled(*arguments))
+            if number:
+                times[name].append(time.perf_counter() - start)
+        multihost_utils.sync_global_devices(f"alone {number}")
+        for name in names[len(sharded) :]:
+            run = group_programs.get(name) or partial(programs[name][0], *programs[name][1])
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if number:
+                times[name].append(time.perf_counter() - start)
+    temporary = {
+        name: compiled.memory_analysis().temp_size_in_bytes
+        for name, (compiled, _) in programs.items()
+    }
+    return {
+        "devices": num_devices, "groups": sizes, "module_costs": costs, "times": times,
+        "temporary_bytes": temporary,
+    }  # fmt: skip
+
+
+def group_alone(network, frame, group):
+    """A function that runs some modules for K steps, as in a pipeline, on one device."""
+    import jax
+    import jax.numpy as jnp
+
+    from sideways_jax.module_step import module_step
+    from sideways_jax.trees import zeros
+
+    params, state = jax.jit(lambda key: network.init(key, frame))(jax.random.key(0))
+    shapes = (frame, *network.activation_shapes(params, state, frame))
+    key = jax.random.key(1)
+    inputs = [
+        jax.random.uniform(jax.random.fold_in(key, i), shapes[i].shape).astype(shapes[i].dtype)
+        for i in group
+    ]
+    cotangents = [
+        jax.random.normal(jax.random.fold_in(key, 100 + i), shapes[i + 1].shape).astype(
+            shapes[i + 1].dtype
+        )
+        for i in group
+    ]
+
+    def run(params, state, inputs, cotangents):
+        def body(carry, scale):
+            state, sums, inputs, cotangents = carry
+            # Something new at every step: XLA would compute what stays the same only once.
+            inputs = [inputs[0] * scale.astype(inputs[0].dtype), *inputs[1:]]
+            cotangents = [*cotangents[:-1], cotangents[-1] * scale.astype(cotangents[-1].dtype)]
+            steps = [
+                module_step(network.modules[i], params[i], state[j], inputs[j], cotangents[j],
+                            rng=None)
+                for j, i in enumerate(group)
+            ]  # fmt: skip
+            sums = [jax.tree.map(jnp.add, s, one.grads) for s, one in zip(sums, steps, strict=True)]
+            outs = [one.output for one in steps], [one.pseudo_gradient for one in steps]
+            # Signals move by one module; what comes from outside the group stays as it was.
+            inputs = [inputs[0], *outs[0][:-1]]
+            cotangents = [*outs[1][1:], cotangents[-1]]
+            kept = (
+                jnp.sum(outs[0][-1].astype(jnp.float32)[:1]),
+                (jnp.sum(outs[1][0].astype(jnp.float32)[:1]) if group[0] else 0.0),
+            )
+            return ([one.state for one in steps], sums, inputs, cotangents), kept
+
+        sums = [zeros(params[i]) for i in group]
+        start = [state[i] for i in group], sums, inputs, cotangents
+        scales = 1 + 1e-3 * jnp.arange(_FRAMES.value, dtype=jnp.float32)
+        return jax.lax.scan(body, start, scales)
+
+    arguments = params, state, inputs, cotangents
+    return partial(jax.jit(run).lower(*arguments).compile(), *arguments)
+
+
+def module_costs(network, frame) -> list[float]:
+    """Seconds of each module alone for K steps, the best of three."""
+    import jax
+
+    costs = []
+    for i in range(network.depth):
+        run = group_alone(network, frame, (i,))
+        seconds = []
+        for _ in range(4):
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds.append(time.perf_counter() - start)
+        costs.append(min(seconds[1:]))
+    return costs
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,132 @@
+"""Suite `table2`: depth-parallel training against blocking backprop on the same devices (Table 2).
+
+For every number of devices N: one process with its own cores for each, all programs in turn. The
+modules are grouped by their measured costs. `speedup_over_blocking` is what Table 2 has; the ideal
+is the cost of all groups over that of the largest, each measured alone on one device in the same
+run; the efficiency is their ratio. The paper: 4.9 on 6 GPUs and 6.0 on 8, 82% and 75%.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from rich.progress import Progress
+
+from experiments.benchmarks import measure, rig
+
+SHOWN = {
+    "devices": "{}",
+    "rule": "{}",
+    "schedule": "{}",
+    "execution": "{}",
+    "steps_per_second": "{:.3g}",
+    "speedup_over_blocking": "{:.2f}",
+    "ideal_speedup": "{:.2f}",
+    "efficiency": "{:.0%}",
+    "ratio_to_scan": "{:.3f}",
+}
+BLOCKING = "backprop blocking depth_sharded"
+
+
+def prepare(*, devices: tuple[int, ...], forced: bool, **_: Any) -> None:
+    """Raises ValueError for more devices than the rig can have."""
+    for number in devices:
+        rig.check(number, forced=forced)
+
+
+def rows(
+    *,
+    model: str,
+    frames: int,
+    batch: int,
+    size: int,
+    rounds: int,
+    devices: tuple[int, ...],
+    dtype: str,
+    forced: bool,
+    progress: Progress,
+    **_: Any,
+) -> list[dict]:
+    """Measures; one row for each program and number of devices."""
+    settings = {"model": model, "frames": frames, "batch": batch, "size": size, "dtype": dtype}
+    task = progress.add_task("numbers of devices", total=len(devices))
+    result = []
+    for number in devices:
+        run = rig.measure(number, forced=forced, rounds=rounds, **settings)
+        result += _rows_of(run, settings)
+        progress.advance(task)
+    progress.remove_task(task)
+    return result
+
+
+def _rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
+    times = run["times"]
+    alone = [statistics.median(times[f"group {n}"]) for n in range(run["devices"])]
+    ideal = sum(alone) / max(alone)
+    result = []
+    for name, seconds in times.items():
+        if name.startswith("group"):
+            continue
+        rule, *schedule, execution = name.split()
+        sharded = execution == "depth_sharded"
+        speedup = measure.ratio(times[BLOCKING], seconds) if sharded else None
+        pipelined = sharded and name != BLOCKING
+        result.append(
+            {
+                "suite": "table2",
+                **settings,
+                "devices": run["devices"] if sharded else 1,
+                "groups": run["groups"] if sharded else None,
+                "rule": rule,
+                "schedule": schedule[0] if schedule else None,
+                "execution": execution,
+                "steps_per_second": 1 / statistics.median(seconds),
+                # As Table 2 counts: the best of (the first) three runs.
+                "steps_per_second_best_of_three": 1 / min(seconds[:3]),
+                "speedup_over_blocking": speedup,
+                "ideal_speedup": ideal if pipelined else None,
+                "efficiency": speedup / ideal if pipelined else None,
+                "ratio_to_scan": measure.ratio(seconds, times["sideways scan"]),
+                "seconds": seconds,
+                "seconds_of_groups": alone if sharded else None,
+                "temporary_bytes_per_device": run["temporary_bytes"].get(name),
+            }
+        )
+    return result
+
+
+def picture(result: list[dict], path: str) -> None:
+    """Speedup over blocking backprop, and the ideal, for every number of devices; a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    sharded = [row for row in result if row["efficiency"] is not None]
+    names = list(dict.fromkeys((row["rule"], row["schedule"]) for row in sharded))
+    numbers = sorted({row["devices"] for row in sharded})
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        found = {r["devices"]: r for r in sharded if (r["rule"], r["schedule"]) == name}
+        at = [k + place * width for k in range(len(numbers))]
+        heights = [found[n]["speedup_over_blocking"] for n in numbers]
+        bars = axes.bar(at, heights, width * 0.9, label=" ".join(filter(None, name)))
+        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+    for k, number in enumerate(numbers):
+        ideal = next(row["ideal_speedup"] for row in sharded if row["devices"] == number)
+        axes.plot([k - width / 2, k + 0.8 - width / 2], [ideal, ideal], "k--", linewidth=1,
+                  label="ideal" if k == 0 else None)  # fmt: skip
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.set_xticks([k + 0.4 - width / 2 for k in range(len(numbers))], numbers)
+    first = sharded[0]
+    axes.set(
+        xlabel="devices",
+        ylabel="speedup over blocking backprop",
+        title=f"{first['model']}, batch {first['batch']}, {first['frames']} frames, "
+        f"{first['size']}x{first['size']}",
+    )
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
