@@ -19,7 +19,7 @@ def check(devices: int, *, forced: bool) -> None:
     cores = usable_cores()
     if not forced and devices > cores:
         raise ValueError(
-            f"{devices} devices want {devices} processes with a core each, there are {cores} cores: "
+            f"{devices} devices want a process with a core each, there are {cores} cores: "
             "lower --devices, or give --forced for devices that share them (which shows how it "
             "works, not how fast)"
         )
