@@ -21,7 +21,7 @@ from sideways_jax import placement, schedules
 from sideways_jax.episode import Episode, LossFn, align_targets
 from sideways_jax.layout import DATA, DEPTH, Layout, Sums, make_layout, pack, unpack
 from sideways_jax.layout import report as layout_report
-from sideways_jax.mesh import check_mesh
+from sideways_jax.mesh import check_mesh, data_axis
 from sideways_jax.network import Network
 from sideways_jax.packing import Packed
 from sideways_jax.sharded_backprop import backprop_steps
@@ -50,7 +50,7 @@ def episode(
     """An episode on a mesh; arguments and result are those of `step.episode_gradients`."""
     layout = plan(network, params, state, first_of(frames), mesh, groups)
     replicas, _ = check_mesh(mesh)
-    data = DATA if replicas > 1 else None
+    data = data_axis(mesh)
     run = episode_on_device(
         network, loss_fn, layout, rule=rule, schedule=schedule, recompute=recompute, target=target,
         train=train, replicas=replicas, bubble=bubble,

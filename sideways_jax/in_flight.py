@@ -50,13 +50,13 @@ def init_in_flight(
     """
     shapes = network.activation_shapes(params, state, frame)[:-1]
     batch = jax.tree.leaves(frame)[0].shape[:1] if per_example else ()
-    bubbles = no_frames(network.depth, *batch)
     target_shapes = (shape_of(target),) * len(shapes) if target_alignment == "origin" else ()
     return InFlight(
         activations=zeros(shapes),
         pseudo_gradients=zeros(shapes),
-        activation_frames=bubbles,
-        pseudo_gradient_frames=bubbles,
+        # Two arrays: one in two places could not be donated.
+        activation_frames=no_frames(network.depth, *batch),
+        pseudo_gradient_frames=no_frames(network.depth, *batch),
         targets=zeros(target_shapes),
     )
 

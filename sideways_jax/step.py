@@ -32,6 +32,7 @@ from sideways_jax import (
     backprop,
     depth_sharded,
     online,
+    sharded_online,
     sharded_training,
     time_parallel,
     training,
@@ -339,8 +340,9 @@ def make_train_step(
       update_every: None for one update per episode, each from an empty pipeline. A number n for
         one update every n computation steps with the pipeline carried on, over the calls of
         `train_step` too: n = 1 is online learning, the auto-encoding of section 4.1. Only with
-        rule "sideways" and execution "scan", since weights change between steps. A module
-        without a valid gradient among the n steps is not updated. See `online.make_train_step`.
+        rule "sideways", and execution "scan" or "depth_sharded", since weights change between
+        steps. A module without a valid gradient among the n steps is not updated. See
+        `online.make_train_step` and `sharded_online.make_train_step`.
       metrics_fn: `metrics_fn(output, target) -> {name: scalar}`, averaged over valid outputs.
       with_outputs: with `update_every` only: `train_step` gives `(train_state, metrics,
         online.Outputs)`, what the network shows at every step.
@@ -372,15 +374,28 @@ def make_train_step(
     check_names(rule, execution, target)
     check_devices(rule, execution, mesh, schedule)
     if update_every is not None:
-        if rule != "sideways" or execution != "scan":
+        if rule != "sideways" or execution == "time_parallel":
             raise ValueError(
                 f"update_every={update_every} changes the weights between computation steps; that "
-                f"needs rule='sideways' and execution='scan', not {rule!r} and {execution!r}"
+                "needs rule='sideways' and execution='scan' or 'depth_sharded', not "
+                f"{rule!r} and {execution!r}"
             )
         if update_every < 1:
             raise ValueError(f"update_every={update_every}: give None or a number of at least 1")
     elif with_outputs:
         raise ValueError("with_outputs=True is for streams: set update_every")
+    if execution == "depth_sharded" and update_every is not None:
+        return sharded_online.make_train_step(
+            network,
+            loss_fn,
+            tx,
+            mesh=mesh,
+            groups=groups,
+            update_every=update_every,
+            target=target,
+            metrics_fn=metrics_fn,
+            with_outputs=with_outputs,
+        )
     if execution == "depth_sharded":
         return sharded_training.make_train_step(
             network,
