@@ -124,9 +124,16 @@ def exchange(from_below: Packed, from_above: Packed, num_devices: int) -> tuple[
     """
     if num_devices == 1:
         return from_below, from_above
-    up = [(n, n + 1) for n in range(num_devices - 1)]
     down = [(n + 1, n) for n in range(num_devices - 1)]
-    return jax.lax.ppermute(from_below, DEPTH, up), jax.lax.ppermute(from_above, DEPTH, down)
+    return send_up(from_below, num_devices), jax.lax.ppermute(from_above, DEPTH, down)
+
+
+def send_up(activations: Packed, num_devices: int) -> Packed:
+    """Activations one device up, in an open chain; see `exchange`."""
+    if num_devices == 1:
+        return activations
+    up = [(n, n + 1) for n in range(num_devices - 1)]
+    return jax.lax.ppermute(activations, DEPTH, up)
 
 
 def filled(packing: Packing, value: float) -> Packed:
