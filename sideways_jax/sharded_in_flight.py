@@ -65,7 +65,11 @@ def empty(layout: Layout, replicas: int, batch: int, target: PyTree = None) -> S
 
 
 def from_modules(layout: Layout, replicas: int, in_flight: InFlight) -> ShardedInFlight:
-    """An `InFlight` with frame numbers per example, on its way to the devices."""
+    """An `InFlight` with frame numbers per example, on its way to the devices.
+
+    The loss of a replica is the mean over its share of the batch, so that pseudo-gradients are as
+    many times larger there as there are replicas.
+    """
     top = layout.num_devices - 1
 
     def pack(activations, pseudo_gradients):
@@ -85,7 +89,8 @@ def from_modules(layout: Layout, replicas: int, in_flight: InFlight) -> ShardedI
     def share(tree, replica):
         return jax.tree.map(lambda x: jnp.split(x, replicas)[replica], tree)
 
-    both = in_flight.activations, in_flight.pseudo_gradients
+    scaled = jax.tree.map(lambda x: x * replicas, in_flight.pseudo_gradients)
+    both = in_flight.activations, scaled
     rows = [pack(*share(both, replica)) for replica in range(replicas)]
     signals = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *rows)
     return ShardedInFlight(signals, *in_flight[2:])
@@ -111,8 +116,9 @@ def to_modules(layout: Layout, in_flight: ShardedInFlight) -> InFlight:
     shares = [
         unpack(jax.tree.map(lambda x, r=r: x[:, r], in_flight.signals)) for r in range(replicas)
     ]
-    both = jax.tree.map(lambda *x: jnp.concatenate(x), *shares)
-    return InFlight(*both, *in_flight[1:])
+    activations, scaled = jax.tree.map(lambda *x: jnp.concatenate(x), *shares)
+    pseudo_gradients = jax.tree.map(lambda x: x / replicas, scaled)
+    return InFlight(activations, pseudo_gradients, *in_flight[1:])
 
 
 def _stack(*rows):
