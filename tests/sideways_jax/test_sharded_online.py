@@ -108,7 +108,7 @@ def _assert_carried_on(name, mesh, groups=None, *, sharded=None, update_every=1,
     assert_close(one.train(after[0], *third), results[3], EXACT)
     before, now = (results[n][0].params for n in (1, 2))
     for module in zip(before, now, strict=True):
-        assert largest_difference(*module) > 1e-3
+        assert not jax.tree.leaves(module) or largest_difference(*module) > 1e-3
     assert (results[2][2].frames < 0).any()
 
 
