@@ -148,19 +148,19 @@ def test_replicas_of_any_number_of_devices(num_devices):
 @pytest.mark.usefixtures("x64", "quick_compile")
 def test_counters_of_replicas_agree():
     """A state moves only when no example of the whole batch is a bubble, on any replica."""
-    network = Network([networks.counter(), networks.dense(4), networks.counter(),
-                       networks.linear(networks.NUM_OUTPUTS)])  # fmt: skip
-    start = network.init(jax.random.key(0), jnp.zeros((BATCH, 5)))
+    last = networks.chain(networks.counter(), networks.linear(networks.NUM_OUTPUTS))
+    network = Network([networks.counter(), networks.dense(4), last])
+    run = _Run(network, (5,), {"depth": 2, "data": 2}, update_every=2)
     call, *_ = _calls((5,))
-    states = []
-    for mesh in (None, {"depth": 2, "data": 2}):
-        run = _Run(network, (5,), mesh, update_every=2)
-        begin = _Run(network, (5,)).start(*start) if mesh else run.start(*start)
-        states.append(run.train(begin, *call)[0])
-    assert_close(states[1], states[0], EXACT)
-    # Of twelve steps the bottom had a frame of every stream in all; the resets count above.
-    assert jax.tree.leaves(states[0].state)[0] == CALL
-    assert 0 < jax.tree.leaves(states[0].state)[1] < CALL - 2
+    start = run.init(jax.random.key(3), run.shape, run.target)
+    after, *_ = run.train_step(start, *call)
+    age = np.full(BATCH, -1)  # Steps since the first frame of a stream.
+    complete = np.zeros(3, int)
+    for reset in call[2]:
+        age = np.where(reset, 0, age + 1)
+        complete += (age.min() >= np.arange(3)).astype(int)
+    counted = [int(n) for n in jax.tree.leaves(run.to_modules(after).state)]
+    assert counted == [complete[0], complete[2]] == [CALL, 2]
 
 
 @pytest.mark.usefixtures("x64", "quick_compile")
@@ -186,11 +186,11 @@ def test_nothing_of_the_stream_before_leaks():
         target="origin", metrics_fn=None, with_outputs=True, bubble=jnp.nan,
     )  # fmt: skip
     train_step = jax.jit(train_step)
-    (frames, targets, _), (more, more_targets, _), _ = _calls(frame)
+    first, (frames, targets, _), _ = _calls(frame)
     to_modules, from_modules = sharded_training.per_module(
         network, _optimizer(), mesh, frames[0], groups
     )
-    train_state, *_ = train_step(init(jax.random.key(0), frames[0], targets[0]), frames, targets)
+    train_state, *_ = train_step(init(jax.random.key(0), frames[0], targets[0]), *first)
     modules = to_modules(train_state)
 
     def poison(x):
@@ -200,12 +200,12 @@ def test_nothing_of_the_stream_before_leaks():
     poisoned = from_modules(modules._replace(in_flight=in_flight))
     reset = np.zeros((CALL, BATCH), bool)
     reset[0, 1] = True
-    expected, actual = (train_step(one, more, more_targets, reset) for one in (
+    expected, actual = (train_step(one, frames, targets, reset) for one in (
         train_state, poisoned))  # fmt: skip
     assert_close(to_modules(actual[0]).params, to_modules(expected[0]).params, 0)
     assert_close(actual[1:], expected[1:], 0)
     # Without the reset it does get through: the poison was there.
-    leaked, *_ = train_step(poisoned, more, more_targets)
+    leaked, *_ = train_step(poisoned, frames, targets, np.zeros_like(reset))
     assert not all(np.isfinite(x).all() for x in jax.tree.leaves(to_modules(leaked).params))
     assert any(np.isnan(x).any() for x in jax.tree.leaves(expected[0].in_flight.signals))
 
@@ -239,6 +239,7 @@ def test_where_weights_cannot_change_between_steps(options):
         )
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_mistakes():
     network = networks.dense_network(2)
     frames, targets = sharding.clip(7, (5,), "float32")

@@ -61,7 +61,7 @@ def test_a_mesh_shows_what_one_device_shows(mesh, groups):
     assert gaps[:, 0].all() and not gaps[:, 1].all() and not gaps[:, 2].all()
 
 
-@pytest.mark.parametrize("name", ["simple_cnn", "vgg8"])
+@pytest.mark.parametrize("name", ["simple_cnn", pytest.param("vgg8", marks=pytest.mark.full)])
 def test_a_device_for_every_module_of_a_model(name):
     make, shape = {
         "simple_cnn": (lambda: models.simple_cnn(5, widths=(4, 5, 6, 7, 8)), (20, 20, 3)),
