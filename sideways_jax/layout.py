@@ -102,12 +102,12 @@ def unpack(packing: Packing, groups: Groups, packed: Packed) -> tuple:
 
 
 class Sums(NamedTuple):
-    """What one device knows after an episode of its replica."""
+    """What one device knows after several steps of its replica: an episode, or part of a stream."""
 
     grads: Packed  # sums over frames of the gradients of its modules
     state: Packed
     outputs: PyTree  # [K, B, ...], zero where there is none, and on all but the top device
-    losses: jax.Array  # [K], likewise
+    losses: jax.Array  # [K], likewise; [K, B] where every example has a clock of its own
 
 
 def run_branch(branches: Sequence[Callable], *operands):
