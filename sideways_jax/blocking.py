@@ -79,9 +79,13 @@ class Held(NamedTuple):
 
 def init_held(network: Network, params: tuple, state: tuple, frame: PyTree) -> Held:
     """Nothing is being worked on, and nothing shown; `frame` is a batch `[B, ...]` or its shape."""
-    output = zeros(network.activation_shapes(params, state, frame)[-1])
-    nothing = jnp.full(jax.tree.leaves(frame)[0].shape[:1], -1, jnp.int32)
-    return Held(jnp.zeros((), jnp.int32), output, nothing, output, nothing)
+    output = network.activation_shapes(params, state, frame)[-1]
+    batch = jax.tree.leaves(frame)[0].shape[:1]
+
+    def nothing():  # Twice, not one array in two places: that could not be donated.
+        return zeros(output), jnp.full(batch, -1, jnp.int32)
+
+    return Held(jnp.zeros((), jnp.int32), *nothing(), *nothing())
 
 
 def _tick(held: Held, output, frame_id, reset, depth, each) -> Held:

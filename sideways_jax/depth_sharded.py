@@ -12,7 +12,6 @@ devices may be inserted for parameters; jax-ml/jax#40823 is what can go wrong wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,11 @@ from sideways_jax import placement, schedules
 from sideways_jax.episode import Episode, LossFn, align_targets
 from sideways_jax.layout import DATA, DEPTH, Layout, Sums, make_layout, pack, unpack
 from sideways_jax.layout import report as layout_report
-from sideways_jax.mesh import check_mesh
+from sideways_jax.mesh import check_mesh, data_axis
 from sideways_jax.network import Network
 from sideways_jax.packing import Packed
 from sideways_jax.sharded_backprop import backprop_steps
-from sideways_jax.sharded_sideways import sideways_steps
+from sideways_jax.sharded_sideways import episode_clock, no_signals, sideways_steps
 from sideways_jax.trees import PyTree, average, first_of, masked_mean, shape_of
 
 
@@ -51,7 +50,7 @@ def episode(
     """An episode on a mesh; arguments and result are those of `step.episode_gradients`."""
     layout = plan(network, params, state, first_of(frames), mesh, groups)
     replicas, _ = check_mesh(mesh)
-    data = DATA if replicas > 1 else None
+    data = data_axis(mesh)
     run = episode_on_device(
         network, loss_fn, layout, rule=rule, schedule=schedule, recompute=recompute, target=target,
         train=train, replicas=replicas, bubble=bubble,
@@ -166,19 +165,25 @@ def episode_on_device(
         if rng is not None and replicas > 1:  # Masks of dropout are drawn per replica.
             rng = jax.random.fold_in(rng, jax.lax.axis_index(DATA))
         options = {"train": train, "rng": rng, "bubble": bubble}
+        num_frames = jax.tree.leaves(frames)[0].shape[0]
         if rule == "sideways":
             targets = align_targets(targets, network.depth, target)
-            steps = partial(sideways_steps, network, loss_fn, layout)
+            clock = episode_clock(num_frames, network.depth)
+            sums, _ = sideways_steps(
+                network, loss_fn, layout, params, state, no_signals(layout, bubble), frames,
+                targets, clock, **options,
+            )  # fmt: skip
         else:
-            num_frames = jax.tree.leaves(frames)[0].shape[0]
             table = schedules.make(schedule, num_frames, layout.num_devices)
-            steps = partial(backprop_steps, network, loss_fn, layout, table, recompute=recompute)
-        sums = steps(params, state, frames, targets, **options)
+            sums = backprop_steps(
+                network, loss_fn, layout, table, params, state, frames, targets,
+                recompute=recompute, **options,
+            )  # fmt: skip
         if replicas == 1:
             return sums
         return sums._replace(
             grads=jax.lax.pmean(sums.grads, DATA),
-            state={name: _reduced(v) for name, v in sums.state.items()},
+            state=reduced(sums.state),
             losses=jax.lax.pmean(sums.losses, DATA),
         )
 
@@ -201,8 +206,9 @@ def _own(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[0], tree)
 
 
-def _reduced(statistics: jax.Array) -> jax.Array:
-    """The mean over replicas; integers, such as counters, are the same in all."""
-    if jnp.issubdtype(statistics.dtype, jnp.inexact):
-        return jax.lax.pmean(statistics, DATA)
-    return statistics
+def reduced(state: Packed) -> Packed:
+    """Running statistics, as means over replicas; integers, such as counters, agree already."""
+    return {
+        name: jax.lax.pmean(v, DATA) if jnp.issubdtype(v.dtype, jnp.inexact) else v
+        for name, v in state.items()
+    }

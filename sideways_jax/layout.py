@@ -102,12 +102,12 @@ def unpack(packing: Packing, groups: Groups, packed: Packed) -> tuple:
 
 
 class Sums(NamedTuple):
-    """What one device knows after an episode of its replica."""
+    """What one device knows after several steps of its replica: an episode, or part of a stream."""
 
     grads: Packed  # sums over frames of the gradients of its modules
     state: Packed
     outputs: PyTree  # [K, B, ...], zero where there is none, and on all but the top device
-    losses: jax.Array  # [K], likewise
+    losses: jax.Array  # [K], likewise; [K, B] where every example has a clock of its own
 
 
 def run_branch(branches: Sequence[Callable], *operands):
@@ -124,9 +124,16 @@ def exchange(from_below: Packed, from_above: Packed, num_devices: int) -> tuple[
     """
     if num_devices == 1:
         return from_below, from_above
-    up = [(n, n + 1) for n in range(num_devices - 1)]
     down = [(n + 1, n) for n in range(num_devices - 1)]
-    return jax.lax.ppermute(from_below, DEPTH, up), jax.lax.ppermute(from_above, DEPTH, down)
+    return send_up(from_below, num_devices), jax.lax.ppermute(from_above, DEPTH, down)
+
+
+def send_up(activations: Packed, num_devices: int) -> Packed:
+    """Activations one device up, in an open chain; see `exchange`."""
+    if num_devices == 1:
+        return activations
+    up = [(n, n + 1) for n in range(num_devices - 1)]
+    return jax.lax.ppermute(activations, DEPTH, up)
 
 
 def filled(packing: Packing, value: float) -> Packed:

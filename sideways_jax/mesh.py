@@ -63,3 +63,9 @@ def check_mesh(mesh: Mesh | None) -> tuple[int, int]:
             f"{len(names)} in jax.make_mesh"
         )
     return mesh.shape.get(DATA, 1), mesh.shape[DEPTH]
+
+
+def data_axis(mesh: Mesh) -> str | None:
+    """The axis that batches are split over; None without replicas."""
+    replicas, _ = check_mesh(mesh)
+    return DATA if replicas > 1 else None

@@ -45,13 +45,9 @@ def make_train_step(
     """
 
     def init(key, frame, target_like=None):
+        check_target(target, target_like)
         params_key, rng = jax.random.split(key)
         params, state = network.init(params_key, frame)
-        if target == "origin" and target_like is None:
-            raise ValueError(
-                "update_every with target='origin' carries targets along with the pipeline: call "
-                "init(key, frame, target) with a batch of targets or its shape"
-            )
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -109,6 +105,15 @@ def make_train_step(
         return train_state, metrics
 
     return init, train_step
+
+
+def check_target(target: str, target_like: PyTree) -> None:
+    """Raises ValueError if targets have to be carried along and nobody says what they are like."""
+    if target == "origin" and target_like is None:
+        raise ValueError(
+            "update_every with target='origin' carries targets along with the pipeline: call "
+            "init(key, frame, target) with a batch of targets or its shape"
+        )
 
 
 def check_multiple(num_frames: int, update_every: int) -> None:

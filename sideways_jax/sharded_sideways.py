@@ -14,7 +14,25 @@ from sideways_jax.layout import Layout, Sums, exchange, filled, run_branch
 from sideways_jax.module_step import module_step
 from sideways_jax.network import Network, module_key
 from sideways_jax.packing import Packed
-from sideways_jax.trees import PyTree, first_of, select, zeros
+from sideways_jax.trees import PyTree, each_example, first_of, select, zeros
+
+
+class Clock(NamedTuple):
+    """What every module works on at each of K steps, for a whole batch or every example of it."""
+
+    forward: jax.Array  # int32[K, D] or [K, D, B], the frame of its activation, -1 for a bubble
+    backward: jax.Array  # likewise, the frame whose loss is back-propagated, -1 for none
+    # Of the whole batch, not of one replica's share:
+    complete: jax.Array  # bool[K, D], whether no example is a bubble: only then a state moves
+    trained: jax.Array  # bool[K, D], whether any example has a gradient
+
+
+class Signals(NamedTuple):
+    """What has arrived at one device, and what its own modules send each other."""
+
+    inner: Packed
+    from_below: Packed  # the activation
+    from_above: Packed  # the pseudo-gradient
 
 
 class _Carry(NamedTuple):
@@ -22,9 +40,20 @@ class _Carry(NamedTuple):
 
     state: Packed
     grads: Packed  # sums
-    inner: Packed
-    from_below: Packed  # the activation that arrived
-    from_above: Packed  # the pseudo-gradient that arrived
+    signals: Signals
+
+
+def episode_clock(num_frames: int, depth: int) -> Clock:
+    """The clock of an episode: every example has its first frame at the first step."""
+    table = schedules.sideways(num_frames, depth)
+    forward, backward = jnp.asarray(table.forward), jnp.asarray(table.backward)
+    return Clock(forward, backward, forward >= 0, backward >= 0)
+
+
+def no_signals(layout: Layout, bubble: float = 0.0) -> Signals:
+    """An empty pipeline; `bubble` is what stands where nothing has arrived."""
+    nothing = filled(layout.signals, bubble)
+    return Signals(filled(layout.inner, bubble), nothing, nothing)
 
 
 def sideways_steps(
@@ -33,67 +62,81 @@ def sideways_steps(
     layout: Layout,
     params: Packed,
     state: Packed,
+    signals: Signals,
     frames: PyTree,
     targets: PyTree,
+    clock: Clock,
     *,
     train: bool,
     rng: jax.Array | None,
     bubble: float = 0.0,
-) -> Sums:
-    """An episode of Sideways on one device of the pipeline; to be called inside `shard_map`.
+) -> tuple[Sums, Signals]:
+    """Several steps of Sideways on one device of the pipeline; to be called inside `shard_map`.
+
+    With a clock for every example bubbles are zeros for a module, as in `step.computation_step`.
 
     Args:
       network, loss_fn, layout: see above.
       params, state: the vectors of this device.
+      signals: what the step before left, or `no_signals`.
       frames, targets: `[K, B, ...]`, the share of this replica; targets by computation step.
+      clock: likewise.
       train, rng: passed on to the modules.
-      bubble: the value of signals before the first real one arrives, and of their padding; tests
-        put NaN there.
-    """
-    num_frames = jax.tree.leaves(frames)[0].shape[0]
-    table = schedules.sideways(num_frames, network.depth)
-    top = network.depth - 1
+      bubble: the value of the padding of signals; tests put NaN there.
 
-    def branch(n, carry, frame, target, forward, backward):
+    Returns:
+      Sums, with `losses` `[K, B]` if the clock is one for every example; and the last signals.
+    """
+    top = network.depth - 1
+    per_example = clock.forward.ndim == 3
+
+    def zero_bubbles(frame_ids, tree):
+        return select(frame_ids >= 0, tree) if per_example else tree
+
+    def loss_of(output, target):
+        return each_example(loss_fn, output, target) if per_example else loss_fn(output, target)
+
+    def branch(n, carry, frame, target, clock):
+        forward, backward = clock.forward, clock.backward
         group = layout.groups[n]
         own_params, own_state = layout.params.unpack(n, params), layout.state.unpack(n, carry.state)
-        activations, pseudo_gradients = layout.inner.unpack(n, carry.inner)
-        below = frame if n == 0 else layout.signals.unpack(n - 1, carry.from_below)
+        activations, pseudo_gradients = layout.inner.unpack(n, carry.signals.inner)
+        below = frame if n == 0 else layout.signals.unpack(n - 1, carry.signals.from_below)
 
         def loss_gradient(output):
-            return jax.grad(loss_fn)(output, target)
+            return zero_bubbles(forward[top], jax.grad(loss_fn)(output, target))
 
         last = group[-1] == top
-        above = loss_gradient if last else layout.signals.unpack(n, carry.from_above)
-        inputs, incoming = (below, *activations), (*pseudo_gradients, above)
+        above = () if last else (layout.signals.unpack(n, carry.signals.from_above),)
+        inputs, incoming = (below, *activations), (*pseudo_gradients, *above)
         steps = [
             module_step(
                 network.modules[i],
                 own_params[j],
                 own_state[j],
-                inputs[j],
-                incoming[j],
+                zero_bubbles(forward[i], inputs[j]),
+                loss_gradient if i == top else zero_bubbles(backward[i], incoming[j]),
                 train=train,
-                rng=module_key(rng, i, forward[i]),
+                rng=module_key(rng, i, forward[i].max()),  # Of one frame, or bubbles.
             )
             for j, i in enumerate(group)
         ]
         new_state = tuple(
-            select(forward[i] >= 0, one.state, old)
+            select(clock.complete[i], one.state, old)
             for i, one, old in zip(group, steps, own_state, strict=True)
         )
         grads = tuple(
-            select(backward[i] >= 0, one.grads) for i, one in zip(group, steps, strict=True)
+            select(clock.trained[i], one.grads) for i, one in zip(group, steps, strict=True)
         )
         inner = (
             tuple(one.output for one in steps[:-1]),
             tuple(one.pseudo_gradient for one in steps[1:]),
         )
-        output, loss = zeros(layout.output), jnp.zeros((), loss_shape.dtype)
+        output, loss = zeros(layout.output), zeros(loss_shape)
         if last:
             valid = forward[top] >= 0
             output = select(valid, steps[-1].output)
-            loss = select(valid, loss_fn(steps[-1].output, target))
+            loss = select(valid, loss_of(steps[-1].output, target))
         # The top sends nothing up, the bottom nothing down.
         up, down = filled(layout.signals, bubble), filled(layout.signals, bubble)
         if not last:
@@ -103,27 +146,19 @@ def sideways_steps(
         carry = _Carry(
             state=layout.state.pack(n, new_state),
             grads=jax.tree.map(jnp.add, carry.grads, layout.params.pack(n, grads)),
-            inner=layout.inner.pack(n, inner, padding=bubble),
-            from_below=up,
-            from_above=down,
+            signals=Signals(layout.inner.pack(n, inner, padding=bubble), up, down),
         )
         return carry, output, loss
 
-    loss_shape = jax.eval_shape(loss_fn, layout.output, first_of(targets))
+    loss_shape = jax.eval_shape(loss_of, layout.output, first_of(targets))
     branches = [partial(branch, n) for n in range(layout.num_devices)]
 
     def body(carry, inputs):
         carry, output, loss = run_branch(branches, carry, *inputs)
-        arrived = exchange(carry.from_below, carry.from_above, layout.num_devices)
-        return carry._replace(from_below=arrived[0], from_above=arrived[1]), (output, loss)
+        inner, up, down = carry.signals
+        arrived = Signals(inner, *exchange(up, down, layout.num_devices))
+        return carry._replace(signals=arrived), (output, loss)
 
-    start = _Carry(
-        state=state,
-        grads=filled(layout.params, 0),
-        inner=filled(layout.inner, bubble),
-        from_below=filled(layout.signals, bubble),
-        from_above=filled(layout.signals, bubble),
-    )
-    clock = jnp.asarray(table.forward), jnp.asarray(table.backward)
-    carry, (outputs, losses) = jax.lax.scan(body, start, (frames, targets, *clock))
-    return Sums(carry.grads, carry.state, outputs, losses)
+    start = _Carry(state, filled(layout.params, 0), signals)
+    end, (outputs, losses) = jax.lax.scan(body, start, (frames, targets, clock))
+    return Sums(end.grads, end.state, outputs, losses), end.signals

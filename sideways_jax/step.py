@@ -32,6 +32,7 @@ from sideways_jax import (
     backprop,
     depth_sharded,
     online,
+    sharded_online,
     sharded_training,
     time_parallel,
     training,
@@ -43,6 +44,7 @@ from sideways_jax.episode import (
     check_episode,
     check_names,
 )
+from sideways_jax.in_flight import InFlight, init_in_flight, restart, tick
 from sideways_jax.module_step import ModuleStep, module_step
 from sideways_jax.network import Network, module_key
 from sideways_jax.train_state import TrainState
@@ -53,7 +55,6 @@ from sideways_jax.trees import (
     first_of,
     masked_mean,
     select,
-    shape_of,
     zeros,
 )
 
@@ -70,69 +71,6 @@ __all__ = [
     "module_step",
     "restart",
 ]
-
-
-class InFlight(NamedTuple):
-    """The signals between modules, and where they come from; D-1 of each kind.
-
-    A frame number of -1 says that the signal is a bubble, whatever its value. There is one number
-    for a whole batch; or, with `per_example`, one for each of its B examples, so that streams of a
-    batch can start and end at different times.
-    """
-
-    activations: tuple  # [i]: h_i [B, ...], from module i, for module i+1
-    pseudo_gradients: tuple  # [i]: cotangent of h_i [B, ...], from module i+1, for module i
-    activation_frames: jax.Array  # int32[D-1] or [D-1, B], the frame that each comes from
-    pseudo_gradient_frames: jax.Array  # likewise, the frame whose loss it comes from
-    targets: tuple  # target="origin": [i] the target of the frame of activations[i]; else ()
-
-
-def init_in_flight(
-    network: Network,
-    params: tuple,
-    state: tuple,
-    frame: PyTree,
-    target: PyTree = None,
-    *,
-    target_alignment: str = "stream",
-    per_example: bool = False,
-) -> InFlight:
-    """The empty pipeline: zeros ("restart", section 3.4), all marked as bubbles.
-
-    Args:
-      network, params, state: as everywhere.
-      frame: a batch of frames `[B, ...]`, or its shape.
-      target: a batch of targets, or its shape; used for `target_alignment="origin"` alone.
-      target_alignment: "stream" or "origin", see `episode_gradients`.
-      per_example: whether every example has frame numbers of its own; see `restart`.
-
-    Raises:
-      ValueError: if a module does not fit the one below it.
-    """
-    shapes = network.activation_shapes(params, state, frame)[:-1]
-    batch = jax.tree.leaves(frame)[0].shape[:1] if per_example else ()
-    bubbles = jnp.full((network.depth - 1, *batch), -1, jnp.int32)
-    target_shapes = (shape_of(target),) * len(shapes) if target_alignment == "origin" else ()
-    return InFlight(
-        activations=zeros(shapes),
-        pseudo_gradients=zeros(shapes),
-        activation_frames=bubbles,
-        pseudo_gradient_frames=bubbles,
-        targets=zeros(target_shapes),
-    )
-
-
-def restart(in_flight: InFlight, reset: jax.Array) -> InFlight:
-    """The pipeline, emptied for the examples whose next frame is the first of another stream.
-
-    Args:
-      in_flight: with frame numbers `per_example`.
-      reset: bool[B].
-    """
-    return in_flight._replace(
-        activation_frames=jnp.where(reset[None], -1, in_flight.activation_frames),
-        pseudo_gradient_frames=jnp.where(reset[None], -1, in_flight.pseudo_gradient_frames),
-    )
 
 
 class ComputationStep(NamedTuple):
@@ -189,12 +127,8 @@ def computation_step(
     top = network.depth - 1
     inputs = (frame, *in_flight.activations)
     targets = (target, *in_flight.targets)
-    frame_id = jnp.asarray(frame_id, jnp.int32)
-    frames = jnp.concatenate([frame_id[None], in_flight.activation_frames])
-    # The top module's gradient is the exact one of the activation that it just computed.
-    origins = jnp.concatenate([in_flight.pseudo_gradient_frames, frames[top:]])
-    held = frames >= 0
-    trained = held & (origins >= 0)
+    moved, frames, origins = tick(in_flight, jnp.asarray(frame_id, jnp.int32))
+    held, trained = frames >= 0, origins >= 0
     per_example = frames.ndim == 2
 
     def zero_bubbles(mask, tree):
@@ -222,11 +156,9 @@ def computation_step(
     else:
         loss = select(valid, loss_fn(output, targets[-1]))
     return ComputationStep(
-        in_flight=InFlight(
+        in_flight=moved._replace(
             activations=tuple(one.output for one in steps[:top]),
             pseudo_gradients=tuple(one.pseudo_gradient for one in steps[1:]),
-            activation_frames=frames[:top],
-            pseudo_gradient_frames=jnp.where(trained, origins, -1)[1:],
             targets=targets[:-1],
         ),
         state=tuple(select(held[i].all(), one.state, state[i]) for i, one in enumerate(steps)),
@@ -236,7 +168,7 @@ def computation_step(
         valid=valid,
         loss=loss,
         frames=frames,
-        origins=jnp.where(trained, origins, -1),
+        origins=origins,
     )
 
 
@@ -408,8 +340,9 @@ def make_train_step(
       update_every: None for one update per episode, each from an empty pipeline. A number n for
         one update every n computation steps with the pipeline carried on, over the calls of
         `train_step` too: n = 1 is online learning, the auto-encoding of section 4.1. Only with
-        rule "sideways" and execution "scan", since weights change between steps. A module
-        without a valid gradient among the n steps is not updated. See `online.make_train_step`.
+        rule "sideways", and execution "scan" or "depth_sharded", since weights change between
+        steps. A module without a valid gradient among the n steps is not updated. See
+        `online.make_train_step` and `sharded_online.make_train_step`.
       metrics_fn: `metrics_fn(output, target) -> {name: scalar}`, averaged over valid outputs.
       with_outputs: with `update_every` only: `train_step` gives `(train_state, metrics,
         online.Outputs)`, what the network shows at every step.
@@ -441,15 +374,28 @@ def make_train_step(
     check_names(rule, execution, target)
     check_devices(rule, execution, mesh, schedule)
     if update_every is not None:
-        if rule != "sideways" or execution != "scan":
+        if rule != "sideways" or execution == "time_parallel":
             raise ValueError(
                 f"update_every={update_every} changes the weights between computation steps; that "
-                f"needs rule='sideways' and execution='scan', not {rule!r} and {execution!r}"
+                "needs rule='sideways' and execution='scan' or 'depth_sharded', not "
+                f"{rule!r} and {execution!r}"
             )
         if update_every < 1:
             raise ValueError(f"update_every={update_every}: give None or a number of at least 1")
     elif with_outputs:
         raise ValueError("with_outputs=True is for streams: set update_every")
+    if execution == "depth_sharded" and update_every is not None:
+        return sharded_online.make_train_step(
+            network,
+            loss_fn,
+            tx,
+            mesh=mesh,
+            groups=groups,
+            update_every=update_every,
+            target=target,
+            metrics_fn=metrics_fn,
+            with_outputs=with_outputs,
+        )
     if execution == "depth_sharded":
         return sharded_training.make_train_step(
             network,

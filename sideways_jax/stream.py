@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sideways_jax import sharded_stream
 from sideways_jax.network import Network
 from sideways_jax.online import Outputs
 from sideways_jax.trees import PyTree, select, shape_of, zeros
@@ -113,7 +114,9 @@ class PipelinedModel:
 
     Args:
       network, params, state: as everywhere.
-      mesh: with an axis "depth", to put the modules on devices of their own; None for one device.
+      mesh: with an axis "depth", to put the modules on devices of their own, and maybe "data" to
+        split the batch; None for one device. The outputs are the same, and as late; they stay on
+        the last device of "depth".
       groups: how many consecutive modules each device takes; None balances counted costs.
 
     >>> import jax.numpy as jnp
@@ -131,6 +134,7 @@ class PipelinedModel:
         self._network, self._variables = network, (params, state)
         self._mesh, self._groups = mesh, groups
         self._pipeline, self._shape, self._step = None, None, None
+        self._top = lambda output: output
         self._reset = None
         self._shown: np.ndarray | None = None
         self._pushed, self._seconds, self._compiling = 0, 0.0, 0.0
@@ -154,10 +158,11 @@ class PipelinedModel:
                 "another PipelinedModel for frames of another size"
             )
         self._pipeline, output, shown = self._step(
-            *self._variables, self._pipeline, frame, jnp.asarray(self._reset)
+            self._variables, self._pipeline, frame, jnp.asarray(self._reset)
         )
         self._reset = np.zeros_like(self._reset)
-        self._shown = np.asarray(shown)  # Waits until the step is done.
+        output = jax.block_until_ready(self._top(output))
+        self._shown = np.asarray(shown)
         seconds = time.perf_counter() - start
         self._pushed += 1
         self._seconds += seconds
@@ -190,11 +195,16 @@ class PipelinedModel:
         if self._mesh is None:
             self._pipeline = init_pipeline(self._network, params, state, frame)
 
-            def step(params, state, pipeline, frame, reset):
-                return pipelined_step(self._network, params, state, pipeline, frame, reset)
+            def step(variables, *inputs):
+                return pipelined_step(self._network, *variables, *inputs)
 
-            self._step = jax.jit(step, donate_argnums=2)
         else:
-            raise NotImplementedError
+            mesh = self._mesh
+            pipelined = sharded_stream.make_pipelined_step(
+                self._network, params, state, frame, mesh=mesh, groups=self._groups
+            )
+            self._variables, self._pipeline, step = pipelined
+            self._top = lambda rows: sharded_stream.top_row(rows, mesh)
+        self._step = jax.jit(step, donate_argnums=1)
         self._shape = frame
         self._reset = np.zeros(jax.tree.leaves(frame)[0].shape[:1], bool)

@@ -16,5 +16,6 @@ class TrainState(NamedTuple):
     params: tuple  # D pytrees
     state: tuple  # D pytrees
     opt_state: PyTree  # of the optax transformation over `params`
-    in_flight: tuple  # step.InFlight with `update_every`; () if every episode starts empty
+    # step.InFlight with `update_every`, ShardedInFlight on a mesh; () if every episode starts empty
+    in_flight: tuple
     rng: jax.Array  # never changes; keys are folded in from `step` or the number of the frame

@@ -1,6 +1,7 @@
 """What the tests of depth sharding share: networks with their variables, clips, comparisons."""
 
 import functools
+import re
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -140,3 +141,9 @@ def assert_close(actual, expected, tolerance):
         assert np.isfinite(b).all(), f"{name}: nothing to compare with"
         atol = tolerance * max(np.abs(b).max(initial=0), 1e-3)
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
+
+
+def loop_bodies(hlo):
+    """The computations of a program other than its entry, as text."""
+    parts = re.split(r"\n(?=%|ENTRY )", hlo)
+    return "\n".join(part for part in parts if not part.lstrip().startswith("ENTRY"))

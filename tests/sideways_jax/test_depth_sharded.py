@@ -13,7 +13,15 @@ from sideways_jax import Module, Network, depth_sharded, make_mesh, step
 from sideways_jax.layout import run_branch
 from tests.sideways_jax import networks, sharding
 from tests.sideways_jax.networks import squared_error
-from tests.sideways_jax.sharding import TOLERANCE, assert_close, case, clip, episode, variables
+from tests.sideways_jax.sharding import (
+    TOLERANCE,
+    assert_close,
+    case,
+    clip,
+    episode,
+    loop_bodies,
+    variables,
+)
 
 RNG = functools.partial(jax.random.key, sharding.RNG_SEED)
 
@@ -252,12 +260,6 @@ def test_gradients_inside_the_branches_of_a_switch_on_the_device():
 # What the compiled program looks like -------------------------------------------------------------
 
 
-def _loop_bodies(hlo):
-    """The computations of a program other than its entry, as text."""
-    parts = re.split(r"\n(?=%|ENTRY )", hlo)
-    return "\n".join(part for part in parts if not part.lstrip().startswith("ENTRY"))
-
-
 def test_two_permutes_in_a_step():
     """One up and one down, however many modules and leaves: signals are one vector a dtype."""
     network, frame = networks.mixed_network(4), networks.PIXELS
@@ -271,7 +273,7 @@ def test_two_permutes_in_a_step():
         )  # fmt: skip
 
     hlo = jax.jit(run).lower(*start, *frames).compile().as_text()
-    steps = _loop_bodies(hlo)
+    steps = loop_bodies(hlo)
     assert len(re.findall(r"= [^=]* collective-permute(-start)?\(", steps)) == 2
     assert "all-reduce" not in steps
     assert "all-gather" not in steps

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from sideways_jax import step
+from sideways_jax import blocking, step
 from tests.sideways_jax import networks
 from tests.sideways_jax.comparison import assert_same
 from tests.sideways_jax.networks import squared_error
@@ -149,6 +149,19 @@ def test_statistics_move_only_when_no_example_is_a_bubble():
         for pair in zip(start.state, after.state, strict=True)
     ]
     assert moved == [True, False, False]
+
+
+@pytest.mark.parametrize("make", [
+    lambda *arguments: step.make_train_step(*arguments, update_every=1, target="origin"),
+    blocking.make_train_step,
+])  # fmt: skip
+def test_what_init_gives_can_be_donated(make):
+    """No array is in two places."""
+    network, _, _ = networks.start(networks.dense_network, 3)
+    frames, targets = networks.random_clip(1)
+    init, _ = make(network, squared_error, optax.sgd(1.0))
+    leaves = jax.tree.leaves(init(jax.random.key(0), frames[0], targets[0]))
+    assert len({id(leaf) for leaf in leaves}) == len(leaves)
 
 
 def test_mistakes():

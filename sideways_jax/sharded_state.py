@@ -1,0 +1,181 @@
+"""The train state of a sharded run: vectors `[N, length]`, sharded over `depth` (`packing.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from sideways_jax import sharded_optimizer
+from sideways_jax.depth_sharded import plan as place
+from sideways_jax.hold_back import hold_back
+from sideways_jax.layout import DEPTH, Layout, run_branch
+from sideways_jax.network import Network
+from sideways_jax.packing import Packed, Packing
+from sideways_jax.train_state import TrainState
+from sideways_jax.trees import PyTree, average, select, shape_of, zeros
+
+
+class Plan(NamedTuple):
+    """All shapes of a sharded run."""
+
+    layout: Layout
+    params: tuple  # shapes, per module
+    state: tuple
+    owner: PyTree  # the module of every leaf of the optimiser's state over the whole tree, or None
+    opt_packing: Packing  # of the state that each device's view gives
+
+
+def plan(
+    network: Network,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    groups: Sequence[int] | None,
+    frame: PyTree,
+) -> Plan:
+    """Only shapes are looked at; `frame` is that of a whole batch, or its shape.
+
+    Raises:
+      ValueError: if the modules or the batch do not go into the mesh, or for an optimiser that
+        would give other updates.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params, state = jax.eval_shape(network.init, key, shape_of(frame))
+    layout = place(network, params, state, shape_of(frame), mesh, groups)
+    owner = sharded_optimizer.check_local(tx, params, layout.groups)
+    views = []
+    for group in layout.groups:
+        stand_ins = jax.eval_shape(partial(sharded_optimizer.stand_ins, params))
+        views.append(sharded_optimizer.view({i: params[i] for i in group}, stand_ins))
+    opt_packing = Packing.of([jax.eval_shape(tx.init, one) for one in views])
+    return Plan(layout, params, state, owner, opt_packing)
+
+
+def check_lengths(plan: Plan, train_state: TrainState) -> None:
+    """Raises ValueError if the state was made for other groups of modules."""
+    packings = {
+        "params": plan.layout.params,
+        "state": plan.layout.state,
+        "opt_state": plan.opt_packing,
+    }
+    for name, packing in packings.items():
+        held = getattr(train_state, name)
+        is_packed = isinstance(held, dict) and all(hasattr(v, "shape") for v in held.values())
+        expected = {key: (plan.layout.num_devices, n) for key, n in packing.lengths.items()}
+        if not is_packed or {key: v.shape for key, v in held.items()} != expected:
+            raise ValueError(
+                f"the {name} of this train state do not lie as groups {plan.layout.groups} need "
+                "them: make it with `init` of the same make_train_step and frames of the same "
+                "shape, or put one with a pytree for every module on the mesh with "
+                "sharded_training.per_module; give groups= to fix who has what"
+            )
+
+
+def on_mesh(mesh: Mesh, function: Callable, in_specs: PyTree, out_specs: PyTree) -> Callable:
+    """`function`, run by every device of the mesh on its shards."""
+    return jax.jit(
+        jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    )
+
+
+def init(
+    network: Network,
+    tx: optax.GradientTransformation,
+    plan: Plan,
+    mesh: Mesh,
+    key: jax.Array,
+    frame: PyTree,
+) -> TrainState:
+    """The train state that `Network.init` gives, made where it belongs; nothing in flight.
+
+    Every device makes its own modules only, from the keys that they have on one device.
+    """
+    params_key, rng = jax.random.split(key)
+
+    def branch(n, key):
+        params, state = {}, {}
+        inputs = (shape_of(frame), *network.activation_shapes(plan.params, plan.state, frame))
+        for i in plan.layout.groups[n]:
+            key_i = jax.random.fold_in(key, i)
+            params[i], state[i] = network.modules[i].init(key_i, inputs[i])
+        opt_state = tx.init(
+            sharded_optimizer.view(params, sharded_optimizer.stand_ins(plan.params))
+        )
+        return (
+            plan.layout.params.pack(n, tuple(params.values())),
+            plan.layout.state.pack(n, tuple(state.values())),
+            plan.opt_packing.pack(n, opt_state),
+        )
+
+    def on_device(key, rng):
+        branches = [partial(branch, n) for n in range(plan.layout.num_devices)]
+        own = jax.tree.map(lambda x: x[None], run_branch(branches, key))
+        return jnp.zeros((), jnp.int32), own, rng
+
+    one, by_device = PartitionSpec(), PartitionSpec(DEPTH)
+    step, own, rng = on_mesh(mesh, on_device, (one, one), (one, by_device, one))(params_key, rng)
+    return TrainState(step, *own, (), rng)
+
+
+def update_on_device(
+    tx: optax.GradientTransformation,
+    plan: Plan,
+    params: Packed,
+    opt_state: Packed,
+    sums: Packed,
+    num_grads: jax.Array,
+    *,
+    hold: bool = False,
+) -> tuple[Packed, Packed, jax.Array]:
+    """One update of the weights, on one device; to be called inside `shard_map`.
+
+    Args:
+      tx, plan: see above.
+      params, opt_state, sums: the vectors of this device; sums of gradients over all replicas.
+      num_grads: `[D]`, what the sum of each module is divided by for the mean.
+      hold: whether a module without any gradient, which there may be, keeps its weights and its
+        part of the optimiser's state.
+
+    Returns:
+      `(params, opt_state, grad_norm)`, the global norm of the means.
+    """
+    layout = plan.layout
+    devices = range(layout.num_devices)
+
+    def mean(n, sums, num_grads):
+        """The averaged gradients of device n's modules, and the norms of all their leaves."""
+        modules = zip(layout.groups[n], layout.params.unpack(n, sums), strict=True)
+        own = {i: average(module_sums, num_grads[i]) for i, module_sums in modules}
+        known = {i: sharded_optimizer.norms(one) for i, one in own.items()}
+        nothing = zeros(jax.eval_shape(sharded_optimizer.norms, plan.params))
+        return layout.params.pack(n, tuple(own.values())), sharded_optimizer.view(known, nothing)
+
+    def update(n, params, opt_state, grads, norms, trained):
+        group = layout.groups[n]
+
+        def seen(modules, others):
+            return sharded_optimizer.view(dict(zip(group, modules, strict=True)), others)
+
+        own = layout.params.unpack(n, params)
+        old = plan.opt_packing.unpack(n, opt_state)
+        updates, new = tx.update(
+            seen(layout.params.unpack(n, grads), sharded_optimizer.stand_ins(plan.params, norms)),
+            old,
+            seen(own, sharded_optimizer.stand_ins(plan.params)),
+        )
+        if hold:
+            updates = tuple(select(trained[i], one) for i, one in enumerate(updates))
+            new = hold_back(tx, trained, new, old, plan.params)
+        own = optax.apply_updates(own, tuple(updates[i] for i in group))
+        return layout.params.pack(n, own), plan.opt_packing.pack(n, new)
+
+    grads, norms = run_branch([partial(mean, n) for n in devices], sums, num_grads)
+    norms = jax.lax.psum(norms, DEPTH)  # Others count as zero: a sum puts them together.
+    branches = [partial(update, n) for n in devices]
+    params, opt_state = run_branch(branches, params, opt_state, grads, norms, num_grads > 0)
+    return params, opt_state, optax.tree.norm(norms)
