@@ -9,7 +9,7 @@ compiled and allocated, is compared with the end.
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,6 +20,8 @@ _SIZE = flags.DEFINE_integer("size", 16, "height and width, pixels")
 def main(argv: list[str]) -> int:
     """Pushes and prints; fails if the process has grown by more than 1%."""
     del argv
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     import jax
     import numpy as np
     import psutil

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -44,12 +44,27 @@ _PICTURE = flags.DEFINE_string("picture", None, "where the rows of frames go (Fi
 _CHUNK = 66  # a multiple of 2D-1 = 11
 
 
-def main(argv: list[str]) -> None:
-    """Runs what is missing, prints the table."""
+def main(argv: list[str]) -> int:
+    """Runs what is missing, prints the table; a bad source ends in one line."""
     del argv
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    from data.video import BadVideo
+
+    try:
+        _compare()
+    except (BadVideo, ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _compare() -> None:
     results = _Results(Path(_JSON.value))
     settings = list(itertools.product(_SOURCES.value, map(int, _STRIDES.value)))
     rates = [float(rate) for rate in _RATES.value]
+    for source, stride in settings:  # Before anything is computed.
+        _load(source, stride, 0, "test").close()
     for source, stride in track(settings, "sources", console=Console(stderr=True)):
         for rule in ("backprop", "sideways"):
             found = [results.get(source, stride, rule, 0, rate) for rate in rates]

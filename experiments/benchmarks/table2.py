@@ -54,13 +54,14 @@ def rows(
     result = []
     for number in devices:
         run = rig.measure(number, forced=forced, rounds=rounds, **settings)
-        result += _rows_of(run, settings)
+        result += rows_of(run, settings)
         progress.advance(task)
     progress.remove_task(task)
     return result
 
 
-def _rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
+def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
+    """The rows of one number of devices, out of what the worker measured."""
     times = run["times"]
     alone = [statistics.median(times[f"group {n}"]) for n in range(run["devices"])]
     ideal = sum(alone) / max(alone)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.benchmarks import table2
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -37,9 +39,40 @@ def test_suite_rules(tmp_path):
     assert path.with_suffix(".png").stat().st_size > 5000
 
 
+@pytest.mark.full
+def test_suite_table2(tmp_path):
+    path = tmp_path / "table2.json"
+    done = run(
+        "benchmark.py", "--suite=table2", f"--json={path}", "--frames=11", "--batch=1", "--size=8",
+        "--rounds=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    sharded = [row for row in rows if row["execution"] == "depth_sharded"]
+    assert [row["schedule"] for row in sharded] == [None, "blocking", "gpipe", "1f1b"]
+    assert all(row["devices"] == 2 and sum(row["groups"]) == 6 for row in sharded)
+    assert path.with_suffix(".png").stat().st_size > 5000
+
+
+def test_speedups_are_those_of_the_paper():
+    """Two groups of costs 3 and 1: blocking takes 4 at each frame, an ideal pipeline 3."""
+    times = {
+        "sideways depth_sharded": [3.2, 3.2], "backprop blocking depth_sharded": [4.0, 4.0],
+        "sideways scan": [4.0, 4.0], "group 0": [3.0, 3.0], "group 1": [1.0, 1.0],
+    }  # fmt: skip
+    measured = {"devices": 2, "groups": [4, 2], "times": times, "temporary_bytes": {}}
+    sideways, blocking, scan = table2.rows_of(measured, {"model": "simple_cnn"})
+    assert sideways["speedup_over_blocking"] == pytest.approx(1.25)
+    assert sideways["ideal_speedup"] == pytest.approx(4 / 3)
+    assert sideways["efficiency"] == pytest.approx(1.25 * 3 / 4)
+    assert blocking["speedup_over_blocking"] == 1
+    assert (blocking["efficiency"], scan["efficiency"], scan["devices"]) == (None, None, 1)
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
+        ("benchmark.py", ["--suite=table2", "--devices=1000"], "lower --devices"),
         ("benchmark.py", ["--suite=rulez"], "rules"),
         ("benchmark.py", ["--suite=rules", "--batch=0"], "batch"),
         ("draw_schedule.py", ["--schedules=sidewise"], "'sideways'"),

@@ -1,0 +1,46 @@
+"""Table 3 as users run it, tiny; what is in the file already is not computed again."""
+
+import json
+import os
+import subprocess
+import sys
+
+from tests.experiments import tiny
+
+
+def _run(file, *flags):
+    command = [sys.executable, "experiments/table3.py", "--sources=moving_solids", "--frames=66",
+               "--size=16", "--widths=4,4,4,4,4", f"--json={file}", *flags]  # fmt: skip
+    return subprocess.run(
+        command, cwd=tiny.ROOT, capture_output=True, text=True, check=False, timeout=200,
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
+def test_table3(tmp_path):
+    file = tmp_path / "table3.json"
+    done = _run(file, "--rates=1e-3", "--seeds=1")
+    assert done.returncode == 0, done.stderr
+    assert "lag_alone" in done.stdout
+    rows = json.loads(file.read_text())["rows"]
+    assert {(row["rule"], row["protocol"]) for row in rows} == {
+        (rule, protocol)
+        for rule in ("backprop", "sideways")
+        for protocol in ("in_stream", "held_out", "lag_alone")
+    }
+    by_place = {(row["rule"], row["protocol"]): row for row in rows}
+    for rule, lag in (("sideways", 5), ("backprop", 10)):
+        held_out, alone = by_place[rule, "held_out"], by_place[rule, "lag_alone"]
+        assert held_out["max_lag"] == alone["max_lag"] == lag
+        assert alone["compensated_mse"] < 1e-10 < alone["streaming_mse"]
+    before = file.stat().st_mtime_ns
+    again = _run(file, "--rates=1e-3", "--seeds=1")
+    assert again.stdout == done.stdout
+    assert file.stat().st_mtime_ns == before
+
+
+def test_a_source_that_does_not_exist(tmp_path):
+    done = _run(tmp_path / "table3.json", "--sources=/nowhere.mp4", "--rates=1e-3")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: /nowhere.mp4")
+    assert "Traceback" not in done.stderr
