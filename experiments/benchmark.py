@@ -38,10 +38,11 @@ flags.DEFINE_integer("rounds", 9, "timed calls of each, in turn", lower_bound=1)
 
 def table(result: list[dict]) -> Table:
     """The rows that matter to a reader, as a table."""
-    shown = SUITES[FLAGS.suite].SHOWN
+    suite = SUITES[FLAGS.suite]
+    shown, headers = suite.SHOWN, getattr(suite, "HEADERS", {})
     lines = Table(title=f"{FLAGS.suite}: {FLAGS.model}, batch {FLAGS.batch}, size {FLAGS.size}")
     for name in shown:
-        lines.add_column(name.replace("_", " "), justify="right")
+        lines.add_column(headers.get(name, name.replace("_", " ")), justify="right")
     for row in result:
         cells = ("" if row[key] is None else form.format(row[key]) for key, form in shown.items())
         lines.add_row(*cells)

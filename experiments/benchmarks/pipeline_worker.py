@@ -80,7 +80,7 @@ def measure() -> dict:
     ):  # fmt: skip
         init, train_step = step.make_train_step(
             network, loss_fn, tx, rule=rule, schedule=schedule, execution="depth_sharded",
-            mesh=mesh, groups=sizes,
+            mesh=mesh, groups=sizes, recompute=False,
         )  # fmt: skip
         arguments = init(jax.random.key(0), frame), spread(frames), spread(labels)
         compiled = jax.jit(train_step).lower(*arguments).compile()
