@@ -15,7 +15,8 @@ class Chunks:
     """An iterator over `{"frames": uint8 [B, K, H, W, 3], "reset": bool [B, K], "playing": bool
     [B, K]}`; a stream that has ended while others go on is not playing.
 
-    What does not fill a last chunk is left out, unless `keep_rest`. When the source fails after
+    It ends with the first of the streams, and what does not fill a last chunk is left out; with
+    `keep_rest` it ends with the last of them, and nothing is left out. When the source fails after
     something was delivered, that is the end; `failure` then says what happened.
     """
 
@@ -34,7 +35,7 @@ class Chunks:
         try:
             for _ in range(self._num_frames):
                 one = next(self._streams, None)
-                if one is None:
+                if one is None or (not self._keep_rest and (one["stream"] < 0).any()):
                     break
                 steps.append(one)
         except BadVideo as failure:

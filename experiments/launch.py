@@ -52,10 +52,9 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(command: list[str], processes: int, log_dir: Path, *, pin: bool) -> list:
-    """Starts the processes; process 0 writes to the terminal."""
+def start(command: list[str], processes: int, log_dir: Path, children: list, *, pin: bool) -> None:
+    """Starts the processes, appending them to `children`; process 0 writes to the terminal."""
     address = f"127.0.0.1:{free_port()}"
-    children = []
     for number in range(processes):
         arguments = [
             *command,
@@ -83,7 +82,6 @@ def start(command: list[str], processes: int, log_dir: Path, *, pin: bool) -> li
         )
         if log:
             log.close()
-    return children
 
 
 def wait(children: list, *, grace: float) -> tuple[int, int]:
@@ -127,9 +125,14 @@ def main(argv: list[str]) -> int:
     if command[0] == "python":  # This environment's, whatever `python` is outside of it.
         command[0] = sys.executable
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    children = start(command, _PROCESSES.value, log_dir, pin=_PIN.value)
+    children: list = []
     try:
+        start(command, _PROCESSES.value, log_dir, children, pin=_PIN.value)
         process, code = wait(children, grace=_GRACE.value)
+    except FileNotFoundError as error:
+        stop(children, signal.SIGTERM, _GRACE.value)
+        print(f"Error: {error.filename} cannot be started: it is not there", file=sys.stderr)
+        return 127
     except KeyboardInterrupt:
         try:
             stop(children, signal.SIGINT, _GRACE.value)

@@ -29,8 +29,8 @@ _FRAMES = flags.DEFINE_integer("frames", 0, "stop after so many; 0: at the end, 
 _REPEAT = flags.DEFINE_bool("repeat", False, "play a file over and over")
 _SIZE = flags.DEFINE_integer("size", 64, "height and width, pixels, a multiple of 8")
 _RATE = flags.DEFINE_float("learning_rate", 1e-3, "of Adam")
-_STRIDE = flags.DEFINE_integer("stride", 1, "take every n-th frame of the source")
-_FPS = flags.DEFINE_integer("fps", 24, "frames a second of the video that is written")
+_STRIDE = flags.DEFINE_integer("stride", 1, "take every n-th frame of the source", lower_bound=1)
+_FPS = flags.DEFINE_integer("fps", 24, "frames a second of the new video", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "of the weights")
 LINE_EVERY = 100  # frames between two lines, where there is no terminal
 MEMORY = 0.98  # of the running means
@@ -57,6 +57,9 @@ def main(argv: list[str]) -> int:
     console = Console()
     try:
         seen = watch(console)
+    except KeyboardInterrupt:
+        print("Stopped before the first frame.", file=sys.stderr)
+        return 130
     except (BadVideo, ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -98,12 +101,12 @@ def watch(console) -> Seen:
         streams = stack.enter_context(
             contextlib.closing(load_streams(config, seed=_SEED.value, split="all"))
         )
-        frame = jax.ShapeDtypeStruct((1, config.size, config.size, 3), np.uint8)
-        train_state = jax.jit(lambda key: init(key, frame))(jax.random.key(_SEED.value))
-        train_step = jax.jit(train_step, donate_argnums=0)
         first = next(streams, None)
         if first is None:
             raise ValueError(f"{_SOURCE.value} has no frames")
+        frame = jax.ShapeDtypeStruct((1, config.size, config.size, 3), np.uint8)
+        train_state = jax.jit(lambda key: init(key, frame))(jax.random.key(_SEED.value))
+        train_step = jax.jit(train_step, donate_argnums=0)
         write = stack.enter_context(_video(Path(_OUT.value), config.size))
         shows = console.is_terminal
         live = stack.enter_context(Live(console=console)) if shows else None
@@ -121,6 +124,11 @@ def watch(console) -> Seen:
             error = None
             if lag is not None:
                 error = float(np.mean(np.square(painted - came[0].astype(np.float32) / 255)))
+                if not np.isfinite(error):
+                    raise ValueError(
+                        f"after {seen.frames} frames the error is {error}: set --learning_rate to "
+                        f"less than {_RATE.value}"
+                    )
             write(np.concatenate([came[0], stream_report.as_uint8(painted, (0, 1))], axis=1))
             if started is None:  # The first step was compiled.
                 started = time.perf_counter()
@@ -155,14 +163,21 @@ def _video(file: Path, size: int):
     """Gives a function that adds a frame `[size, 2 size, 3]`; the file is whole at the end."""
     import av
 
+    suffix = file.suffix.lower()
     codecs = {".mp4": "libx264", ".mkv": "libx264", ".avi": "mpeg4", ".gif": "gif"}
-    if file.suffix not in codecs:
+    if suffix not in codecs:
         raise ValueError(f"--out={file} must end in {', '.join(codecs)}")
+    if file.exists() and Path(_SOURCE.value).exists() and file.samefile(_SOURCE.value):
+        raise ValueError(f"--out={file} is the source: it would be overwritten")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(file), "w") as container:
-        stream = container.add_stream(codecs[file.suffix], rate=Fraction(_FPS.value))
+    # Not under its name until it is whole.
+    unfinished = file.with_name(f".{file.stem}.unfinished{suffix}")
+    with contextlib.ExitStack() as stack:
+        stack.callback(unfinished.replace, file)
+        container = stack.enter_context(av.open(str(unfinished), "w"))
+        stream = container.add_stream(codecs[suffix], rate=Fraction(_FPS.value))
         stream.width, stream.height = 2 * size, size
-        stream.pix_fmt = "rgb8" if file.suffix == ".gif" else "yuv420p"
+        stream.pix_fmt = "rgb8" if suffix == ".gif" else "yuv420p"
 
         def write(picture):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")

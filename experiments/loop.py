@@ -142,8 +142,11 @@ def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, flo
             if waiting is not None:
                 look_at(*waiting)
             clock.stop()
+            if not step:
+                return Result(train_state, 0, None, None)
             if window:
                 log_line(step)
+                window.clear()  # The same command again has nothing to add to it.
             save()
             break
         if step == 0:

@@ -18,6 +18,7 @@ from experiments.stream_score import Scores
 from experiments.workdir import write_atomically
 
 NUM_MIDDLE = 10  # frames in a row, as in Figures 7 and 8
+MOST_KEPT = 400  # frames, to find their middle
 
 
 class StreamSummary(NamedTuple):
@@ -39,15 +40,22 @@ class ShownFrames(NamedTuple):
 
 
 class MiddleFrames:
-    """Finds the frames in the middle of a stream whose length is not known before."""
+    """Finds the frames in the middle of the first stream, whose length is not known before.
+
+    Of a long one, in the middle of its beginning: all of it would not fit into memory.
+    """
 
     def __init__(self):
-        self._frames, self._outputs = [], []
+        self._frames, self._outputs, self._over = [], [], False
 
-    def add(self, frames: np.ndarray, outputs: np.ndarray) -> None:
-        """Adds steps of the stream, `[K, H, W, 3]` each."""
-        self._frames.extend(frames)
-        self._outputs.extend(outputs)
+    def add(self, frames: np.ndarray, outputs: np.ndarray, reset: np.ndarray) -> None:
+        """Adds steps of the streams of one slot, `[K, H, W, 3]` each and bool `[K]`."""
+        for frame, output, starts in zip(frames, outputs, reset, strict=True):
+            self._over |= bool(self._frames) and (bool(starts) or len(self._frames) == MOST_KEPT)
+            if self._over:
+                return
+            self._frames.append(frame)
+            self._outputs.append(output)
 
     def result(self, pixel_range: tuple[float, float]) -> ShownFrames:
         """The `NUM_MIDDLE` of them in the middle, or as many as there are."""

@@ -7,6 +7,7 @@ against the frame that the output is of, which leaves the lateness out.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -35,9 +36,10 @@ class StreamScore:
     Args:
       longest_lag: in steps; 3D-3 for blocking BP, which is the latest of all.
       pixel_range: of the outputs; see `sideways_jax.models.autoencoder`.
+      first_frame: the number of the first frame that will be added; outputs of frames before it are
+        left out, so add the `longest_lag` steps before the first that counts, as not playing.
       count_missing: whether a step without any output counts as a black one; by default it does not
         count.
-      first_frame: the number of the first frame that will be added.
     """
 
     def __init__(
@@ -49,8 +51,8 @@ class StreamScore:
         first_frame: int = 0,
     ):
         self._longest_lag, self._count_missing = longest_lag, count_missing
-        self._errors = jax.jit(lambda *chunk: _errors(*chunk, pixel_range))
-        self._next_frame = first_frame
+        self._pixel_range = tuple(pixel_range)
+        self._first_frame = self._next_frame = first_frame
         self._past: np.ndarray | None = None
         self._last_shown: np.ndarray | None = None
         self._streaming, self._compensated = [], []
@@ -63,31 +65,44 @@ class StreamScore:
         Args:
           outputs: `[K, B, H, W, 3]`, with the numbers of their frames.
           frames: what arrived, uint8 `[K, B, H, W, 3]`.
-          playing: bool `[K, B]`, False where a stream of the batch is over and nothing counts.
+          playing: bool `[K, B]`, False where nothing counts: a stream of the batch is over, or
+            scoring has not begun (chunks have to be added all the same, for outputs that are late).
+
+        Raises:
+          ValueError: for an output that is later than `longest_lag`.
         """
         frames = np.asarray(frames)
         num_frames, batch = frames.shape[:2]
         if self._past is None:
             self._past = np.zeros((self._longest_lag, *frames.shape[1:]), frames.dtype)
             self._last_shown = np.full(batch, -1)
-        streaming, compensated = self._errors(
-            outputs.outputs, outputs.frames, frames, self._past, self._next_frame
-        )
         shown = np.asarray(outputs.frames)
+        shown = np.where(shown >= self._first_frame, shown, -1)
+        now = self._next_frame + np.arange(num_frames)[:, None]
+        latest = int(np.where(shown >= 0, now - shown, 0).max())
+        if latest > self._longest_lag:
+            raise ValueError(
+                f"an output came {latest} steps after its frame, longest_lag={self._longest_lag}: "
+                "make that larger"
+            )
+        streaming, compensated = _errors(
+            outputs.outputs, shown, frames, self._past, self._next_frame,
+            self._pixel_range,
+        )  # fmt: skip
         playing = np.ones(shown.shape, bool) if playing is None else playing
         shown = np.where(playing, shown, -1)
         valid = shown >= 0
         scored = playing if self._count_missing else valid
         self._streaming.append(np.asarray(streaming, np.float64)[scored])
         self._compensated.append(np.asarray(compensated, np.float64)[valid])
-        now = self._next_frame + np.arange(num_frames)[:, None]
         self._lags.append((now - shown)[valid])
         for row in shown:
             fresh = (row >= 0) & (row != self._last_shown)
             self._used += int(fresh.sum())
             follows = fresh & (self._last_shown >= 0)
             self._dropped += int((row - self._last_shown - 1)[follows].sum())
-            self._last_shown = np.where(row >= 0, row, -1)
+            # Kept while nothing is shown: what was lost before a restart is lost, too.
+            self._last_shown = np.where(row >= 0, row, self._last_shown)
         self._arrived += int(playing.sum())
         self._past = np.concatenate([self._past, frames])[len(frames) :]
         self._next_frame += num_frames
@@ -108,6 +123,7 @@ class StreamScore:
         )
 
 
+@functools.partial(jax.jit, static_argnums=5)
 def _errors(outputs, shown, frames, past, first_frame, pixel_range):
     """Squared errors `[K, B]` against the frames of now, and against those that were shown."""
     known = jnp.concatenate([past, frames])

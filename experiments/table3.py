@@ -3,11 +3,14 @@
 python experiments/table3.py --sources=moving_solids,FILE,... --seeds=3 --json=/tmp/table3.json
 
 Both rules see the same frames in the same order and start from the same parameters; the learning
-rate of each is searched among `--rates`, on the first seed, by the error in the stream. Two
+rate of each is searched among `--rates`, on the first seed, by the error in the stream (an asterisk
+says that it lies at the edge of what was searched). Two
 protocols: "in_stream", scored while it learns, over the last quarter of the frames; and "held_out",
 on test streams with the weights frozen, Sideways as pipelined inference and backprop blocking. A
-third kind of row, "lag_alone", has no network: the error of somebody who reconstructs perfectly and
-is as late as each rule is, which is what is left of an error when there is nothing more to learn.
+third kind of row, "copying", has no network: the error of somebody who shows the very frames, as
+late as each rule does on the test streams. It is not a bound: Sideways learns to show what will be
+there by then. "still_falling" is the error of the last eighth of the stream over that of the one
+before.
 
 Sources are moving_solids or video files (their last quarter is held out). `--strides` makes things
 move faster. Rows that are in the JSON file already are not computed again.
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 _SOURCES = flags.DEFINE_list("sources", ["moving_solids"], "moving_solids, or video files")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "how many", lower_bound=1)
-_FRAMES = flags.DEFINE_integer("frames", 6600, "that arrive in each stream, for training")
+_FRAMES = flags.DEFINE_integer(
+    "frames", 6600, "that arrive in each stream, for training; a multiple of 528", lower_bound=528
+)
 _STRIDES = flags.DEFINE_list("strides", ["1"], "every how many-th frame of the source arrives")
 _RATES = flags.DEFINE_list("rates", ["3e-4", "1e-3", "3e-3"], "learning rates to choose from")
 _SIZE = flags.DEFINE_integer("size", 48, "height and width, pixels")
@@ -52,6 +58,10 @@ def main(argv: list[str]) -> int:
     from data.video import BadVideo
 
     try:
+        if _FRAMES.value % (8 * _CHUNK):
+            raise ValueError(f"--frames={_FRAMES.value} must be a multiple of {8 * _CHUNK}")
+        for file in filter(None, (_JSON.value, _PICTURE.value)):
+            Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
         _compare()
     except (BadVideo, ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -68,7 +78,7 @@ def _compare() -> None:
     for source, stride in track(settings, "sources", console=Console(stderr=True)):
         for rule in ("backprop", "sideways"):
             found = [results.get(source, stride, rule, 0, rate) for rate in rates]
-            best = min(zip(found, rates, strict=True), key=_in_stream)[1]
+            best = _best(found, rates)
             for seed in range(1, _SEEDS.value):
                 results.get(source, stride, rule, seed, best)
     chosen = list(_chosen(results.rows, settings, _SEEDS.value, rates))
@@ -77,8 +87,14 @@ def _compare() -> None:
         _draw(settings[0], chosen).savefig(_PICTURE.value)
 
 
-def _in_stream(run: tuple[list[dict[str, Any]], float]) -> float:
-    return next(row["streaming_mse"] for row in run[0] if row["protocol"] == "in_stream")
+def _best(found: list[list[dict[str, Any]]], rates: Sequence[float]) -> float:
+    """The rate with the least error in the stream; one that diverged is the worst."""
+
+    def in_stream(rows):
+        error = next(row["streaming_mse"] for row in rows if row["protocol"] == "in_stream")
+        return math.inf if error is None else error
+
+    return min(zip(map(in_stream, found), rates, strict=True))[1]
 
 
 class _Results:
@@ -88,31 +104,45 @@ class _Results:
         self._file = file
         self.rows: list[dict[str, Any]] = []
         if file.exists():
-            self.rows = json.loads(file.read_text())["rows"]
+            try:
+                self.rows = json.loads(file.read_text())["rows"]
+            except (ValueError, KeyError) as error:
+                raise ValueError(
+                    f"{file} is no file of this program ({error}): remove it"
+                ) from error
 
     def get(self, source: str, stride: int, rule: str, seed: int, rate: float) -> list[dict]:
         """The rows of one run."""
         key = _key(source, stride, rule, seed, rate)
         if not (found := [row for row in self.rows if key.items() <= row.items()]):
-            found = [key | row for row in run(**key)]
+            from experiments.benchmarks.measure import machine
+
+            found = [key | row | {"machine": machine()} for row in run(**key)]
             self.rows += found
             self._save()
         return found
 
     def _save(self) -> None:
-        from experiments.benchmarks.measure import machine
         from experiments.workdir import write_atomically
 
-        content = {"machine": machine(), "rows": self.rows}
-        write_atomically(self._file, json.dumps(content, indent=1) + "\n")
+        content = json.dumps({"rows": self.rows}, indent=1, allow_nan=False)
+        write_atomically(self._file, content + "\n")
 
 
 def _key(source, stride, rule, seed, rate) -> dict[str, Any]:
+    is_file = source != "moving_solids"
     return {
-        "source": source, "stride": stride, "rule": rule, "seed": seed, "learning_rate": rate,
-        "arriving": _FRAMES.value, "size": _SIZE.value, "normalise": _NORMALISE.value,
+        "source": os.path.abspath(source) if is_file else source,
+        "streams": 1 if is_file else _STREAMS.value,
+        "stride": stride,
+        "rule": rule,
+        "seed": seed,
+        "learning_rate": rate,
+        "arriving": _FRAMES.value,
+        "size": _SIZE.value,
+        "normalise": _NORMALISE.value,
         "widths": list(map(int, _WIDTHS.value)),
-    }  # fmt: skip
+    }
 
 
 def _load(source: str, stride: int, seed: int, split: str):
@@ -132,9 +162,7 @@ def _chunks(source: str, stride: int, seed: int, split: str) -> Iterator[dict]:
 
     chunks = Chunks(_load(source, stride, seed, split), _CHUNK, keep_rest=split == "test")
     try:
-        for chunk in itertools.islice(
-            chunks, None if split == "test" else max(_FRAMES.value // _CHUNK, 1)
-        ):
+        for chunk in itertools.islice(chunks, None if split == "test" else _FRAMES.value // _CHUNK):
             yield {name: one.swapaxes(0, 1) for name, one in chunk.items()}
         if chunks.failure is not None:
             raise chunks.failure
@@ -148,22 +176,33 @@ def run(source, stride, rule, seed, learning_rate, **_) -> list[dict[str, Any]]:
 
     from experiments.stream_score import StreamScore
 
-    network, train_state, in_stream = _train(source, stride, rule, seed, learning_rate)
-    held_out, exact = StreamScore(3 * network.depth), StreamScore(3 * network.depth)
+    network, train_state, eighths = _train(source, stride, rule, seed, learning_rate)
+    held_out, copying = StreamScore(3 * network.depth), StreamScore(3 * network.depth)
     past = None
-    for frames, outputs, playing in _test(network, train_state, source, stride, rule, seed):
+    for frames, outputs, playing, _ in _test(network, train_state, source, stride, rule, seed):
         held_out.add(outputs, frames, playing)
         # Somebody who shows the very frames that this rule shows reconstructions of.
         past = frames if past is None else np.concatenate([past, frames])
         shown = np.asarray(outputs.frames)
         perfect = past[np.maximum(shown, 0), np.arange(shown.shape[1])].astype(np.float32) / 255
-        exact.add(outputs._replace(outputs=perfect), frames, playing)
-    scores = {"in_stream": in_stream, "held_out": held_out, "lag_alone": exact}
-    return [{"protocol": name, **one.result()._asdict()} for name, one in scores.items()]
+        copying.add(outputs._replace(outputs=perfect), frames, playing)
+    rows = []
+    for name, score in {"in_stream": eighths[2], "held_out": held_out, "copying": copying}.items():
+        result = score.result()
+        if result is None:
+            raise ValueError(
+                f"{source} is too short: its {name} part has no output at all; D={network.depth} "
+                "frames are the least that the last quarter needs"
+            )
+        finite = {k: v if math.isfinite(v) else None for k, v in result._asdict().items()}
+        rows.append({"protocol": name, **finite})
+    last, before = (one.result().streaming_mse for one in (eighths[1], eighths[0]))
+    rows[0]["still_falling"] = last / before if math.isfinite(last / before) else None
+    return rows
 
 
 def _train(source, stride, rule, seed, learning_rate):
-    """The network, its train state at the end, and the score of the last quarter."""
+    """The network, its train state, and scores: of the last eighth but one, the last, and both."""
     import jax
 
     from experiments import stream_rules
@@ -177,18 +216,22 @@ def _train(source, stride, rule, seed, learning_rate):
     )
     init, train_step = stream_rules.make_learning(rule, network, squared_error(), tx)
     train_step = jax.jit(train_step, donate_argnums=0)
-    chunks = max(_FRAMES.value // _CHUNK, 1)
-    scored_from = chunks - max(chunks // 4, 1)
-    score = StreamScore(3 * network.depth, first_frame=scored_from * _CHUNK)
+    eighth = _FRAMES.value // _CHUNK // 8
+    scored = [(6 * eighth, 7 * eighth), (7 * eighth, 8 * eighth), (6 * eighth, 8 * eighth)]
+    # One chunk before, for the frames that the first outputs are of.
+    scores = [
+        StreamScore(3 * network.depth, first_frame=(start - 1) * _CHUNK) for start, _ in scored
+    ]
     train_state = None
     for n, chunk in enumerate(_chunks(source, stride, seed, "train")):
         frames = chunk["frames"]
         if train_state is None:
             train_state = jax.jit(init)(jax.random.key(seed), frames[0], frames[0])
         train_state, _, outputs = train_step(train_state, frames, frames, chunk["reset"])
-        if n >= scored_from:
-            score.add(outputs, frames, chunk["playing"])
-    return network, train_state, score
+        for score, (start, stop) in zip(scores, scored, strict=True):
+            if start - 1 <= n < stop:
+                score.add(outputs, frames, chunk["playing"] & (start <= n))
+    return network, train_state, scores
 
 
 def _test(network, train_state, source, stride, rule, seed):
@@ -205,7 +248,7 @@ def _test(network, train_state, source, stride, rule, seed):
         if carry is None:
             carry = start(*variables, frames[0])
         carry, outputs = show(*variables, carry, frames, chunk["reset"])
-        yield frames, outputs, chunk["playing"]
+        yield frames, outputs, chunk["playing"], chunk["reset"]
 
 
 def make_network():
@@ -225,7 +268,7 @@ def _chosen(rows, settings, seeds: int, rates: Sequence[float]) -> Iterable[dict
                 key = _key(source, stride, rule, seed, rate)
                 return [row for row in rows if key.items() <= row.items()]
 
-            best = min(((of(0, rate), rate) for rate in rates), key=_in_stream)[1]
+            best = _best([of(0, rate) for rate in rates], rates)
             for seed in range(seeds):
                 yield from of(seed, best)
 
@@ -238,12 +281,12 @@ def print_table(rows: Sequence[dict], console: Console) -> None:
         table.add_column(name, justify="left" if name in ("source", "protocol") else "right")
     groups: dict[tuple, dict[str, list]] = {}
     for row in rows:
-        place = (os.path.basename(row["source"]), str(row["stride"]), row["protocol"])
+        place = (row["source"], str(row["stride"]), row["protocol"])
         groups.setdefault(place, {}).setdefault(row["rule"], []).append(row)
     for place, by_rule in groups.items():
         means = {
             rule: [
-                sum(row[name] for row in some) / len(some)
+                sum(math.nan if row[name] is None else row[name] for row in some) / len(some)
                 for name in ("streaming_mse", "compensated_mse")
             ]
             for rule, some in by_rule.items()
@@ -251,7 +294,13 @@ def print_table(rows: Sequence[dict], console: Console) -> None:
         cells = [f"{now:.5f} ({own:.5f})" for now, own in (means["backprop"], means["sideways"])]
         ratio = means["backprop"][0] / means["sideways"][0]
         rates = [by_rule[rule][0]["learning_rate"] for rule in ("backprop", "sideways")]
-        table.add_row(*place, *cells, f"{ratio:.2f}", " ".join(f"{rate:g}" for rate in rates))
+        searched = sorted(map(float, _RATES.value))
+        shown = [
+            f"{rate:g}" + "*" * (len(searched) > 1 and rate in (searched[0], searched[-1]))
+            for rate in rates
+        ]
+        source = os.path.basename(place[0])
+        table.add_row(source, *place[1:], *cells, f"{ratio:.2f}", " ".join(shown))
     console.print(table)
 
 
@@ -267,8 +316,8 @@ def _draw(setting, chosen):
         rate = next(row["learning_rate"] for row in chosen if row["rule"] == rule)
         network, train_state, _ = _train(source, stride, rule, 0, rate)
         middle = stream_report.MiddleFrames()
-        for frames, outputs, _ in _test(network, train_state, source, stride, rule, 0):
-            middle.add(frames[:, 0], np.asarray(outputs.outputs[:, 0]))
+        for frames, outputs, _, reset in _test(network, train_state, source, stride, rule, 0):
+            middle.add(frames[:, 0], np.asarray(outputs.outputs[:, 0]), reset[:, 0])
         shown = middle.result((0.0, 1.0))
         rows.setdefault("frame of now", shown.frames)
         rows[f"{rule}: shown"] = shown.outputs

@@ -68,6 +68,8 @@ def train_and_evaluate(
     workdir = Path(workdir)
     console = console or Console()
     check_steps(config)
+    if config.online.update_every < 1:
+        raise ValueError(f"online.update_every={config.online.update_every} must be at least 1")
     if config.online.chunk < 1 or config.online.chunk % config.online.update_every:
         raise ValueError(
             f"online.chunk={config.online.chunk} frames have to be a multiple of "
@@ -101,6 +103,8 @@ def train_and_evaluate(
         batches = stack.enter_context(contextlib.closing(Chunks(streams, config.online.chunk)))
         stop = stack.enter_context(StopSignal())
         checkpoints = stack.enter_context(Checkpoints(workdir, to_modules, from_modules))
+        if config.test_streams:
+            _check_test(config)
         _introduce(console, config, network, train_state)
         writes = jax.process_index() == 0
         if writes:
@@ -135,7 +139,7 @@ def train_and_evaluate(
                 options=config.train,
                 train_step=jax.jit(train_step, donate_argnums=0),
                 batches=batches,
-                put=execution.put,
+                put=lambda batch: execution.put(_share(batch, execution)),
                 fetching=contextlib.nullcontext,
                 test_batches=lambda: _test_chunks(config),
                 evaluate=test if config.test_streams else None,
@@ -231,7 +235,7 @@ def _make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) -
             frames = chunk["frames"].swapaxes(0, 1)
             carry, outputs = show(params, state, carry, frames, chunk["reset"].T)
             score.add(outputs, frames, chunk["playing"].T)
-            middle.add(frames[:, 0], np.asarray(outputs.outputs[:, 0]))
+            middle.add(frames[:, 0], np.asarray(outputs.outputs[:, 0]), chunk["reset"][0])
         scores = score.result()
         if scores is None:
             raise ValueError(
@@ -251,8 +255,25 @@ def _test_chunks(config: ConfigDict) -> Iterable[dict]:
             raise ValueError(f"the test stream failed: {chunks.failure}")
 
 
+def _check_test(config: ConfigDict) -> None:
+    """Raises ValueError, before anything is trained, if there is nothing to test on."""
+    try:
+        load_streams(config.data, seed=config.seed, split="test").close()
+    except ValueError as error:
+        raise ValueError(f"{error}; or test on nothing, --config.test_streams=False") from error
+
+
+def _share(batch: dict[str, np.ndarray], execution: Execution) -> dict[str, np.ndarray]:
+    """The rows of this process: every process plays all streams, and feeds its share of them."""
+    rows = len(batch["reset"]) // execution.num_shares
+    start = execution.share * rows
+    return {name: values[start : start + rows] for name, values in batch.items()}
+
+
 def _choose(config: ConfigDict, depth: int) -> Execution:
     execution = choose(config, depth)
+    if config.execution == "auto" and execution.mesh is None:
+        execution = execution._replace(name="scan")  # Weights change between frames.
     if config.rule == "backprop" and execution.mesh is not None:
         raise ValueError(
             "rule='backprop' on a stream blocks, and runs on one device: set execution='scan'"

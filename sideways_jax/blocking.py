@@ -5,6 +5,9 @@ done the network takes no other: of 2D-1 frames that arrive, 2(D-1) are dropped.
 after D steps and is shown until the next one is. Without training only the way up blocks, and of D
 frames D-1 are dropped.
 
+All streams of a batch have one clock. It does not start anew with a stream: what another stream
+left running is finished first.
+
 The clock is a table (`clock`), and a train step that follows it has the same form as that of
 `step.make_train_step(..., update_every=1)`.
 """
@@ -21,7 +24,7 @@ import optax
 
 from sideways_jax.episode import LossFn
 from sideways_jax.network import Network
-from sideways_jax.online import Outputs, stream_metrics
+from sideways_jax.online import Outputs, check_stream, stream_metrics
 from sideways_jax.train_state import TrainState
 from sideways_jax.trees import PyTree, each_example, masked_mean, select, zeros
 
@@ -175,8 +178,8 @@ def make_train_step(
         return new, (shown, held.shown_frames, loss, norm, taken)
 
     def train_step(train_state, frames, targets, reset=None):
-        if reset is None:
-            reset = jnp.zeros(jax.tree.leaves(frames)[0].shape[:2], bool)
+        batch = train_state.in_flight.shown_frames.shape[0]
+        reset = check_stream(network, batch, frames, targets, reset)
         train_state, (outputs, shown, losses, norms, taken) = jax.lax.scan(
             body, train_state, (frames, targets, reset)
         )

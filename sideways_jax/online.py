@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sideways_jax.episode import check_episode
 from sideways_jax.hold_back import hold_back
 from sideways_jax.network import Network
 from sideways_jax.train_state import TrainState
@@ -87,10 +88,9 @@ def make_train_step(
         return new, (by_step, optax.tree.norm(grads))
 
     def train_step(train_state, frames, targets, reset=None):
-        num_frames, batch = jax.tree.leaves(frames)[0].shape[:2]
-        check_multiple(num_frames, update_every)
-        if reset is None:
-            reset = jnp.zeros((num_frames, batch), bool)
+        batch = train_state.in_flight.activation_frames.shape[1]
+        reset = check_stream(network, batch, frames, targets, reset, update_every)
+        num_frames = reset.shape[0]
         split = jax.tree.map(
             lambda x: x.reshape((-1, update_every, *x.shape[1:])), (frames, targets, reset)
         )
@@ -116,13 +116,44 @@ def check_target(target: str, target_like: PyTree) -> None:
         )
 
 
-def check_multiple(num_frames: int, update_every: int) -> None:
-    """Raises ValueError unless the frames divide into updates."""
+def check_stream(
+    network: Network,
+    batch: int,
+    frames: PyTree,
+    targets: PyTree,
+    reset: jax.Array | None,
+    update_every: int = 1,
+) -> jax.Array:
+    """The mask of restarts, bool `[K, B]`, if there is none: no restarts.
+
+    Args:
+      network: see above.
+      batch: B, of what is in flight.
+      frames, targets: `[K, B, ...]`.
+      reset: `[K, B]` or None.
+      update_every: how many frames an update takes.
+
+    Raises:
+      ValueError: unless all of them fit together.
+    """
+    check_episode(network, frames, targets, rule="online")
+    shape = jax.tree.leaves(frames)[0].shape[:2]
+    if len(shape) < 2 or shape[1] != batch:
+        raise ValueError(
+            f"frames {shape} do not fit the {batch} streams that `init` was called with: give "
+            f"[K, {batch}, ...]"
+        )
+    if reset is None:
+        reset = jnp.zeros(shape, bool)
+    elif jnp.shape(reset) != shape:
+        raise ValueError(f"reset has the shape {jnp.shape(reset)}, it must be [K, B] = {shape}")
+    num_frames = shape[0]
     if num_frames % update_every:
         raise ValueError(
             f"{num_frames} frames do not divide into updates of update_every={update_every} "
             f"steps: give a multiple of {update_every} frames"
         )
+    return jnp.asarray(reset)
 
 
 def stream_metrics(outputs, targets, losses, shown, metrics_fn) -> dict[str, jax.Array]:

@@ -16,7 +16,7 @@ from sideways_jax.in_flight import InFlight, restart, tick
 from sideways_jax.layout import DATA, DEPTH
 from sideways_jax.mesh import check_mesh, data_axis
 from sideways_jax.network import Network
-from sideways_jax.online import Outputs, check_multiple, check_target, stream_metrics
+from sideways_jax.online import Outputs, check_stream, check_target, stream_metrics
 from sideways_jax.sharded_in_flight import ShardedInFlight
 from sideways_jax.sharded_sideways import Clock, sideways_steps
 from sideways_jax.trees import PyTree, first_of, masked_mean, shape_of
@@ -64,10 +64,6 @@ def make_train_step(
         return train_state._replace(in_flight=make())
 
     def train_step(train_state, frames, targets, reset=None):
-        num_frames, batch = jax.tree.leaves(frames)[0].shape[:2]
-        check_multiple(num_frames, update_every)
-        if reset is None:
-            reset = jnp.zeros((num_frames, batch), bool)
         plan = sharded_state.plan(network, tx, mesh, groups, first_of(frames))
         sharded_state.check_lengths(plan, train_state)
         if not isinstance(train_state.in_flight, ShardedInFlight):
@@ -75,6 +71,9 @@ def make_train_step(
                 "this train state has nothing in flight: update_every carries the pipeline on, so "
                 "make it with `init` of the same make_train_step"
             )
+        batch = train_state.in_flight.activation_frames.shape[1]
+        reset = check_stream(network, batch, frames, targets, reset, update_every)
+        num_frames = reset.shape[0]
         frame_id = train_state.step * update_every
         in_flight, clock = _clock(train_state.in_flight, reset, frame_id)
         in_flight, paired = _pair(in_flight, targets)

@@ -171,10 +171,20 @@ class PipelinedModel:
         return output if (self._shown >= 0).any() else None
 
     def reset(self, streams: np.ndarray | None = None) -> None:
-        """The next frame is the first of another stream: of all, or where `streams`, bool `[B]`."""
+        """The next frame is the first of another stream: of all, or where `streams`, bool `[B]`.
+
+        Raises:
+          ValueError: for anything but a truth value for each stream.
+        """
         if self._reset is None:  # Nothing was pushed yet.
             return
-        self._reset |= True if streams is None else np.asarray(streams, bool)
+        chosen = np.ones_like(self._reset) if streams is None else np.asarray(streams)
+        if chosen.dtype != bool or chosen.shape != self._reset.shape:
+            raise ValueError(
+                f"streams={streams!r}: give a truth value for each of the {len(self._reset)} "
+                "streams of the batch"
+            )
+        self._reset |= chosen
 
     @property
     def valid(self) -> np.ndarray:

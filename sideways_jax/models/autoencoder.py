@@ -42,12 +42,21 @@ def squared_error(pixel_range: tuple[float, float] = PIXEL_RANGE) -> Callable:
     In units in which black is 0 and white is 1, whatever the range. `frame` is `[B, H, W, 3]`,
     integers or floats in `pixel_range`.
     """
+    _check_range(pixel_range)
     scale = 1 / (pixel_range[1] - pixel_range[0])
 
     def loss(output, frame):
+        if output.shape != frame.shape:
+            raise ValueError(f"an output {output.shape} cannot be compared with {frame.shape}")
         return jnp.mean(jnp.square((output - pixels(frame, pixel_range, output.dtype)) * scale))
 
     return loss
+
+
+def _check_range(pixel_range: tuple[float, float]) -> None:
+    low, high = pixel_range
+    if not low < high:
+        raise ValueError(f"pixel_range={pixel_range} must be two numbers, the smaller one first")
 
 
 class Encoded(nn.Module):
@@ -144,11 +153,13 @@ def autoencoder(
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
 ) -> network.Network:
-    """The auto-encoder of section 4.1: five convolutions, each a module, and one decoder. D = 6.
+    """The auto-encoder of section 4.1: five convolutions, each a module, and one decoder. D = 6, in
+    general one more than there are widths.
 
     The encoder is Simple-CNN without its last layer. The decoder has transposed convolutions of the
     same strides in reverse order with 128, 64, 64, 32 and 3 channels, ReLU between them, and a bias
-    in the last. `[B, H, W, 3]` comes back as `[B, H, W, 3]`; H and W are multiples of 8.
+    in the last. `[B, H, W, 3]` comes back as `[B, H, W, 3]`; H and W are multiples of 8 (2 to
+    the number of strided blocks).
 
     The paper leaves open how pixels are scaled and what comes after the last layer. Here pixels are
     0 to 1 and nothing comes after it: a linear output neither saturates at the borders of the range
@@ -172,6 +183,9 @@ def autoencoder(
     6
     """
     check_name("output_activation", output_activation, ACTIVATIONS)
+    _check_range(pixel_range)
+    if not widths:
+        raise ValueError("widths=(): an auto-encoder needs at least one block")
     types = {"dtype": dtype, "param_dtype": param_dtype}
     strides = [2 if n % 2 == 0 else 1 for n in range(len(widths))]
     blocks: list[nn.Module] = [

@@ -71,6 +71,35 @@ def test_what_blocking_uses_and_drops():
     assert result.mean_lag == pytest.approx(np.mean(lags))
 
 
+def test_what_is_lost_before_a_restart_is_dropped():
+    """D = 2 and restarts: frames 3 and 4 are never shown, although 5 is."""
+    shown = [-1, 0, 1, 2, -1, -1, 5, 6]
+    score = StreamScore(2)
+    score.add(_outputs(np.zeros(8), shown), _frames([BLACK] * 8))
+    result = score.result()
+    assert (result.frames_used, result.frames_dropped) == (5, 2)
+
+
+def test_scores_that_begin_in_the_middle():
+    """Frames 8 to 15 arrive; outputs are perfect and two steps late; the last four count."""
+    values = [BLACK, WHITE] * 8
+    late, shown = [0, 0, *(np.array(values[:-2]) / WHITE)], [-1, -1, *range(14)]
+    score = StreamScore(3, first_frame=8)
+    for start, counts in ((8, False), (12, True)):
+        part = slice(start, start + 4)
+        score.add(_outputs(late[part], shown[part]), _frames(values[part]), np.full((4, 1), counts))
+    result = score.result()
+    assert result.frames == 4
+    assert result.compensated_mse == pytest.approx(0, abs=1e-12)
+    assert result.streaming_mse == pytest.approx(0, abs=1e-12)  # the same colour two steps ago
+
+
+def test_an_output_that_is_too_late():
+    score = StreamScore(2)
+    with pytest.raises(ValueError, match="3 steps after its frame, longest_lag=2"):
+        score.add(_outputs(np.zeros(4), [-1, -1, -1, 0]), _frames([BLACK] * 4))
+
+
 def test_the_range_of_pixels():
     score = StreamScore(1, (-1.0, 1.0))
     score.add(_outputs([0.0], [0]), _frames([WHITE]))

@@ -124,6 +124,7 @@ def test_a_source_that_fails_midway_leaves_what_there_is(tmp_path):
     ("fields", "said"),
     [
         ({"online__chunk": 10, "online__update_every": 3}, "multiple of online.update_every=3"),
+        ({"online__update_every": 0}, "update_every=0 must be at least 1"),
         ({"data__size": 20}, "multiples of 8"),
         ({"data__length": 4, "online__chunk": 2}, "fewer than D=6 frames"),
         ({"train__num_steps": 0}, "train.num_steps=0 must be at least 1"),
@@ -148,6 +149,10 @@ def test_live(tmp_path):
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 14
     assert frames[0].shape == (16, 32, 3)
+    same = [part.replace(str(out), str(tmp_path / "video.mp4")) for part in command]
+    done = subprocess.run(same, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is the source" in done.stderr
     missing = [part.replace("video.mp4", "nothing.mp4") for part in command]
     done = subprocess.run(missing, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1

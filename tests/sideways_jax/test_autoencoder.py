@@ -83,6 +83,10 @@ def test_pipelined_outputs_are_the_synchronous_ones():
 def test_mistakes():
     with pytest.raises(ValueError, match="unknown output_activation 'sigmod'; did you mean"):
         autoencoder(output_activation="sigmod")
+    with pytest.raises(ValueError, match="the smaller one first"):
+        squared_error((1, 1))
+    with pytest.raises(ValueError, match="cannot be compared"):
+        squared_error()(jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2, 2, 3), jnp.uint8))
     with pytest.raises(ValueError, match=r"12x16 pixels .* multiples of 8"):
         autoencoder(**SMALL).init(jax.random.key(0), _frames(1, 12, 16))
     with pytest.raises(ValueError, match=r"\[B, H, W, C\]"):

@@ -170,5 +170,14 @@ def test_mistakes():
     init, train_step = step.make_train_step(network, squared_error, optax.sgd(1.0), update_every=3)
     with pytest.raises(ValueError, match=r"7 frames do not divide .* multiple of 3"):
         train_step(init(jax.random.key(0), frames[0]), frames, targets)
+    init, train_step = step.make_train_step(network, squared_error, optax.sgd(1.0), update_every=1)
+    start = init(jax.random.key(0), frames[0])
+    for arguments, said in (
+        ((frames, targets[:3]), "7 frames but 3 targets"),
+        ((frames[:, :1], targets[:, :1]), f"do not fit the {networks.BATCH} streams"),
+        ((frames, targets, np.zeros(7, bool)), "must be .K, B. = .7, 3."),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train_step(start, *arguments)
     with pytest.raises(ValueError, match="with_outputs=True is for streams: set update_every"):
         step.make_train_step(network, squared_error, optax.sgd(1.0), with_outputs=True)

@@ -80,5 +80,7 @@ def test_mistakes():
     with pytest.raises(ValueError, match="nothing was pushed yet"):
         _ = model.valid
     model.push(jnp.zeros((2, 5)))
+    with pytest.raises(ValueError, match="a truth value for each of the 2 streams"):
+        model.reset([1])
     with pytest.raises(ValueError, match="make another PipelinedModel"):
         model.push(jnp.zeros((3, 5)))
