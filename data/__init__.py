@@ -5,11 +5,15 @@ from types import ModuleType
 
 import ml_collections
 
-from data import moving_digits, video_folder
+from data import kinetics_csv, moving_digits, recorded, video_folder
 from data.pipeline import Source
 
-_DATA_SETS: dict[str, ModuleType] = {
+_DATA_SETS: dict[str, ModuleType | recorded.RecordedDataSet] = {
+    "cater": recorded.CATER,
+    "hmdb51": recorded.HMDB51,
+    "kinetics_csv": kinetics_csv,
     "moving_digits": moving_digits,
+    "ucf101": recorded.UCF101,
     "video_folder": video_folder,
 }
 
@@ -62,7 +66,7 @@ def load(
     )
 
 
-def _data_set(name: str) -> ModuleType:
+def _data_set(name: str) -> ModuleType | recorded.RecordedDataSet:
     if name not in _DATA_SETS:
         raise ValueError(f"there is no data set {name!r}{_closest(name, _DATA_SETS)}")
     return _DATA_SETS[name]
