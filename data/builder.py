@@ -26,12 +26,12 @@ import rich.progress
 import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python import array_record_data_source
+from tensorflow_datasets.core import example_serializer
 
-from data import ingest, listing
+from data import ingest, listing, shards
 
 # Of the metadata. Goes up when old builds can no longer be read.
 FORMAT = 1
-_KEYS = 2**128  # how many keys TFDS has
 _SPARE = 64 * 2**20  # bytes that stay free on the disk
 
 
@@ -104,16 +104,7 @@ class VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             with contextlib.ExitStack() as stack:
                 stack.callback(shutil.rmtree, scratch)
                 self._progress = stack.enter_context(_progress())
-                try:
-                    super()._download_and_prepare(dl_manager, download_config)
-                except RuntimeError as error:  # what ArrayRecord raises
-                    if "write() failed" not in str(error):
-                        raise
-                    raise OSError(
-                        errno.EIO,
-                        f"the data set could not be written to {final}, where "
-                        f"{_free(self.data_dir) >> 20} MiB are free: {error}",
-                    ) from error
+                super()._download_and_prepare(dl_manager, download_config)
             self._check_written()
             self._describe()
 
@@ -153,9 +144,7 @@ class VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             elif exclude or not self._bad:
                 _check_space(self.data_dir, sum(map(len, video.jpegs)))
                 stored.append([key, len(video.jpegs), video.height, video.width])
-                # TFDS sorts by key through a thousand files of its own: spread over all keys they
-                # are of equal size, and one of them at a time is in memory.
-                yield index * (_KEYS // len(keys)), self._example(key, video)
+                yield index, self._example(key, video)
         if self._bad and not exclude:
             # The build has failed; what remains is only looked at, to name all that is bad at once.
             parts = list(self._order)
@@ -166,6 +155,33 @@ class VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise self._error()
         if not stored:
             raise self._error(f"no video of {part} can be used: ")
+
+    def _generate_splits(self, dl_manager, download_config) -> list[tfds.core.SplitInfo]:
+        """As TFDS does it, without sorting; see `shards`."""
+        if download_config.max_examples_per_split is not None:
+            raise ValueError("max_examples_per_split is not supported: all videos or none")
+        features, infos = self.info.features, []
+        serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+        for name, examples in self._split_generators(dl_manager).items():
+            template = self._get_filename_template(split_name=name)
+            written = shards.write(
+                (
+                    serializer.serialize_example(features.encode_example(example))
+                    for _, example in examples
+                ),
+                lambda index, count, template=template: os.fspath(
+                    template.sharded_filepath(shard_index=index, num_shards=count)
+                ),
+            )
+            infos.append(
+                tfds.core.SplitInfo(
+                    name=name,
+                    shard_lengths=written.lengths,
+                    num_bytes=written.num_bytes,
+                    filename_template=template,
+                )
+            )
+        return infos
 
     def _encoded(self, keys: list[str]) -> Iterator[tuple[str, ingest.Frames | ingest.Bad]]:
         config, files = self.builder_config, self._listing_of_all.files
@@ -355,13 +371,11 @@ def _free(folder: str | os.PathLike) -> int:
 
 
 def _check_space(folder: str | os.PathLike, wanted: int) -> None:
-    # TFDS keeps everything twice for a while: unsorted, and in shards.
     free = _free(folder)
-    if free < 2 * wanted + _SPARE:
+    if free < wanted + _SPARE:
         raise OSError(
             errno.ENOSPC,
-            f"no space left for the data set: {free >> 20} MiB are free where it is built. TFDS "
-            "needs twice the size of the result while it builds. Free some, or give another "
-            "--data_dir",
+            f"no space left for the data set: {free >> 20} MiB are free where it is built; free "
+            "some, or give another --data_dir",
             os.fspath(folder),
         )

@@ -95,6 +95,7 @@ class Source:
         with `grain.checkpoint.CheckpointSave`; `close()` ends their workers. B is the batch size
         divided by the number of processes.
       skipped: the bad files that were left out, `(path, reason)` each.
+      videos: those of "train" and "test".
     """
 
     classes: tuple[str, ...]
@@ -103,6 +104,7 @@ class Source:
     steps_per_epoch: int
     train: grain.IterDataset
     skipped: tuple[tuple[str, str], ...]
+    videos: Mapping[str, Videos] = dataclasses.field(repr=False)
     _test: Callable[[int | None], Iterator[Batch]] = dataclasses.field(repr=False)
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
@@ -160,6 +162,7 @@ def make_source(
         steps_per_epoch=math.ceil(len(train.labels) / options.batch_size),
         train=_TrainBatches(train, options, seed, process_index, process_count),
         skipped=tuple(skipped),
+        videos={"train": train, "test": test},
         _test=test_batches,
     )
 

@@ -1,6 +1,6 @@
 """UCF101, HMDB51 and CATER, as their TFDS builders stored them.
 
-    tfds build data/ucf101 --manual_dir=DOWNLOADS --data_dir=DIR     once
+    python experiments/build_data.py ucf101 --manual_dir=DOWNLOADS --data_dir=DIR     once
     config.data.path = DIR
 
 A record of ArrayRecord is one video with a JPEG for each frame. A clip reads its record and decodes
@@ -61,7 +61,7 @@ class RecordedDataSet(NamedTuple):
         """The fields of `config.data` for this data set, with their defaults."""
         config = ml_collections.ConfigDict()
         config.name = self.name
-        config.path = ""  # the data_dir of `tfds build`; empty: ~/tensorflow_datasets, as there
+        config.path = ""  # the --data_dir of the build; empty: ~/tensorflow_datasets, as there
         config.variant = self.variant  # the configuration of the builder
         config.split = self.split  # the official split; for CATER the task
         if not self.needs_labels:
@@ -200,7 +200,7 @@ class RecordVideos:
 
 
 def read_build(name: str, path: str, variant: str) -> Build:
-    """What `tfds build data/NAME --data_dir=PATH` left, the newest version.
+    """What `build_data.py NAME --data_dir=PATH` left, the newest version.
 
     Raises:
       FileNotFoundError: if there is none.
@@ -219,8 +219,8 @@ def read_build(name: str, path: str, variant: str) -> Build:
         raise FileNotFoundError(
             f"{name} has not been built in {root}"
             + (f" as {variant}, but as {', '.join(sorted(set(others)))}" if others else "")
-            + f"; build it with: tfds build data/{name} --config={variant} --data_dir={root} "
-            "--manual_dir=DOWNLOADS, or give its folder: --config.data.path=DIR"
+            + f"; build it with: python experiments/build_data.py {name} --config={variant} "
+            f"--data_dir={root} --manual_dir=DOWNLOADS, or give its folder: --config.data.path=DIR"
         )
     [_, folder] = max(versions)
     try:

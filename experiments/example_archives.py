@@ -1,35 +1,78 @@
 """Tiny archives laid out as UCF101, HMDB51 and CATER are, for smoke tests of the real builders."""
 
+import contextlib
+import io
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data import builder
+from absl import logging
+from ml_collections import ConfigDict
+
 from experiments import example_videos, stored_rar
 
-VARIANT = "smoke"
+DATA_SETS = ("cater", "hmdb51", "ucf101")
 RESIZE = 32  # pixels of the shorter side in the builds
 
 
 def build(name: str, folder: Path) -> None:
     """Writes archives of the data set `name` into `FOLDER/downloads` and builds it in `FOLDER`.
 
-    Two classes (or tasks), two videos of each to train on and one to test. What is there stays.
+    Two classes, two videos of each to train on and one to test. The builder's configuration is
+    called `smoke`; for CATER there is `smoke_max2action`, too. What is built already stays.
     """
-    downloads = folder / "downloads"
-    downloads.mkdir(parents=True, exist_ok=True)
     # Here, so that who reads other data needs no TFDS builders.
+    from data import builder
     from data.cater import cater_dataset_builder
     from data.hmdb51 import hmdb51_dataset_builder
     from data.ucf101 import ucf101_dataset_builder
 
-    module, write = {
-        "cater": (cater_dataset_builder, _cater),
-        "hmdb51": (hmdb51_dataset_builder, _hmdb51),
-        "ucf101": (ucf101_dataset_builder, _ucf101),
+    module, write, variants = {
+        "cater": (
+            cater_dataset_builder,
+            _cater,
+            {"smoke": {"subset": "all_actions"}, "smoke_max2action": {"subset": "max2action"}},
+        ),
+        "hmdb51": (hmdb51_dataset_builder, _hmdb51, {"smoke": {}}),
+        "ucf101": (ucf101_dataset_builder, _ucf101, {"smoke": {}}),
     }[name]
+    if all(list((folder / name / variant).glob("[0-9]*")) for variant in variants):
+        return
+    downloads = folder / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
     write(downloads)
-    builder.build(module.Builder, downloads, folder, name=VARIANT, resize=RESIZE, num_processes=1)
+    for variant, fields in variants.items():
+        with _quietly():
+            builder.build(
+                module.Builder, downloads, folder, name=variant, resize=RESIZE, num_processes=1,
+                **fields,
+            )  # fmt: skip
+
+
+def with_examples(config: ConfigDict, folder: Path) -> ConfigDict:
+    """The config, with example videos in `folder` if it asks for them and names no other data."""
+    if not config.example_videos or config.data.path:
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.path = os.fspath(folder)
+    if config.data.name in DATA_SETS:
+        build(config.data.name, folder)
+    else:
+        example_videos.write(folder)
+    return config.lock()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what TFDS prints, and the warning that this is not the published data set."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _ucf101(downloads: Path) -> None:
@@ -72,16 +115,23 @@ def _hmdb51(downloads: Path) -> None:
 
 def _cater(downloads: Path) -> None:
     videos = _videos(downloads, "mjpeg", "CATER_new_{1:06}.avi", ("still", "moving"))
-    subset = downloads / "all_actions"
-    subset.mkdir(exist_ok=True)
-    _zip(subset / "videos.zip", {f"videos/{name}": video for name, video in videos.items()})
-    parts = {"train": list(videos)[:-2], "val": list(videos)[-2:]}
-    lists = {
-        f"lists/{task}/{part}.txt": "".join(f"{name} {labels}\n" for name in names).encode()
-        for task, labels in (("actions_present", "0,3"), ("localize", "7"))
-        for part, names in parts.items()
-    }
-    _zip(subset / "lists.zip", lists)
+    parts = {"train": (1, 2, 4, 5), "val": (3, 6)}
+    for subset, task, labels in (
+        ("all_actions", "actions_present", ("0,3", "1,3,8")),
+        ("max2action", "localize", ("7", "20")),
+    ):
+        (downloads / subset).mkdir(exist_ok=True)
+        _zip(
+            downloads / subset / "videos.zip",
+            {f"videos/{name}": video for name, video in videos.items()},
+        )
+        lists = {
+            f"lists/{task}/{part}.txt": "".join(
+                f"CATER_new_{number:06}.avi {labels[number > 3]}\n" for number in numbers
+            ).encode()
+            for part, numbers in parts.items()
+        }
+        _zip(downloads / subset / "lists.zip", lists)
 
 
 def _videos(folder: Path, codec: str, name: str, classes: tuple[str, ...]) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ def test_default_config(name):
     [
         ("moving_digit", "no data set 'moving_digit'; did you mean 'moving_digits'"),
         ("folder", "did you mean 'video_folder'"),
-        ("zzz", "it can be moving_digits, video_folder"),
+        ("zzz", "it can be cater, hmdb51, kinetics_csv, moving_digits"),
     ],
 )
 def test_an_unknown_name(name, message):
