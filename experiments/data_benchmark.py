@@ -5,7 +5,7 @@ python experiments/data_benchmark.py --json=/tmp/data.json
 Builds a small UCF101 with the real builder, out of videos that it makes (320x240 pixels, MPEG-4
 with B-frames, 186 frames, as in UCF101; a textured scene that moves), or out of copies of --video.
 Then it takes batches [8, 64, 112, 112, 3] from the records, and beside it from the AVI files
-themselves (`video_folder`), interleaved. Last it trains Simple-CNN on the records, as the job does, and says
+themselves (`video_folder`), in turn. Last it trains Simple-CNN on the records, as the job does, and says
 which fraction of the time went into waiting for a batch. --train_steps=0 leaves that out.
 """
 
@@ -65,7 +65,8 @@ def write_scene(path: Path, seed: int) -> None:
     scene = np.zeros((2 * HEIGHT, 2 * WIDTH, 3), np.float32)
     for octave in range(2, 8):
         coarse = rng.normal(size=(2**octave, 2**octave, 3)).astype(np.float32)
-        scene += cv2.resize(coarse, scene.shape[1::-1], interpolation=cv2.INTER_CUBIC) * 0.6**octave
+        fine = cv2.resize(coarse, scene.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        scene += fine * 0.6**octave
     scene = np.clip(128 + 60 * scene / scene.std(), 0, 255).astype(np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
