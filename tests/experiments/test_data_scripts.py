@@ -1,4 +1,4 @@
-"""build_data.py and data_check.py as users run them, and the archives that the smoke tests build."""
+"""build_data.py and data_check.py as users run them, and the archives of the smoke tests."""
 
 import os
 import subprocess
