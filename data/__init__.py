@@ -5,15 +5,27 @@ Clips with labels come from `load`, streams of frames without end or label from 
 
 import difflib
 from types import ModuleType
+from typing import Any
 
 import ml_collections
 
-from data import moving_digits, moving_solids, video_file, video_folder
+from data import (
+    kinetics_csv,
+    moving_digits,
+    moving_solids,
+    recorded,
+    video_file,
+    video_folder,
+)
 from data.pipeline import Source
 from data.streams import Streams
 
-_CLIPS: dict[str, ModuleType] = {
+_CLIPS: dict[str, ModuleType | recorded.RecordedDataSet] = {
+    "cater": recorded.CATER,
+    "hmdb51": recorded.HMDB51,
+    "kinetics_csv": kinetics_csv,
     "moving_digits": moving_digits,
+    "ucf101": recorded.UCF101,
     "video_folder": video_folder,
 }
 _STREAMS: dict[str, ModuleType] = {
@@ -78,7 +90,7 @@ def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str = "
     return _checked(config, _STREAMS).load_streams(config, seed=seed, split=split)
 
 
-def _checked(config: ml_collections.ConfigDict, data_sets: dict[str, ModuleType]) -> ModuleType:
+def _checked(config: ml_collections.ConfigDict, data_sets: dict[str, Any]) -> Any:
     """The data set of `config`, which must be one of `data_sets` and have all its fields."""
     data_set = _data_set(config.name, data_sets)
     known = data_set.default_config()
@@ -93,7 +105,7 @@ def _checked(config: ml_collections.ConfigDict, data_sets: dict[str, ModuleType]
     return data_set
 
 
-def _data_set(name: str, data_sets: dict[str, ModuleType]) -> ModuleType:
+def _data_set(name: str, data_sets: dict[str, Any]) -> Any:
     if name in data_sets:
         return data_sets[name]
     for others, loader in ((_CLIPS, "load"), (_STREAMS, "load_streams")):

@@ -85,7 +85,7 @@ def load(
     parts = find(root)
     everything = [file for part in parts.values() for files in part.values() for file in files]
     infos = scan.scan(root, everything, config.cache_dir)
-    skipped = _skip(root, infos, config.max_bad_fraction)
+    skipped = skip_bad(root, infos, config.max_bad_fraction)
     classes = tuple(parts.get("train") or parts[""])
     videos = {
         part: _usable(root, part, by_class, classes, infos) for part, by_class in parts.items()
@@ -286,7 +286,7 @@ def _usable(
     return videos
 
 
-def _skip(
+def skip_bad(
     root: str, infos: dict[str, video.VideoInfo | video.BadVideo], max_bad_fraction: float
 ) -> tuple[tuple[str, str], ...]:
     """Names and counts the bad files; raises ValueError if there are too many of them."""

@@ -21,14 +21,16 @@ def write(folder: Path) -> None:
             file = folder / split / name / f"from_{start}.avi"
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                _write_video(file, start, velocity)
+                write_video(file, start, velocity)
 
 
-def _write_video(file: Path, start: int, velocity: tuple[int, int]) -> None:
+def write_video(file: Path, start: int, velocity: tuple[int, int], codec: str = "mpeg4") -> None:
+    """Writes one video, an AVI of a square that starts at `start` and moves by `velocity`."""
     unfinished = file.with_suffix(".part")
     with av.open(str(unfinished), "w", format="avi") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = WIDTH, HEIGHT
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.bit_rate = 400_000
         for number in range(NUM_FRAMES):
             pixels = np.full((HEIGHT, WIDTH, 3), 40, np.uint8)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from data import load
 from data.pipeline import Source
-from experiments import example_videos, loop, report
+from experiments import example_archives, loop, report
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints
 from experiments.evaluate import make_evaluate
@@ -276,13 +276,9 @@ def _spread(size: int, count: int) -> list[int]:
 
 def _with_videos(config: ConfigDict, workdir: Path) -> ConfigDict:
     """The config, with a folder of example videos if it asks for them and names no other."""
-    if not config.example_videos or config.data.path:
-        return config
-    config = config.copy_and_resolve_references()
-    config.data.path = os.fspath(workdir / "example_videos")
-    workdirs.check(config, workdir)
-    example_videos.write(Path(config.data.path))
-    return config.lock()
+    if config.example_videos and not config.data.path:
+        workdirs.check(config, workdir)  # before anything is written
+    return example_archives.with_examples(config, workdir / "example_videos")
 
 
 def check_steps(config: ConfigDict) -> None:

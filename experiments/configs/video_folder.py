@@ -17,6 +17,7 @@ for two steps, on six tiny videos that it writes into the workdir if no path is 
 from ml_collections import ConfigDict
 
 from data import default_config
+from experiments.configs._recognition import classifier
 from experiments.configs.common import base_config, parse_arguments
 
 
@@ -36,7 +37,8 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.execution = given.execution
     config.schedule = given.schedule
     config.mesh.depth = given.depth
-    config.model = _model(given.model, given.smoke)
+    dropout = 0.9 if given.model == "vgg8" else 0.0
+    config.model = classifier(given.model, dropout, small=given.smoke)
     config.data = default_config("video_folder")
 
     config.optimizer.learning_rate = 1e-4
@@ -50,18 +52,3 @@ def get_config(arguments: str = "") -> ConfigDict:
         config.train.num_steps = 2
         config.train.log_every = config.train.eval_every = config.train.checkpoint_every = 1
     return config
-
-
-def _model(name: str, smoke: bool) -> dict:
-    if name == "simple_cnn":
-        return {"name": name, "widths": (32, 64, 64, 128, 256), "cut": (1,) * 6}
-    if name == "vgg8":
-        divisor = 16 if smoke else 1
-        return {
-            "name": name,
-            "widths": tuple(width // divisor for width in (96, 256, 512, 512, 512)),
-            "hidden": tuple(width // divisor for width in (4096, 2048)),
-            "dropout_rate": 0.9,
-            "cut": (1,) * 8,  # layers of each module
-        }
-    return {"name": name}  # models.make says which there are

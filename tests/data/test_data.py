@@ -16,7 +16,7 @@ def test_default_config(name):
     [
         ("moving_digit", "no data set 'moving_digit'; did you mean 'moving_digits'"),
         ("folder", "did you mean 'video_folder'"),
-        ("zzz", "it can be moving_digits, video_folder"),
+        ("zzz", "it can be cater, hmdb51, kinetics_csv, moving_digits"),
         ("moving_solids", "it is for data.load_streams"),
     ],
 )
@@ -43,7 +43,7 @@ def test_an_unknown_name_of_streams(name, message):
 
 
 def test_default_config_of_an_unknown_name():
-    message = "it can be moving_digits, moving_solids, video_file, video_folder"
+    message = "it can be cater, hmdb51, .* moving_solids, ucf101, video_file, video_folder"
     with pytest.raises(ValueError, match=message):
         data.default_config("zzz")
 

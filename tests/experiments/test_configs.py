@@ -1,7 +1,7 @@
 import pytest
 
 from experiments.command_line import fields
-from experiments.configs import quickstart, video_folder
+from experiments.configs import cater, hmdb51, quickstart, ucf101, video_folder
 from experiments.configs.common import ArgumentError, parse_arguments
 
 
@@ -34,9 +34,9 @@ def test_every_config_has_the_same_fields():
     """What is common stays common: training reads these of any config."""
     common = [
         {name for name in fields(module.get_config()) if not name.startswith(("model.", "data."))}
-        for module in (quickstart, video_folder)
+        for module in (quickstart, video_folder, cater, hmdb51, ucf101)
     ]
-    assert common[0] == common[1]
+    assert all(fields == common[0] for fields in common)
     assert {"seed", "rule", "execution", "optimizer.learning_rate", "eval.average"} < common[0]
 
 
@@ -45,3 +45,30 @@ def test_smoke_is_small_and_the_rest_the_same():
     assert smoke.train.num_steps == 2 < config.train.num_steps
     assert smoke.model.to_dict() == config.model.to_dict()
     assert smoke.optimizer.to_dict() == config.optimizer.to_dict()
+
+
+@pytest.mark.parametrize(("module", "steps"), [(ucf101, 1193), (hmdb51, 447)])
+def test_the_protocol_of_the_paper(module, steps):
+    config = module.get_config()
+    assert (config.data.num_frames, config.data.size, config.data.batch_size) == (64, 112, 8)
+    assert (config.data.variant, config.data.split, config.data.flip) == ("side_128", "1", True)
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.learning_rate) == ("adam", 1e-4)
+    assert (optimizer.warmup_epochs, optimizer.drop_epochs) == (5.0, (100.0, 200.0))
+    assert optimizer.drop_factor == 0.1
+    assert config.train.num_steps == 250 * steps
+
+    given = module.get_config(
+        "model=vgg8,dropout=0.9,rule=backprop,split=3,stride=6,learning_rate=1e-5,weight_decay=0.01"
+    )
+    assert (given.rule, given.data.split, given.data.stride) == ("backprop", "3", 6)
+    assert (given.model.name, given.model.dropout_rate) == ("vgg8", 0.9)
+    assert (given.optimizer.learning_rate, given.optimizer.weight_decay) == (1e-5, 0.01)
+    with pytest.raises(ArgumentError, match="only vgg8 has dropout, not simple_cnn"):
+        module.get_config("dropout=0.9")
+
+
+def test_cater():
+    config = cater.get_config("subset=max2action_cameramotion")
+    assert (config.data.variant, config.data.split) == ("max2action_cameramotion", "localize")
+    assert (config.data.size, config.data.labels, config.data.flip) == (240, True, False)

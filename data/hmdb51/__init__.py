@@ -1,0 +1,1 @@
+"""HMDB51: its TFDS builder. `data.recorded` loads what it built."""
