@@ -3,7 +3,6 @@
 import importlib
 import json
 import signal
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +27,11 @@ from sideways_jax.optimizer import make_optimizer
 from tests.experiments import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-CONFIGS = sorted(
-    file.stem
-    for file in Path(experiments.configs.__file__).parent.glob("*.py")
-    if file.stem not in ("__init__", "common")
-)
+CONFIGS = ("quickstart", "video_folder")  # `.ci/run` does it with every config
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_smoke_of_every_config(name, tmp_path):
+def test_smoke_of_a_config(name, tmp_path):
     module = importlib.import_module(f"experiments.configs.{name}")
     config = module.get_config("smoke").lock()
     summary = train_and_evaluate(config, tmp_path, Console(quiet=True))
