@@ -17,9 +17,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments.benchmarks import measure, memory, rules, table2
+from experiments.benchmarks import measure, memory, online, rules, table2
 
-SUITES = {"rules": rules, "memory": memory, "table2": table2}
+SUITES = {"rules": rules, "memory": memory, "table2": table2, "online": online}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("suite", None, list(SUITES), "what to measure", required=True)

@@ -10,6 +10,7 @@ import grain
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from experiments.checkpoints import Checkpoints
 from experiments.evaluate import Evaluation
@@ -46,6 +47,38 @@ class Result(NamedTuple):
     step: int  # the last one; fewer than were asked for when a stream ended
     evaluation: Evaluation | None  # after the last step; None without test videos
     steps_per_second: float | None  # of training alone; None if there was nothing left to train
+
+
+def go_on(
+    checkpoints: Checkpoints,
+    train_state: TrainState,
+    batches: grain.DatasetIterator,
+    num_steps: int,
+    console: Console,
+) -> tuple[TrainState, int, list[dict[str, float]]]:
+    """Where the last session stopped, if there was one: `(train_state, step, window)`, see `run`.
+
+    Args:
+      checkpoints: of the workdir.
+      train_state: a fresh one.
+      batches: is moved to where it was.
+      num_steps: how many are asked for.
+      console: is told.
+
+    Raises:
+      ValueError: if more steps than that have been made, or with other data.
+    """
+    start = checkpoints.latest or 0
+    if start > num_steps:
+        raise ValueError(
+            f"{checkpoints.directory.parent} has been trained for {start} steps already, "
+            f"train.num_steps={num_steps} are fewer; use another workdir, or more steps"
+        )
+    if not start:
+        return train_state, 0, []
+    restored = checkpoints.restore(start, train_state, batches)
+    console.print(f"Going on from step {start}.", highlight=False)
+    return restored.train_state, start, restored.progress["window"]
 
 
 def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, float]]) -> Result:

@@ -111,16 +111,9 @@ def train_and_evaluate(
             workdirs.claim(config, workdir)
         else:
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        start, window = checkpoints.latest or 0, []
-        if start > config.train.num_steps:
-            raise ValueError(
-                f"{workdir} has been trained for {start} steps already, train.num_steps="
-                f"{config.train.num_steps} are fewer; use another workdir, or more steps"
-            )
-        if start:
-            restored = checkpoints.restore(start, train_state, batches)
-            train_state, window = restored.train_state, restored.progress["window"]
-            console.print(f"Going on from step {start}.", highlight=False)
+        train_state, start, window = loop.go_on(
+            checkpoints, train_state, batches, config.train.num_steps, console
+        )
         log = stack.enter_context(MetricsLog(workdir, start))
 
         def test(train_state, test_batches: Iterable, shown) -> StreamEvaluation:

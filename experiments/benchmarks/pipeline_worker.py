@@ -7,6 +7,7 @@ only run in process 0 while the others wait.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -25,6 +26,7 @@ _FRAMES = flags.DEFINE_integer("frames", 64, "K")
 _SIZE = flags.DEFINE_integer("size", 32, "height and width of the frames")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "timed calls of each program, in turn")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the activations")
+_KIND = flags.DEFINE_enum("kind", "clips", ["clips", "online"], "updates per clip, or per frame")
 _FORCED = flags.DEFINE_integer("forced", 0, "devices of one process instead of several processes")
 
 
@@ -74,31 +76,56 @@ def measure() -> dict:
         return jax.make_array_from_process_local_data(everywhere, array, array.shape)
 
     tx = optax.sgd(1e-3)
-    programs, sharded = {}, []
-    for rule, schedule in (
-        ("sideways", None), ("backprop", "blocking"), ("backprop", "gpipe"), ("backprop", "1f1b"),
-    ):  # fmt: skip
-        init, train_step = step.make_train_step(
-            network, loss_fn, tx, rule=rule, schedule=schedule, execution="depth_sharded",
-            mesh=mesh, groups=sizes, recompute=False,
-        )  # fmt: skip
-        arguments = init(jax.random.key(0), frame), spread(frames), spread(labels)
-        compiled = jax.jit(train_step).lower(*arguments).compile()
-        name = f"{rule} {schedule or ''} depth_sharded".replace("  ", " ")
-        programs[name] = compiled, arguments
-        sharded.append(name)
-    for rule, execution in (
-        ("sideways", "scan"), ("sideways", "time_parallel"), ("backprop", "scan"),
-        ("backprop", "time_parallel"),
-    ):  # fmt: skip
-        init, train_step = step.make_train_step(
-            network, loss_fn, tx, rule=rule, execution=execution
+    programs = {}
+
+    def add(name, init, train_step, targets=labels, everywhere=True):
+        if everywhere:
+            arguments = init(jax.random.key(0), frame), spread(frames), spread(targets)
+        elif jax.process_index() == 0:
+            train_state = jax.jit(lambda key: init(key, frame))(jax.random.key(0))
+            arguments = train_state, frames, targets
+        else:
+            return
+        programs[name] = jax.jit(train_step).lower(*arguments).compile(), arguments
+
+    pipeline = {"execution": "depth_sharded", "mesh": mesh, "groups": sizes}
+    if _KIND.value == "clips":
+        for rule, schedule in (
+            ("sideways", None), ("backprop", "blocking"), ("backprop", "gpipe"),
+            ("backprop", "1f1b"),
+        ):  # fmt: skip
+            name = " ".join(filter(None, (rule, schedule, "depth_sharded")))
+            options = {"rule": rule, "schedule": schedule, "recompute": False, **pipeline}
+            add(name, *step.make_train_step(network, loss_fn, tx, **options))
+    else:
+        add(
+            "sideways depth_sharded",
+            *step.make_train_step(network, loss_fn, tx, update_every=1, **pipeline),
         )
-        if jax.process_index() == 0:
-            train_state = jax.jit(lambda key, init=init: init(key, frame))(jax.random.key(0))
-            arguments = train_state, frames, labels
-            compiled = jax.jit(train_step).lower(*arguments).compile()
-            programs[f"{rule} {execution}"] = compiled, arguments
+        add(
+            "backprop blocking depth_sharded",
+            *step.make_train_step(
+                network, loss_fn, tx, rule="backprop", schedule="blocking", recompute=False,
+                **pipeline,
+            ),
+        )  # fmt: skip
+    sharded = list(programs)
+    if _KIND.value == "clips":
+        for rule, execution in itertools.product(
+            ("sideways", "backprop"), ("scan", "time_parallel")
+        ):
+            options = {"rule": rule, "execution": execution}
+            add(
+                f"{rule} {execution}",
+                *step.make_train_step(network, loss_fn, tx, **options),
+                everywhere=False,
+            )
+    else:
+        add(
+            "sideways scan",
+            *step.make_train_step(network, loss_fn, tx, update_every=1),
+            everywhere=False,
+        )
     group_programs = {}
     if jax.process_index() == 0:
         for n, group in enumerate(groups):
