@@ -29,7 +29,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from data import ahead, clips
+from data import ahead, clips, memory
 
 Batch = dict[str, np.ndarray]
 
@@ -342,6 +342,7 @@ def _close_all(iterators: list[grain.DatasetIterator]) -> None:
 def _start_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     cv2.setNumThreads(1)  # the worker processes are the parallelism
+    memory.keep_freed()
 
 
 def _test_batches(

@@ -250,3 +250,20 @@ def test_the_files_of_tfds(tmp_path):
         "ucf101-test.array_record-00000-of-00001",
     }
     assert not (folder / "scratch").exists()
+
+
+def test_what_was_written_is_opened_again(tmp_path, monkeypatch):
+    """A file that lost its end, unnoticed by the writer."""
+    write = builder.shards.write
+
+    def lossy(records, path, *rest):
+        written = write(records, path, *rest)
+        for number in range(len(written.lengths)):
+            file = pathlib.Path(path(number, len(written.lengths)))
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        return written
+
+    monkeypatch.setattr(builder.shards, "write", lossy)
+    with pytest.raises(OSError, match="what was written for train cannot be read"):
+        build(downloads.ucf101(tmp_path / "d"), tmp_path / "data")
+    assert not list((tmp_path / "data" / "ucf101" / "test").glob("[!.]*"))
