@@ -37,14 +37,12 @@ def test_does_nothing_in_other_threads():
 
 
 def test_children_do_not_notice_interrupts():
-    child = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"]
-
-    def default():  # A shell's background job, as these tests may run in, ignores interrupts.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
+    # A shell's background job, as these tests may run in, ignores interrupts; not this child.
+    code = "signal.signal(signal.SIGINT, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGINT)"
+    child = [sys.executable, "-c", f"import os, signal; {code}"]
     with hidden_from_children():
-        assert subprocess.run(child, check=False, preexec_fn=default).returncode == 0
-    interrupted = subprocess.run(child, check=False, stderr=subprocess.DEVNULL, preexec_fn=default)
+        assert subprocess.run(child, check=False).returncode == 0
+    interrupted = subprocess.run(child, check=False, stderr=subprocess.DEVNULL)
     assert interrupted.returncode == -signal.SIGINT
 
 

@@ -119,7 +119,14 @@ def test_a_stream_goes_on_on_a_mesh_and_back(mesh, groups):
 
 
 @pytest.mark.usefixtures("x64", "quick_compile")
-@pytest.mark.parametrize("mesh", [{"depth": 1}, {"depth": 3}, {"depth": 2, "data": 2}])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param({"depth": 1}, marks=pytest.mark.full),
+        {"depth": 3},
+        {"depth": 2, "data": 2},
+    ],
+)
 def test_updates_at_every_step(mesh):
     """With replicas streams end on one and go on on the other; statistics are of all of them."""
     _assert_carried_on("normalised", mesh, sharded="data" in mesh and "normalised, reduced")
