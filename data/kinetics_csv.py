@@ -103,7 +103,7 @@ def load(
         classes,
         train,
         test,
-        pipeline.ClipOptions(**{name: config[name] for name in pipeline.ClipOptions._fields}),
+        pipeline.ClipOptions.of(config),
         seed=seed,
         process_index=process_index,
         process_count=process_count,

@@ -84,7 +84,7 @@ def load(
         [str(digit) for digit in range(10)],
         videos(slice(config.num_train)),
         videos(slice(first_test, None)),
-        pipeline.ClipOptions(**{name: config[name] for name in pipeline.ClipOptions._fields}),
+        pipeline.ClipOptions.of(config),
         seed=seed,
         process_index=process_index,
         process_count=process_count,

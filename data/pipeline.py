@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol
 
 import cv2
 import grain
+import ml_collections
 import numpy as np
 from absl import flags
 
@@ -78,6 +79,11 @@ class ClipOptions(NamedTuple):
     flip: bool  # mirror half of the training clips
     batch_size: int  # clips of a batch, over all processes
     num_workers: int  # processes that make training batches; 0 makes them in this one
+
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict) -> "ClipOptions":
+        """Those of a data set's config."""
+        return cls(**{name: config[name] for name in cls._fields})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,7 +112,7 @@ class RecordedDataSet(NamedTuple):
             split["classes"] if with_labels else ("video",),
             train,
             test,
-            pipeline.ClipOptions(**{name: config[name] for name in pipeline.ClipOptions._fields}),
+            pipeline.ClipOptions.of(config),
             seed=seed,
             process_index=process_index,
             process_count=process_count,

@@ -28,9 +28,11 @@ flags.DEFINE_string("model", "simple_cnn", "the network")
 flags.DEFINE_integer("frames", 64, "frames of the clips that are timed", lower_bound=1)
 flags.DEFINE_list("memory_frames", ["16", "64", "256"], "the K for the memory")
 flags.DEFINE_list("depths", ["2", "3", "6"], "the N for the memory")
-flags.DEFINE_list("devices", ["2"], "the N of table2")
+flags.DEFINE_list("devices", ["2"], "the N of table2 and online")
 flags.DEFINE_bool("forced", False, "devices of one process instead of processes with own cores")
-flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the activations, in table2")
+flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "of the activations, in table2 and online"
+)
 flags.DEFINE_integer("batch", 8, "clips", lower_bound=1)
 flags.DEFINE_integer("size", 32, "height and width of the frames", lower_bound=1)
 flags.DEFINE_integer("rounds", 9, "timed calls of each, in turn", lower_bound=1)

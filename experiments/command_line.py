@@ -5,13 +5,19 @@ import re
 import sys
 from collections.abc import Iterator
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from experiments.closest import did_you_mean
 
 # `--config.field.other=value`, `-config.field`, `--noconfig.flag`.
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+
+
+def quiet() -> None:
+    """Leaves out what libraries log below a warning, unless `--verbosity` asks for it."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -164,11 +164,12 @@ def waiting(source, num_steps: int) -> dict[str, float]:
     from experiments import train
     from experiments.configs import ucf101
     from experiments.execution import choose
+    from experiments.optimisation import make_tx
 
     config = ucf101.get_config()
     network = train.make_network(config, len(source.classes))
     init, step = train.make_train_step(
-        config, network, train.make_tx(config, source), choose(config, network.depth)
+        config, network, make_tx(config, source.steps_per_epoch), choose(config, network.depth)
     )
     step = jax.jit(step, donate_argnums=0)
     state = jax.jit(init)(jax.random.key(0))

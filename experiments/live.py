@@ -18,7 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import app, flags, logging
+from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -48,8 +48,9 @@ class Seen(NamedTuple):
 def main(argv: list[str]) -> int:
     """Watches until the end; what a user can get wrong ends in one line."""
     del argv
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+    from experiments.command_line import quiet
+
+    quiet()
     from rich.console import Console
 
     from data.video import BadVideo

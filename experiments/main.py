@@ -10,7 +10,7 @@ on from the last checkpoint.
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 # Run from a checkout: `experiments` and `data` are packages of the repository, not installed ones.
@@ -24,8 +24,9 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error came from.")
 def main(argv: list[str]) -> int:
     """Runs the job; what a user can get wrong ends in one line, not in a traceback."""
     del argv
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells a lot.
+    from experiments.command_line import quiet
+
+    quiet()  # Orbax tells a lot.
     # Not at the top: the processes that make batches import this file, too, and need no JAX.
     import jax
 

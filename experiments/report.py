@@ -51,7 +51,6 @@ def write(
 def print_table(summary: Summary, console: Console) -> None:
     """Prints the summary and where the rest of it is: the last thing that a run prints."""
     speed, accuracy = summary.steps_per_second, summary.test_accuracy
-    table = Table(show_edge=False, pad_edge=False)
     row = {
         "rule": summary.rule,
         "execution": summary.execution,
@@ -59,14 +58,19 @@ def print_table(summary: Summary, console: Console) -> None:
         "test accuracy": "-" if accuracy is None else f"{100 * accuracy:.1f}%",
         "steps/s": "-" if speed is None else f"{speed:.3g}",
     }
+    print_row(row, summary.workdir, console)
+
+
+def print_row(row: dict[str, str], workdir: str, console: Console) -> None:
+    """Prints a table of one row, names to the left and numbers to the right, and the workdir."""
+    table = Table(show_edge=False, pad_edge=False)
     for name in row:
-        right = name in ("steps", "test accuracy", "steps/s")
-        table.add_column(name, justify="right" if right else "left")
+        table.add_column(name, justify="left" if name in ("rule", "execution") else "right")
     table.add_row(*row.values())
     console.print()
     console.print(table)
     # Not in the table: a long path would fold, and could not be copied.
-    console.print(f"written to {summary.workdir}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"written to {workdir}", soft_wrap=True, markup=False, highlight=False)
 
 
 def draw_curves(lines: Sequence[dict], title: str) -> Figure:

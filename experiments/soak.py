@@ -9,7 +9,7 @@ compiled and allocated, is compared with the end.
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,8 +20,9 @@ _SIZE = flags.DEFINE_integer("size", 16, "height and width, pixels")
 def main(argv: list[str]) -> int:
     """Pushes and prints; fails if the process has grown by more than 1%."""
     del argv
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+    from experiments.command_line import quiet
+
+    quiet()
     import jax
     import numpy as np
     import psutil

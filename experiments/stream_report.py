@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
 from experiments import metrics_log
+from experiments.report import print_row
 from experiments.stream_score import Scores
 from experiments.workdir import write_atomically
 
@@ -114,13 +114,7 @@ def print_table(summary: StreamSummary, console: Console) -> None:
         }
     speed = summary.frames_per_second
     row["frames/s"] = "-" if speed is None else f"{speed:.3g}"
-    table = Table(show_edge=False, pad_edge=False)
-    for name in row:
-        table.add_column(name, justify="left" if name == "rule" else "right")
-    table.add_row(*row.values())
-    console.print()
-    console.print(table)
-    console.print(f"written to {summary.workdir}", soft_wrap=True, markup=False, highlight=False)
+    print_row(row, summary.workdir, console)
 
 
 def draw_curves(lines: list[dict], title: str) -> Figure:

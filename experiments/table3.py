@@ -4,13 +4,12 @@ python experiments/table3.py --sources=moving_solids,FILE,... --seeds=3 --json=/
 
 Both rules see the same frames in the same order and start from the same parameters; the learning
 rate of each is searched among `--rates`, on the first seed, by the error in the stream (an asterisk
-says that it lies at the edge of what was searched). Two
-protocols: "in_stream", scored while it learns, over the last quarter of the frames; and "held_out",
-on test streams with the weights frozen, Sideways as pipelined inference and backprop blocking. A
-third kind of row, "copying", has no network: the error of somebody who shows the very frames, as
-late as each rule does on the test streams. It is not a bound: Sideways learns to show what will be
-there by then. "still_falling" is the error of the last eighth of the stream over that of the one
-before.
+says that it lies at the edge of what was searched). Two protocols: "in_stream", scored while it
+learns, over the last quarter of the frames; and "held_out", on test streams with the weights
+frozen, Sideways as pipelined inference and backprop blocking. A third kind of row, "copying", has
+no network: the error of somebody who shows the very frames, as late as each rule does on the test
+streams. It is not a bound: Sideways learns to show what will be there by then. "still_falling" is
+the error of the last eighth of the stream over that of the one before.
 
 Sources are moving_solids or video files (their last quarter is held out). `--strides` makes things
 move faster. Rows that are in the JSON file already are not computed again.
@@ -23,11 +22,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -53,8 +52,9 @@ _CHUNK = 66  # a multiple of 2D-1 = 11
 def main(argv: list[str]) -> int:
     """Runs what is missing, prints the table; a bad source ends in one line."""
     del argv
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+    from experiments.command_line import quiet
+
+    quiet()
     from data.video import BadVideo
 
     try:
@@ -75,13 +75,13 @@ def _compare() -> None:
     rates = [float(rate) for rate in _RATES.value]
     for source, stride in settings:  # Before anything is computed.
         _load(source, stride, 0, "test").close()
+    chosen = []  # the rows with the learning rate that did best in the stream of the first seed
     for source, stride in track(settings, "sources", console=Console(stderr=True)):
         for rule in ("backprop", "sideways"):
             found = [results.get(source, stride, rule, 0, rate) for rate in rates]
             best = _best(found, rates)
-            for seed in range(1, _SEEDS.value):
-                results.get(source, stride, rule, seed, best)
-    chosen = list(_chosen(results.rows, settings, _SEEDS.value, rates))
+            for seed in range(_SEEDS.value):
+                chosen += results.get(source, stride, rule, seed, best)
     print_table(chosen, Console())
     if _PICTURE.value:
         _draw(settings[0], chosen).savefig(_PICTURE.value)
@@ -178,13 +178,15 @@ def run(source, stride, rule, seed, learning_rate, **_) -> list[dict[str, Any]]:
 
     network, train_state, eighths = _train(source, stride, rule, seed, learning_rate)
     held_out, copying = StreamScore(3 * network.depth), StreamScore(3 * network.depth)
-    past = None
+    recent, arrived = None, 0
     for frames, outputs, playing, _ in _test(network, train_state, source, stride, rule, seed):
         held_out.add(outputs, frames, playing)
         # Somebody who shows the very frames that this rule shows reconstructions of.
-        past = frames if past is None else np.concatenate([past, frames])
+        recent = frames if recent is None else np.concatenate([recent[-_CHUNK:], frames])
+        arrived += len(frames)
         shown = np.asarray(outputs.frames)
-        perfect = past[np.maximum(shown, 0), np.arange(shown.shape[1])].astype(np.float32) / 255
+        place = np.maximum(shown - (arrived - len(recent)), 0)
+        perfect = recent[place, np.arange(shown.shape[1])].astype(np.float32) / 255
         copying.add(outputs._replace(outputs=perfect), frames, playing)
     rows = []
     for name, score in {"in_stream": eighths[2], "held_out": held_out, "copying": copying}.items():
@@ -257,20 +259,6 @@ def make_network():
 
     widths = tuple(map(int, _WIDTHS.value))
     return models.autoencoder(widths=widths, normalise=_NORMALISE.value)
-
-
-def _chosen(rows, settings, seeds: int, rates: Sequence[float]) -> Iterable[dict]:
-    """The rows with the learning rate that did best in the stream of the first seed."""
-    for source, stride in settings:
-        for rule in ("backprop", "sideways"):
-
-            def of(seed, rate, source=source, stride=stride, rule=rule):
-                key = _key(source, stride, rule, seed, rate)
-                return [row for row in rows if key.items() <= row.items()]
-
-            best = _best([of(0, rate) for rate in rates], rates)
-            for seed in range(seeds):
-                yield from of(seed, best)
 
 
 def print_table(rows: Sequence[dict], console: Console) -> None:

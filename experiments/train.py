@@ -27,10 +27,11 @@ from experiments.checkpoints import Checkpoints
 from experiments.evaluate import make_evaluate
 from experiments.execution import Execution, choose, conversions, on_this_process
 from experiments.metrics_log import MetricsLog
+from experiments.optimisation import make_tx, schedule_options
 from experiments.progress import Progress
 from experiments.stopping import StopSignal, hidden_from_children
 from sideways_jax import Network, depth_sharded, models, step
-from sideways_jax.optimizer import learning_rate_schedule, make_optimizer
+from sideways_jax.optimizer import learning_rate_schedule
 
 NUM_SHOWN = 8  # test clips in the picture
 
@@ -70,7 +71,7 @@ def train_and_evaluate(
         process_count=execution.num_shares,
     )
     network = make_network(config, len(source.classes))
-    tx = make_tx(config, source)
+    tx = make_tx(config, source.steps_per_epoch)
     init, train_step = make_train_step(config, network, tx, execution)
     train_state = jax.jit(init)(jax.random.key(config.seed))
     to_modules, from_modules = conversions(execution, network, tx, _frame_shape(config))
@@ -103,7 +104,7 @@ def train_and_evaluate(
                 else contextlib.nullcontext,
                 test_batches=source.test,
                 evaluate=evaluate,
-                schedule=learning_rate_schedule(**_schedule_options(config, source)),
+                schedule=learning_rate_schedule(**schedule_options(config, source.steps_per_epoch)),
                 steps_per_epoch=source.steps_per_epoch,
                 shown=_spread(source.num_test, NUM_SHOWN),
                 checkpoints=checkpoints,
@@ -142,18 +143,6 @@ def make_network(config: ConfigDict, num_classes: int) -> Network:
     """
     arguments = config.model.to_dict()
     return models.make(arguments.pop("name"), num_classes, **arguments)
-
-
-def make_tx(config: ConfigDict, source: Source) -> optax.GradientTransformation:
-    """The optimiser of `config.optimizer`."""
-    return make_optimizer(
-        config.optimizer.name,
-        momentum=config.optimizer.momentum,
-        clip_value=config.optimizer.clip_value or None,
-        weight_decay=config.optimizer.weight_decay,
-        decay_coupling=config.optimizer.decay_coupling,
-        **_schedule_options(config, source),
-    )
 
 
 def make_train_step(
@@ -250,12 +239,6 @@ def _batch_shape(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
         "frames": jax.ShapeDtypeStruct(frames, jnp.uint8),
         "label": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32),
     }
-
-
-def _schedule_options(config: ConfigDict, source: Source) -> dict:
-    names = ("learning_rate", "warmup_epochs", "drop_epochs", "drop_factor")
-    options = {name: config.optimizer[name] for name in names}
-    return options | {"steps_per_epoch": source.steps_per_epoch}
 
 
 def _spread(size: int, count: int) -> list[int]:

@@ -27,13 +27,14 @@ from experiments.checkpoints import Checkpoints
 from experiments.chunks import Chunks
 from experiments.execution import Execution, choose, conversions, on_this_process
 from experiments.metrics_log import MetricsLog
+from experiments.optimisation import make_tx, schedule_options
 from experiments.progress import Progress
 from experiments.stopping import StopSignal
 from experiments.stream_score import Scores, StreamScore
 from experiments.train import all_finite, check_steps, described
 from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
-from sideways_jax.optimizer import learning_rate_schedule, make_optimizer
+from sideways_jax.optimizer import learning_rate_schedule
 
 UPDATES_PER_EPOCH = 1000  # a stream has no epochs; schedules count in thousands of updates
 
@@ -79,7 +80,7 @@ def train_and_evaluate(
     network = make_network(config)
     execution = _choose(config, network.depth)
     loss_fn = squared_error(config.model.pixel_range)
-    tx = make_optimizer(**_optimizer_options(config))
+    tx = make_tx(config, UPDATES_PER_EPOCH)
     init, learn = stream_rules.make_learning(
         config.rule,
         network,
@@ -94,7 +95,7 @@ def train_and_evaluate(
     to_modules, from_modules = conversions(execution, network, tx, frame)
     train_step = on_chunks(config, learn)
     evaluate = _make_evaluate(config, network, to_modules)
-    schedule = learning_rate_schedule(**_schedule_options(config))
+    schedule = learning_rate_schedule(**schedule_options(config, UPDATES_PER_EPOCH))
     per_step = config.online.chunk / stream_rules.frames_per_update(
         config.rule, network.depth, config.online.update_every
     )
@@ -272,19 +273,6 @@ def _choose(config: ConfigDict, depth: int) -> Execution:
             "rule='backprop' on a stream blocks, and runs on one device: set execution='scan'"
         )
     return execution
-
-
-def _schedule_options(config: ConfigDict) -> dict:
-    names = ("learning_rate", "warmup_epochs", "drop_epochs", "drop_factor")
-    options = {name: config.optimizer[name] for name in names}
-    return options | {"steps_per_epoch": UPDATES_PER_EPOCH}
-
-
-def _optimizer_options(config: ConfigDict) -> dict:
-    names = ("name", "momentum", "weight_decay", "decay_coupling")
-    options = {name: config.optimizer[name] for name in names}
-    options["clip_value"] = config.optimizer.clip_value or None
-    return options | _schedule_options(config)
 
 
 def _introduce(console, config, network, train_state) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -136,20 +137,26 @@ def make_pipelined_step(
 
 def top_row(output: PyTree, mesh: Mesh) -> PyTree:
     """`[-1]` of an output `[N, B, ...]` as `step` gives it, left where it is: nothing is sent."""
-    num_replicas, num_devices = check_mesh(mesh)
-    grid = mesh.devices.reshape(num_replicas, num_devices)
-    if mesh.axis_names[0] == DEPTH:
-        grid = mesh.devices.reshape(num_devices, num_replicas).T
-    sharding = NamedSharding(Mesh(grid[:, -1], ("data",)), PartitionSpec("data"))
+    sharding = _on_top(mesh)
 
     def take(rows):
         pieces = {piece.device: piece.data for piece in rows.addressable_shards}
-        own = [pieces[device][0] for device in grid[:, -1] if device in pieces]
+        own = [pieces[device][0] for device in sharding.mesh.devices if device in pieces]
         return jax.make_array_from_single_device_arrays(
             rows.shape[1:], sharding, own, dtype=rows.dtype
         )
 
     return jax.tree.map(take, output)
+
+
+@functools.lru_cache
+def _on_top(mesh: Mesh) -> NamedSharding:
+    """Batches over the top devices of all replicas; asked for at every step."""
+    num_replicas, num_devices = check_mesh(mesh)
+    grid = mesh.devices.reshape(num_replicas, num_devices)
+    if mesh.axis_names[0] == DEPTH:
+        grid = mesh.devices.reshape(num_devices, num_replicas).T
+    return NamedSharding(Mesh(grid[:, -1], ("data",)), PartitionSpec("data"))
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""One process of the suites `table2`, `online` and `peers`: measures, and process 0 prints JSON.
+"""One process of the suites `table2` and `online`: measures, and process 0 prints JSON.
 
 Started by `experiments/benchmarks/rig.py`, one process with a device and cores of its own for every
 device of the pipeline. All programs run in turn on the same devices; those that need one device
@@ -78,12 +78,12 @@ def measure() -> dict:
     tx = optax.sgd(1e-3)
     programs = {}
 
-    def add(name, init, train_step, targets=labels, everywhere=True):
+    def add(name, init, train_step, everywhere=True):
         if everywhere:
-            arguments = init(jax.random.key(0), frame), spread(frames), spread(targets)
+            arguments = init(jax.random.key(0), frame), spread(frames), spread(labels)
         elif jax.process_index() == 0:
             train_state = jax.jit(lambda key: init(key, frame))(jax.random.key(0))
-            arguments = train_state, frames, targets
+            arguments = train_state, frames, labels
         else:
             return
         programs[name] = jax.jit(train_step).lower(*arguments).compile(), arguments

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
+
+from experiments.benchmarks.measure import ratio
 from experiments.launch import usable_cores
 
+BLOCKING = "backprop blocking depth_sharded"
+SETTINGS = ("model", "frames", "batch", "size", "dtype")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -51,3 +58,68 @@ def measure(devices: int, *, forced: bool, **settings: Any) -> dict:
     if done.returncode or not results:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(results[-1].removeprefix("RESULT "))
+
+
+def rows(
+    rows_of: Callable[[dict, dict[str, Any]], list[dict]],
+    *,
+    kind: str,
+    devices: tuple[int, ...],
+    forced: bool,
+    rounds: int,
+    progress: Progress,
+    **settings: Any,
+) -> list[dict]:
+    """The rows of a suite, for every number of devices.
+
+    Args:
+      rows_of: makes those of one number of devices, out of what was measured and the settings.
+      kind, devices, forced, rounds: see the worker.
+      progress: is told.
+      **settings: of the benchmark; those in `SETTINGS` go to the worker and into every row.
+    """
+    settings = {name: settings[name] for name in SETTINGS}
+    task = progress.add_task("numbers of devices", total=len(devices))
+    result = []
+    for number in devices:
+        run = measure(number, forced=forced, rounds=rounds, kind=kind, **settings)
+        result += rows_of(run, settings)
+        progress.advance(task)
+    progress.remove_task(task)
+    return result
+
+
+def programs(run: dict) -> Iterator[tuple[dict[str, Any], list[float]]]:
+    """What every row of a measured program has, and its seconds, round by round.
+
+    The ideal speedup is the cost of all groups over that of the largest, each alone on a device;
+    it is for what runs as a pipeline, blocking backprop apart.
+    """
+    times = run["times"]
+    alone = [statistics.median(times[f"group {n}"]) for n in range(run["devices"])]
+    for name, seconds in times.items():
+        if name.startswith("group"):
+            continue
+        rule, *schedule, execution = name.split()
+        sharded = execution == "depth_sharded"
+        speedup, ideal, share = ratio(times[BLOCKING], seconds), None, None
+        if sharded and name != BLOCKING:
+            ideal = sum(alone) / max(alone)
+            share = max(alone) / statistics.median(seconds)
+        yield (
+            {
+                "devices": run["devices"] if sharded else 1,
+                "groups": run["groups"] if sharded else None,
+                "rule": rule,
+                "schedule": schedule[0] if schedule else None,
+                "execution": execution,
+                "speedup_over_blocking": speedup,
+                "ideal_speedup": ideal,
+                "efficiency": ideal and speedup / ideal,
+                "share_of_ideal_speed": share,
+                "seconds": seconds,
+                "seconds_of_groups": alone if sharded else None,
+                "temporary_bytes_per_device": run["temporary_bytes"].get(name),
+            },
+            seconds,
+        )

@@ -47,7 +47,9 @@ def batched_backprop(network, params, state, frames, targets):
     """What a user without this library writes: all frames in one batch, and `jax.grad`."""
 
     def loss(params):
-        merge = lambda x: x.reshape((-1, *x.shape[2:]))  # noqa: E731
+        def merge(x):
+            return x.reshape((-1, *x.shape[2:]))
+
         logits, _ = network.apply(params, state, merge(frames), train=True)
         return loss_fn(logits, merge(targets))
 

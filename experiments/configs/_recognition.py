@@ -35,11 +35,7 @@ def recognition(
         smoke=False,
         **extra,
     )
-    config = base_config()
-    config.rule = given.rule
-    config.execution = given.execution
-    config.schedule = given.schedule
-    config.mesh.depth = given.depth
+    config = base_config(given)
     config.model = classifier(given.model, given.dropout, small=given.smoke)
 
     config.data = default_config(name)  # 64 frames, batches of 8, the crops of the paper

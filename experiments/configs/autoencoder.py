@@ -29,11 +29,8 @@ def get_config(arguments: str = "") -> ConfigDict:
         arguments, rule="sideways", data="moving_solids", execution="scan", depth=0, paper=False,
         smoke=False,
     )  # fmt: skip
-    config = base_config()
+    config = base_config(given)
     config.task = "autoencoding"
-    config.rule = given.rule
-    config.execution = given.execution
-    config.mesh.depth = given.depth
     config.model = {
         "name": "autoencoder",
         "widths": (16, 32, 32, 64, 128),

@@ -47,13 +47,16 @@ Valid: 'rule' (default 'sideways'), 'smoke' (default False)
     return values.lock()
 
 
-def base_config() -> ConfigDict:
+def base_config(given: ConfigDict | None = None) -> ConfigDict:
     """The fields of every config, with the defaults that do not depend on the data.
+
+    Args:
+      given: arguments of the config; "rule", "execution", "schedule" and "depth" have their fields.
 
     `model` and `data` are left for the config to fill in: `model.name` and the arguments of that
     network; `data.name` and the fields of that data set.
     """
-    return ConfigDict(
+    config = ConfigDict(
         {
             "task": "classification",  # of videos; or autoencoding of a stream, online
             "seed": 0,  # of everything: parameters, clips, dropout
@@ -96,6 +99,11 @@ def base_config() -> ConfigDict:
             },
         }
     )
+    given = given or {}
+    for name in ("rule", "execution", "schedule"):
+        config[name] = given.get(name, config[name])
+    config.mesh.depth = given.get("depth", config.mesh.depth)
+    return config
 
 
 def _convert(key: str, value: str, default: bool | int | float | str) -> bool | int | float | str:

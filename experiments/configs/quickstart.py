@@ -21,11 +21,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     given = parse_arguments(
         arguments, rule="sideways", execution="time_parallel", schedule="", depth=0, smoke=False
     )
-    config = base_config()
-    config.rule = given.rule
-    config.execution = given.execution
-    config.schedule = given.schedule
-    config.mesh.depth = given.depth
+    config = base_config(given)
     config.model = {
         "name": "simple_cnn",
         "widths": (32, 64, 64, 128, 256),

@@ -32,11 +32,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         depth=0,
         smoke=False,
     )
-    config = base_config()
-    config.rule = given.rule
-    config.execution = given.execution
-    config.schedule = given.schedule
-    config.mesh.depth = given.depth
+    config = base_config(given)
     dropout = 0.9 if given.model == "vgg8" else 0.0
     config.model = classifier(given.model, dropout, small=given.smoke)
     config.data = default_config("video_folder")

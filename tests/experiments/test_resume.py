@@ -7,7 +7,8 @@ import pytest
 from data import load
 from experiments.checkpoints import Checkpoints
 from experiments.execution import choose
-from experiments.train import make_network, make_train_step, make_tx
+from experiments.optimisation import make_tx
+from experiments.train import make_network, make_train_step
 from tests.experiments import tiny
 
 STEPS = {
@@ -32,7 +33,7 @@ def final_state(workdir, **fields):
     source = load(config.data, seed=config.seed)
     network = make_network(config, len(source.classes))
     execution = choose(config, network.depth)
-    init, _ = make_train_step(config, network, make_tx(config, source), execution)
+    init, _ = make_train_step(config, network, make_tx(config, source.steps_per_epoch), execution)
     batches = iter(source.train)
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(

@@ -14,12 +14,12 @@ import experiments.configs
 from data import load
 from experiments.checkpoints import Checkpoints
 from experiments.execution import choose
+from experiments.optimisation import make_tx
 from experiments.stopping import NonFiniteError, Stopped
 from experiments.train import (
     cross_entropy,
     make_network,
     make_train_step,
-    make_tx,
     train_and_evaluate,
 )
 from sideways_jax import step
@@ -85,7 +85,9 @@ def test_train_step_is_that_of_the_library():
     source = load(config.data, seed=0)
     network = make_network(config, len(source.classes))
     execution = choose(config, network.depth)
-    init, train_step = make_train_step(config, network, make_tx(config, source), execution)
+    init, train_step = make_train_step(
+        config, network, make_tx(config, source.steps_per_epoch), execution
+    )
     batch = next(iter(source.train))
     state, metrics = jax.jit(train_step)(init(jax.random.key(3)), batch)
 
