@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -121,19 +123,36 @@ def exchange(from_below: Packed, from_above: Packed, num_devices: int) -> tuple[
     """Activations one device up, pseudo-gradients one device down.
 
     In open chains, not rings: whoever nobody sends to gets zeros, and does not look at them.
+    Between two devices it is one message each, at the same time: nothing goes below the first or
+    above the last, so whatever arrives at the first came down, at the last up.
     """
     if num_devices == 1:
         return from_below, from_above
+    if num_devices == 2:
+        at_the_bottom = jax.lax.axis_index(DEPTH) == 0
+        sent = jax.tree.map(partial(jnp.where, at_the_bottom), from_below, from_above)
+        arrived = _send(sent, [(0, 1), (1, 0)])
+        return arrived, arrived
     down = [(n + 1, n) for n in range(num_devices - 1)]
-    return send_up(from_below, num_devices), jax.lax.ppermute(from_above, DEPTH, down)
+    return send_up(from_below, num_devices), _send(from_above, down)
 
 
 def send_up(activations: Packed, num_devices: int) -> Packed:
     """Activations one device up, in an open chain; see `exchange`."""
     if num_devices == 1:
         return activations
-    up = [(n, n + 1) for n in range(num_devices - 1)]
-    return jax.lax.ppermute(activations, DEPTH, up)
+    return _send(activations, [(n, n + 1) for n in range(num_devices - 1)])
+
+
+def _send(signals: Packed, pairs: Sequence[tuple[int, int]]) -> Packed:
+    """From the first device of each pair to the second, all vectors of a dtype in one message."""
+    arrived = {}
+    for dtype in dict.fromkeys(v.dtype for v in signals.values()):  # In the same order everywhere.
+        some = {name: v for name, v in signals.items() if v.dtype == dtype}
+        whole = jax.lax.ppermute(jnp.concatenate(list(some.values())), DEPTH, pairs)
+        ends = list(itertools.accumulate(v.size for v in some.values()))
+        arrived |= dict(zip(some, jnp.split(whole, ends[:-1]), strict=True))
+    return arrived
 
 
 def filled(packing: Packing, value: float) -> Packed:

@@ -143,21 +143,18 @@ def sideways_steps(
             up = layout.signals.pack(n, steps[-1].output, padding=bubble)
         if n > 0:
             down = layout.signals.pack(n - 1, steps[0].pseudo_gradient, padding=bubble)
-        carry = _Carry(
-            state=layout.state.pack(n, new_state),
-            grads=jax.tree.map(jnp.add, carry.grads, layout.params.pack(n, grads)),
-            signals=Signals(layout.inner.pack(n, inner, padding=bubble), up, down),
-        )
-        return carry, output, loss
+        signals = Signals(layout.inner.pack(n, inner, padding=bubble), up, down)
+        return layout.state.pack(n, new_state), layout.params.pack(n, grads), signals, output, loss
 
     loss_shape = jax.eval_shape(loss_of, layout.output, first_of(targets))
     branches = [partial(branch, n) for n in range(layout.num_devices)]
 
     def body(carry, inputs):
-        carry, output, loss = run_branch(branches, carry, *inputs)
-        inner, up, down = carry.signals
-        arrived = Signals(inner, *exchange(up, down, layout.num_devices))
-        return carry._replace(signals=arrived), (output, loss)
+        state, grads, signals, output, loss = run_branch(branches, carry, *inputs)
+        arrived = exchange(signals.from_below, signals.from_above, layout.num_devices)
+        # Added here, in place: what goes through a branch is copied.
+        sums = jax.tree.map(jnp.add, carry.grads, grads)
+        return _Carry(state, sums, Signals(signals.inner, *arrived)), (output, loss)
 
     start = _Carry(state, filled(layout.params, 0), signals)
     end, (outputs, losses) = jax.lax.scan(body, start, (frames, targets, clock))

@@ -260,8 +260,9 @@ def test_gradients_inside_the_branches_of_a_switch_on_the_device():
 # What the compiled program looks like -------------------------------------------------------------
 
 
-def test_two_permutes_in_a_step():
-    """One up and one down, however many modules and leaves: signals are one vector a dtype."""
+@pytest.mark.parametrize(("num_devices", "messages"), [(2, 1), (3, 2)])
+def test_messages_of_a_step(num_devices, messages):
+    """One up and one down, however many modules and leaves; both at once between two devices."""
     network, frame = networks.mixed_network(4), networks.PIXELS
     start = variables(network, frame, "float32")
     frames = clip(7, frame, "float32")
@@ -269,12 +270,12 @@ def test_two_permutes_in_a_step():
     def run(params, state, frames, targets):
         return step.episode_gradients(
             network, squared_error, params, state, frames, targets, rng=RNG(),
-            execution="depth_sharded", mesh=make_mesh(3),
+            execution="depth_sharded", mesh=make_mesh(num_devices),
         )  # fmt: skip
 
     hlo = jax.jit(run).lower(*start, *frames).compile().as_text()
     steps = loop_bodies(hlo)
-    assert len(re.findall(r"= [^=]* collective-permute(-start)?\(", steps)) == 2
+    assert len(re.findall(r"= [^=]* collective-permute(-start)?\(", steps)) == messages
     assert "all-reduce" not in steps
     assert "all-gather" not in steps
 
@@ -335,9 +336,10 @@ def test_a_report_of_who_has_what():
     frame = jax.ShapeDtypeStruct((4, 5), jnp.float32)
     text = depth_sharded.report(network, *start, frame, make_mesh(2, data=2), groups=(1, 2))
     lines = [re.sub(r" +", " ", line).strip() for line in text.splitlines()]
-    # 5*7+7 = 42 and 7+7+7*3+3 = 38 parameters; 0 and 14 statistics; 2x7 activations sent.
+    # 5*7+7 = 42 and 7*3+7+7+3 = 38 parameters, held are 35+7+7+3; 0 and 14 statistics; 2x7
+    # activations sent.
     assert lines[0] == "device modules share params state signals"
-    assert re.fullmatch(r"0 0 \d+% 168/168 0/56 56/224", lines[1])
-    assert re.fullmatch(r"1 1-2 \d+% 152/168 56/56 168/224", lines[2])
+    assert re.fullmatch(r"0 0 \d+% 168/208 0/56 56/224", lines[1])
+    assert re.fullmatch(r"1 1-2 \d+% 152/208 56/56 168/224", lines[2])
     assert re.fullmatch(r"ideal speedup over one device: 1\.\d+ of 2", lines[3])
-    assert lines[4] == "bytes used/held; 33% of what devices hold is padding"
+    assert lines[4] == "bytes used/held; 39% of what devices hold is padding"

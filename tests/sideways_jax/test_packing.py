@@ -30,13 +30,21 @@ def test_what_is_packed_comes_out_again(device):
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_vectors_are_as_long_as_the_largest_needs_and_padded_at_the_end():
+def test_the_largest_leaves_of_all_devices_share_a_vector_padded_at_the_end():
     packing = Packing.of(TREES)
-    assert packing.lengths == {"bfloat16": 4, "bool": 2, "float32": 6, "int32": 1}
+    assert packing.lengths == {
+        "bfloat16 000": 4, "bool 000": 2, "float32 000": 6, "float32 001": 0, "int32 000": 1,
+    }  # fmt: skip
     packed = packing.pack(2, TREES[2], padding=jnp.nan)
-    np.testing.assert_array_equal(packed["float32"], [1, 1, 1, 1, np.nan, np.nan])
-    assert np.isnan(packing.pack(1, (), padding=jnp.nan)["bfloat16"]).all()
-    np.testing.assert_array_equal(packed["int32"], [0])  # Integers have no NaN.
+    np.testing.assert_array_equal(packed["float32 000"], [1, 1, 1, 1, np.nan, np.nan])
+    assert np.isnan(packing.pack(1, (), padding=jnp.nan)["bfloat16 000"]).all()
+    np.testing.assert_array_equal(packed["int32 000"], [0])  # Integers have no NaN.
+
+
+def test_a_small_leaf_does_not_wait_for_a_large_one():
+    """By size, not by order: otherwise padding would be as large as what is held."""
+    packing = Packing.of([(jnp.ones(2), jnp.ones(9)), (jnp.ones(8), jnp.ones(3))])
+    assert packing.lengths == {"float32 000": 9, "float32 001": 3}
 
 
 def test_bytes():

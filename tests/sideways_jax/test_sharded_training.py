@@ -242,6 +242,8 @@ def test_no_device_holds_the_gradients_of_all_modules():
         int(np.prod([int(n) for n in shape.split(",")]))
         for shape in re.findall(r"f32\[([\d,]+)\]", hlo)
     }
-    assert max(sizes) in arrays  # What every device holds, for its padded vector.
+    held = [rows.shape[1] for rows in train_state.params.values()]
+    assert sum(held) == max(sizes)  # What every device holds, in padded vectors.
+    assert max(held) in arrays
     assert max(arrays) < sum(sizes)
     assert "all-gather" not in hlo
