@@ -17,9 +17,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments.benchmarks import measure, memory, online, rules, table2
+from experiments.benchmarks import chip, measure, memory, online, rules, table2
 
-SUITES = {"rules": rules, "memory": memory, "table2": table2, "online": online}
+SUITES = {"rules": rules, "memory": memory, "table2": table2, "online": online, "chip": chip}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("suite", None, list(SUITES), "what to measure", required=True)
@@ -33,6 +33,10 @@ flags.DEFINE_bool("forced", False, "devices of one process instead of processes 
 flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "of the activations, in table2 and online"
 )
+flags.DEFINE_list("models", ["simple_cnn", "vgg8"], "the networks of chip")
+flags.DEFINE_integer(
+    "matrix", 8192, "rows of the matrices of chip (1024 do for a CPU)", lower_bound=1
+)
 flags.DEFINE_integer("batch", 8, "clips", lower_bound=1)
 flags.DEFINE_integer("size", 32, "height and width of the frames", lower_bound=1)
 flags.DEFINE_integer("rounds", 9, "timed calls of each, in turn", lower_bound=1)
@@ -42,7 +46,8 @@ def table(result: list[dict]) -> Table:
     """The rows that matter to a reader, as a table."""
     suite = SUITES[FLAGS.suite]
     shown, headers = suite.SHOWN, getattr(suite, "HEADERS", {})
-    lines = Table(title=f"{FLAGS.suite}: {FLAGS.model}, batch {FLAGS.batch}, size {FLAGS.size}")
+    names = ", ".join(dict.fromkeys(row["model"] for row in result))
+    lines = Table(title=f"{FLAGS.suite}: {names}, batch {FLAGS.batch}, size {FLAGS.size}")
     for name in shown:
         lines.add_column(headers.get(name, name.replace("_", " ")), justify="right")
     for row in result:
@@ -55,10 +60,12 @@ def main(argv: list[str]) -> None:
     """Runs one suite."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}: settings are given as --name=value")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)  # A file has no width.
     suite = SUITES[FLAGS.suite]
     settings = {
         "model": FLAGS.model,
+        "models": tuple(FLAGS.models),
+        "matrix": FLAGS.matrix,
         "frames": FLAGS.frames,
         "memory_frames": tuple(map(int, FLAGS.memory_frames)),
         "depths": tuple(map(int, FLAGS.depths)),

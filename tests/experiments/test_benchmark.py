@@ -39,6 +39,27 @@ def test_suite_rules(tmp_path):
     assert path.with_suffix(".png").stat().st_size > 5000
 
 
+def test_suite_chip(tmp_path):
+    path = tmp_path / "chip.json"
+    done = run(
+        "benchmark.py", "--suite=chip", f"--json={path}", "--models=simple_cnn", "--frames=11",
+        "--batch=1", "--size=8", "--rounds=1", "--matrix=64",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["dtype"], row["rule"]) for row in rows] == [
+        (dtype, rule) for dtype in ("float32", "bfloat16") for rule in ("sideways", "backprop")
+    ]
+    flops = [row["flops_per_step"] for row in rows]
+    # K = 11: the way up is the same, and down go gamma = 1, 3, ... 11 of the frames.
+    assert 0.4 < flops[0] / flops[1] < 0.7
+    for row in rows:
+        rate = row["matrix_teraflops_per_second"]
+        assert row["fraction"] == pytest.approx(row["teraflops_per_second"] / rate)
+        assert row["paper_steps_per_second"] is None  # Not the paper's setting.
+    assert path.with_suffix(".png").stat().st_size > 5000
+
+
 @pytest.mark.full
 def test_suite_table2(tmp_path):
     path = tmp_path / "table2.json"

@@ -1,0 +1,184 @@
+"""Suite `chip`: how much of one accelerator training uses, all frames of a clip at once.
+
+Sideways and batched backprop, `execution="time_parallel"`, in float32 and bfloat16 (activations;
+parameters, gradients and sums stay float32), in one interleaved run: training steps a second, one
+clip batch and one update each. The yardstick is the chip's own rate for a product of two square
+matrices of that type, measured in the same run: `fraction` is the floating-point operations that a
+step takes, as the compiler counts them before it optimises, over the seconds it took, over that
+rate. (Sideways takes fewer: module i goes back over gamma_i of the K frames.) The paper's numbers are for batch 8, 64 frames, 112x112 on one V100 per module: 6 for
+Simple-CNN, 8 for VGG-8; this is one chip.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.progress import Progress
+
+from experiments.benchmarks import measure
+from experiments.benchmarks.rules import loss_fn
+from sideways_jax import models, step
+
+SHOWN = {
+    "model": "{}",
+    "dtype": "{}",
+    "rule": "{}",
+    "steps_per_second": "{:.3g}",
+    "ratio_to_backprop": "{:.3f}",
+    "teraflops_per_second": "{:.3g}",
+    "matrix_teraflops_per_second": "{:.3g}",
+    "fraction": "{:.0%}",
+    "temporary_bytes": "{:,}",
+    "paper_steps_per_second": "{}",
+}
+HEADERS = {
+    "steps_per_second": "steps/s",
+    "ratio_to_backprop": "time / backprop",
+    "teraflops_per_second": "Tflop/s",
+    "matrix_teraflops_per_second": "matrices",
+    "fraction": "of it",
+    "paper_steps_per_second": "paper",
+}
+DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
+PAPER = {
+    ("simple_cnn", "sideways"): 8.4, ("simple_cnn", "backprop"): 1.7,
+    ("vgg8", "sideways"): 0.6, ("vgg8", "backprop"): 0.1,
+}  # fmt: skip
+PAPER_SETTING = (8, 64, 112)  # batch, frames, size
+
+
+def prepare(*, models: tuple[str, ...], batch: int, size: int, **_: Any) -> None:
+    """Raises ValueError for a network that does not exist or does not take frames of this size."""
+    for name in models:
+        _shapes(_network(name, "float32"), _frame(batch, size))
+
+
+def rows(
+    *,
+    models: tuple[str, ...],
+    frames: int,
+    batch: int,
+    size: int,
+    rounds: int,
+    matrix: int,
+    progress: Progress,
+    **_: Any,
+) -> list[dict]:
+    """Measures; one row for each network, type and rule."""
+    result = []
+    task = progress.add_task("networks and types", total=len(models) * len(DTYPES))
+    for model in models:
+        for dtype in DTYPES:
+            settings = {
+                "model": model,
+                "dtype": dtype,
+                "frames": frames,
+                "batch": batch,
+                "size": size,
+            }
+            result += _rows_of(settings, rounds, matrix, progress)
+            progress.advance(task)
+    progress.remove_task(task)
+    return result
+
+
+def _rows_of(settings: dict[str, Any], rounds: int, matrix: int, progress: Progress) -> list[dict]:
+    frames, batch, size = (settings[name] for name in ("frames", "batch", "size"))
+    network = _network(settings["model"], settings["dtype"])
+    frame = _frame(batch, size)
+    clip = jax.random.uniform(jax.random.key(1), (frames, *frame.shape))
+    labels = jnp.tile(jnp.arange(batch, dtype=jnp.int32) % 10, (frames, 1))
+    programs, flops, temporary = {}, {}, {}
+    for rule in ("sideways", "backprop"):
+        init, train_step = step.make_train_step(
+            network, loss_fn, optax.sgd(1e-3), rule=rule, execution="time_parallel"
+        )
+        train_state = jax.jit(lambda key, init=init: init(key, frame))(jax.random.key(0))
+        lowered = jax.jit(train_step).lower(train_state, clip, labels)
+        flops[rule] = lowered.cost_analysis()["flops"]
+        program = lowered.compile()
+        temporary[rule] = measure.temporary_bytes(program)
+        programs[rule] = lambda program=program, start=train_state: program(start, clip, labels)
+    programs["matrices"] = product_of_matrices(matrix, settings["dtype"])
+    times = measure.seconds(programs, rounds=rounds, progress=progress)
+    matrix_rate = 2 * matrix**3 / statistics.median(times["matrices"])
+    in_the_paper = (batch, frames, size) == PAPER_SETTING
+    return [
+        {
+            "suite": "chip",
+            **settings,
+            "rule": rule,
+            "execution": "time_parallel",
+            "devices": 1,
+            "steps_per_second": 1 / (seconds := statistics.median(times[rule])),
+            "seconds": times[rule],
+            "ratio_to_backprop": measure.ratio(times[rule], times["backprop"]),
+            "flops_per_step": flops[rule],
+            "teraflops_per_second": flops[rule] / seconds / 1e12,
+            "matrix_teraflops_per_second": matrix_rate / 1e12,
+            "fraction": flops[rule] / seconds / matrix_rate,
+            "temporary_bytes": temporary[rule],
+            "paper_steps_per_second": PAPER.get((settings["model"], rule))
+            if in_the_paper
+            else None,
+        }
+        for rule in ("sideways", "backprop")
+    ]
+
+
+def product_of_matrices(size: int, dtype: str):
+    """A function that multiplies two matrices, at the precision that the network has, too."""
+    a, b = (
+        jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(2))
+    )
+    program = measure.compiled(jnp.matmul, a, b)
+    return lambda: program(a, b)
+
+
+def _network(name: str, dtype: str):
+    return models.make(name, num_classes=10, dtype=DTYPES[dtype])
+
+
+def _frame(batch: int, size: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+
+
+def _shapes(network, frame: jax.ShapeDtypeStruct) -> tuple:
+    return jax.eval_shape(lambda key: network.init(key, frame), jax.random.key(0))
+
+
+def picture(result: list[dict], path: str) -> None:
+    """Training steps a second, and the part of the chip's matrix rate, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    places = list(dict.fromkeys((row["model"], row["dtype"]) for row in result))
+    for number, rule in enumerate(("backprop", "sideways")):
+        some = [row for row in result if row["rule"] == rule]
+        at = [place + 0.4 * number for place in range(len(some))]
+        colour = {"backprop": "tab:blue", "sideways": "tab:orange"}[rule]
+        bars = left.bar(
+            at, [row["steps_per_second"] for row in some], 0.36, color=colour, label=rule
+        )
+        left.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
+        bars = right.bar(at, [100 * row["fraction"] for row in some], 0.36, color=colour)
+        right.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
+    for axes, label in ((left, "training steps a second"), (right, "% of the matrix rate")):
+        axes.set_xticks([k + 0.2 for k in range(len(places))], ["\n".join(p) for p in places])
+        axes.set_ylabel(label)
+    left.set_yscale("log")
+    left.legend(fontsize=8)
+    first = result[0]
+    figure.suptitle(
+        f"one chip, all frames at once; batch {first['batch']}, {first['frames']} frames, "
+        f"{first['size']}x{first['size']}"
+    )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
