@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,11 +59,11 @@ def team(command: list[str], processes: int, log_dir: Path) -> Iterator[Team]:
         launch.start(command, processes, log_dir, children, pin=True, pipes=True)
         about = _answers(Team(children, log_dir, {}))[0]
         yield Team(children, log_dir, about)
-        for child in children:
-            child.stdin.close()
+        _close(children)
         for child in children:
             child.wait(GRACE_SECONDS)
     finally:
+        _close(children)
         launch.stop(children, signal.SIGTERM, grace=1.0)
         for child in children:
             child.stdout.close()
@@ -82,6 +82,12 @@ def ask(team: Team, program: str) -> dict | None:
         except BrokenPipeError:
             raise _failed(team, number) from None
     return _answers(team)[0]
+
+
+def _close(children: list) -> None:
+    for child in children:
+        with suppress(BrokenPipeError):  # What was not read by one that has ended.
+            child.stdin.close()
 
 
 def _answers(team: Team) -> list:
