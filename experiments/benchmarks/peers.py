@@ -14,7 +14,8 @@ What differs:
 * Sideways computes pseudo-gradients: K - 2(D-1) + i of K for module i (0-based), the same weights.
 * PyTorch keeps residuals in both schedules; here gpipe recomputes (it is faster so), 1f1b keeps.
 * SAME padding is asymmetric at stride 2, which PyTorch's convolution has no argument for: it pads a
-  copy. Tensors are NCHW there: gloo does not send `channels_last` ones. No `torch.compile`.
+  copy. It computes in `channels_last`, as JAX does, which gloo does not send: messages are copied.
+  No `torch.compile`.
 * JAX begins every call with the same weights, PyTorch goes on with those of the call before.
 * The groups are balanced by their costs in JAX.
 * Data-parallel backprop splits the batch, everything else the network; with "time_parallel" all
@@ -49,13 +50,12 @@ SHOWN = {
     "execution": "{}",
     "clips_per_second": "{:.3g}",
     "ratio_to_sideways": "{:.2f}",
-    "speedup_over_blocking": "{:.2f}",
 }
 HEADERS = {
+    "framework": "by",
     "devices": "N",
     "clips_per_second": "clips/s",
     "ratio_to_sideways": "/ Sideways",
-    "speedup_over_blocking": "over blocking",
 }
 
 

@@ -77,6 +77,29 @@ class Logits(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+class _ChannelsLast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        del ctx
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx, grad):
+        del ctx
+        return grad.contiguous()
+
+
+class Stage(nn.Sequential):
+    """Modules that compute in `channels_last`, the faster layout (and JAX's), inside.
+
+    What comes in and goes out is contiguous, gradients too: gloo sends nothing else.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As the modules one after the other."""
+        return super().forward(_ChannelsLast.apply(x)).contiguous()
+
+
 def simple_cnn(weights: dict[str, np.ndarray]) -> list[nn.Module]:
     """The modules of `sideways_jax.models.simple_cnn`, with these weights."""
     top = len({name.split("/")[0] for name in weights}) - 1
@@ -146,12 +169,13 @@ def main(argv: list[str]) -> None:
         arrays = dict(saved)
     frames, labels, logits = (arrays.pop(name) for name in ("frames", "labels", "logits"))
     modules = simple_cnn(arrays)
-    clip = torch.from_numpy(frames.reshape(-1, *frames.shape[2:])).permute(0, 3, 1, 2).contiguous()
+    clip = torch.from_numpy(frames.reshape(-1, *frames.shape[2:])).permute(0, 3, 1, 2)
+    modules = [module.to(memory_format=torch.channels_last) for module in modules]
     check(modules, arrays, clip[: labels.shape[1]], logits)
 
     sizes = [int(size) for size in _GROUPS.value]
     first = sum(sizes[: _PROCESS.value])
-    module = nn.Sequential(*modules[first : first + sizes[_PROCESS.value]])
+    module = Stage(*modules[first : first + sizes[_PROCESS.value]])
     labels = torch.from_numpy(labels).long()
     turns.serve(
         {
