@@ -17,9 +17,12 @@ from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments.benchmarks import chip, measure, memory, online, rules, table2
+from experiments.benchmarks import chip, measure, memory, online, peers, rules, table2
 
-SUITES = {"rules": rules, "memory": memory, "table2": table2, "online": online, "chip": chip}
+SUITES = {
+    "rules": rules, "memory": memory, "table2": table2, "online": online, "peers": peers,
+    "chip": chip,
+}  # fmt: skip
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("suite", None, list(SUITES), "what to measure", required=True)
@@ -28,7 +31,7 @@ flags.DEFINE_string("model", "simple_cnn", "the network")
 flags.DEFINE_integer("frames", 64, "frames of the clips that are timed", lower_bound=1)
 flags.DEFINE_list("memory_frames", ["16", "64", "256"], "the K for the memory")
 flags.DEFINE_list("depths", ["2", "3", "6"], "the N for the memory")
-flags.DEFINE_list("devices", ["2"], "the N of table2 and online")
+flags.DEFINE_list("devices", ["2"], "the N of table2, online and peers")
 flags.DEFINE_bool("forced", False, "devices of one process instead of processes with own cores")
 flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "of the activations, in table2 and online"

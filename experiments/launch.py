@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from absl import app, flags
@@ -52,8 +54,35 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(command: list[str], processes: int, log_dir: Path, children: list, *, pin: bool) -> None:
-    """Starts the processes, appending them to `children`; process 0 writes to the terminal."""
+@contextmanager
+def _on(cores: list[int]) -> Iterator[None]:
+    """Keeps this thread to some cores, if there are any: a process started here inherits them.
+
+    (Not `preexec_fn`, which forks; programs with threads, such as JAX's, must not.)
+    """
+    before = os.sched_getaffinity(0) if cores else None
+    try:
+        if cores:
+            os.sched_setaffinity(0, cores)
+        yield
+    finally:
+        if before:
+            os.sched_setaffinity(0, before)
+
+
+def start(
+    command: list[str],
+    processes: int,
+    log_dir: Path,
+    children: list,
+    *,
+    pin: bool,
+    pipes: bool = False,
+) -> None:
+    """Starts the processes, appending them to `children`; process 0 writes to the terminal.
+
+    With `pipes` each has a `stdin` and a `stdout` for the caller instead, and a log for its errors.
+    """
     address = f"127.0.0.1:{free_port()}"
     for number in range(processes):
         arguments = [
@@ -67,19 +96,21 @@ def start(command: list[str], processes: int, log_dir: Path, children: list, *, 
         if cores:
             # As many threads as cores: XLA counts the machine's otherwise.
             environment.setdefault("PJRT_NPROC", str(len(cores)))
-        log = None if number == 0 else (log_dir / f"process-{number}.log").open("wb")
-        children.append(
-            subprocess.Popen(
+        logged = number > 0 or pipes
+        log = (log_dir / f"process-{number}.log").open("wb") if logged else None
+        with _on(cores):
+            child = subprocess.Popen(
                 arguments,
-                stdout=log,
-                stderr=subprocess.STDOUT if log else None,
+                stdin=subprocess.PIPE if pipes else None,
+                stdout=subprocess.PIPE if pipes else log,
+                stderr=log,
+                text=pipes,
                 env=environment,
                 # Out of reach of the terminal's Ctrl-C, which `stop` passes on: a second one would
                 # keep them from saving.
                 start_new_session=True,
-                preexec_fn=(lambda cores=cores: os.sched_setaffinity(0, cores)) if cores else None,
             )
-        )
+        children.append(child)
         if log:
             log.close()
 

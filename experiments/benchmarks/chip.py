@@ -5,8 +5,9 @@ parameters, gradients and sums stay float32), in one interleaved run: training s
 clip batch and one update each. The yardstick is the chip's own rate for a product of two square
 matrices of that type, measured in the same run: `fraction` is the floating-point operations that a
 step takes, as the compiler counts them before it optimises, over the seconds it took, over that
-rate. (Sideways takes fewer: module i goes back over gamma_i of the K frames.) The paper's numbers are for batch 8, 64 frames, 112x112 on one V100 per module: 6 for
-Simple-CNN, 8 for VGG-8; this is one chip.
+rate. (Sideways takes fewer: module i goes back over gamma_i of the K frames.) The paper's numbers
+are for batch 8, 64 frames, 112x112 on one V100 per module: 6 for Simple-CNN, 8 for VGG-8; this is
+one chip.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One process of the suites `table2` and `online`: measures, and process 0 prints JSON.
+"""One process of the suites `table2`, `online` and `peers`: measures, and process 0 prints JSON.
 
 Started by `experiments/benchmarks/rig.py`, one process with a device and cores of its own for every
 device of the pipeline. All programs run in turn on the same devices; those that need one device
-only run in process 0 while the others wait.
+only run in process 0 while the others wait. For `peers` it runs what it is asked to (`turns.py`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments import distributed
+from experiments.benchmarks import turns
 
 _MODEL = flags.DEFINE_string("model", "simple_cnn", "the network")
 _BATCH = flags.DEFINE_integer("batch", 8, "clips")
@@ -26,7 +28,10 @@ _FRAMES = flags.DEFINE_integer("frames", 64, "K")
 _SIZE = flags.DEFINE_integer("size", 32, "height and width of the frames")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "timed calls of each program, in turn")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the activations")
-_KIND = flags.DEFINE_enum("kind", "clips", ["clips", "online"], "updates per clip, or per frame")
+_KIND = flags.DEFINE_enum(
+    "kind", "clips", ["clips", "online", "peers"], "updates per clip, or per frame; or answers"
+)
+_REFERENCE = flags.DEFINE_string("reference", None, "of peers: the file that process 0 writes")
 _FORCED = flags.DEFINE_integer("forced", 0, "devices of one process instead of several processes")
 
 
@@ -39,13 +44,26 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_num_cpu_devices", _FORCED.value)
     else:
         distributed.initialize()
+    if _KIND.value == "peers":
+        serve(build())
+        return
     result = measure()
     if jax.process_index() == 0:
         print("RESULT " + json.dumps(result), flush=True)
 
 
-def measure() -> dict:
-    """Seconds of every program, round by round, and what they are compared with."""
+class Built(NamedTuple):
+    """Everything that is measured, compiled."""
+
+    programs: dict[str, tuple[Any, tuple]]  # compiled, and its arguments
+    together: list[str]  # names of those that all processes run; the others are process 0's
+    groups_alone: dict[str, Any]  # "group n": runs the modules of a device alone; process 0's
+    sizes: tuple[int, ...]  # of the groups
+    module_costs: list[float]  # seconds
+
+
+def build() -> Built:
+    """Compiles what `kind` asks for."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -53,9 +71,12 @@ def measure() -> dict:
     from jax.experimental import multihost_utils
     from jax.sharding import NamedSharding, PartitionSpec
 
+    from experiments.benchmarks import data_parallel, reference
     from experiments.benchmarks.rules import loss_fn
     from sideways_jax import make_mesh, models, placement, step
 
+    # The first message needs all processes within half a minute, compilation may take one longer.
+    multihost_utils.sync_global_devices("start")
     num_devices = jax.device_count()
     dtype = jnp.bfloat16 if _DTYPE.value == "bfloat16" else None
     network = models.make(_MODEL.value, num_classes=10, dtype=dtype)
@@ -72,15 +93,15 @@ def measure() -> dict:
     mesh = make_mesh(num_devices)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def spread(array):
-        return jax.make_array_from_process_local_data(everywhere, array, array.shape)
+    def spread(array, sharding):
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
     tx = optax.sgd(1e-3)
     programs = {}
 
-    def add(name, init, train_step, everywhere=True):
-        if everywhere:
-            arguments = init(jax.random.key(0), frame), spread(frames), spread(labels)
+    def add(name, init, train_step, clip=everywhere):
+        if clip is not None:
+            arguments = init(jax.random.key(0), frame), spread(frames, clip), spread(labels, clip)
         elif jax.process_index() == 0:
             train_state = jax.jit(lambda key: init(key, frame))(jax.random.key(0))
             arguments = train_state, frames, labels
@@ -89,7 +110,7 @@ def measure() -> dict:
         programs[name] = jax.jit(train_step).lower(*arguments).compile(), arguments
 
     pipeline = {"execution": "depth_sharded", "mesh": mesh, "groups": sizes}
-    if _KIND.value == "clips":
+    if _KIND.value in ("clips", "peers"):
         for rule, schedule in (
             ("sideways", None), ("backprop", "blocking"), ("backprop", "gpipe"),
             ("backprop", "1f1b"),
@@ -98,7 +119,7 @@ def measure() -> dict:
             options = {"rule": rule, "schedule": schedule, **pipeline}
             options["recompute"] = schedule == "gpipe"  # whose residuals are many: slower here
             add(name, *step.make_train_step(network, loss_fn, tx, **options))
-    else:
+    elif _KIND.value == "online":
         add(
             "sideways depth_sharded",
             *step.make_train_step(network, loss_fn, tx, update_every=1, **pipeline),
@@ -110,7 +131,17 @@ def measure() -> dict:
                 **pipeline,
             ),
         )  # fmt: skip
-    sharded = list(programs)
+    if _KIND.value == "peers" and _BATCH.value % num_devices == 0:
+        replicas = make_mesh(1, data=num_devices)
+        for execution in ("scan", "time_parallel"):
+            add(
+                f"backprop data_parallel {execution}",
+                *data_parallel.make_train_step(
+                    network, loss_fn, tx, execution=execution, mesh=replicas
+                ),
+                clip=NamedSharding(replicas, data_parallel.CLIP),
+            )
+    together = list(programs)
     if _KIND.value == "clips":
         for rule, execution in itertools.product(
             ("sideways", "backprop"), ("scan", "time_parallel")
@@ -119,23 +150,33 @@ def measure() -> dict:
             add(
                 f"{rule} {execution}",
                 *step.make_train_step(network, loss_fn, tx, **options),
-                everywhere=False,
+                clip=None,
             )
-    else:
+    elif _KIND.value == "online":
         add(
             "sideways scan",
             *step.make_train_step(network, loss_fn, tx, update_every=1),
-            everywhere=False,
+            clip=None,
         )
     group_programs = {}
     if jax.process_index() == 0:
         for n, group in enumerate(groups):
             group_programs[f"group {n}"] = group_alone(network, frame, group)
+        if _REFERENCE.value:
+            reference.save(_REFERENCE.value, network, jax.random.key(0), frames, labels)
+    return Built(programs, together, group_programs, sizes, costs)
 
+
+def measure() -> dict:
+    """Seconds of every program, round by round, and what they are compared with."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    programs, together, group_programs, sizes, costs = build()
     names = [*programs, *group_programs]
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(_ROUNDS.value + 1):
-        for name in sharded:
+        for name in together:
             compiled, arguments = programs[name]
             multihost_utils.sync_global_devices(name)
             start = time.perf_counter()
@@ -143,20 +184,46 @@ def measure() -> dict:
             if number:
                 times[name].append(time.perf_counter() - start)
         multihost_utils.sync_global_devices(f"alone {number}")
-        for name in names[len(sharded) :]:
+        for name in names[len(together) :]:
             run = group_programs.get(name) or partial(programs[name][0], *programs[name][1])
             start = time.perf_counter()
             jax.block_until_ready(run())
             if number:
                 times[name].append(time.perf_counter() - start)
-    temporary = {
+    return {
+        "devices": jax.device_count(), "groups": sizes, "module_costs": costs, "times": times,
+        "temporary_bytes": temporary_bytes(programs),
+    }  # fmt: skip
+
+
+def temporary_bytes(programs) -> dict[str, int]:
+    """Of each compiled program, on each device."""
+    return {
         name: compiled.memory_analysis().temp_size_in_bytes
         for name, (compiled, _) in programs.items()
     }
-    return {
-        "devices": num_devices, "groups": sizes, "module_costs": costs, "times": times,
-        "temporary_bytes": temporary,
-    }  # fmt: skip
+
+
+def serve(built: Built) -> None:
+    """Runs the programs that the suite `peers` asks for, one at a time."""
+    import jax
+
+    def clip(compiled, arguments):
+        _, metrics = jax.block_until_ready(compiled(*arguments))
+        return {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+
+    def group(name):
+        if name in built.groups_alone:
+            jax.block_until_ready(built.groups_alone[name]())
+
+    groups = [f"group {n}" for n in range(len(built.sizes))]
+    turns.serve(
+        {name: partial(clip, *built.programs[name]) for name in built.together}
+        | {name: partial(group, name) for name in groups},
+        groups=built.sizes,
+        module_costs=built.module_costs,
+        temporary_bytes=temporary_bytes(built.programs),
+    )
 
 
 def group_alone(network, frame, group):
