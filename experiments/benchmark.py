@@ -17,9 +17,11 @@ from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments.benchmarks import measure, memory, online, rules, table2
+from experiments.benchmarks import measure, memory, online, rules, scaling, table2
 
-SUITES = {"rules": rules, "memory": memory, "table2": table2, "online": online}
+SUITES = {
+    "rules": rules, "memory": memory, "table2": table2, "online": online, "scaling": scaling,
+}  # fmt: skip
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("suite", None, list(SUITES), "what to measure", required=True)
@@ -28,11 +30,14 @@ flags.DEFINE_string("model", "simple_cnn", "the network")
 flags.DEFINE_integer("frames", 64, "frames of the clips that are timed", lower_bound=1)
 flags.DEFINE_list("memory_frames", ["16", "64", "256"], "the K for the memory")
 flags.DEFINE_list("depths", ["2", "3", "6"], "the N for the memory")
-flags.DEFINE_list("devices", ["2"], "the N of table2 and online")
+flags.DEFINE_list("devices", ["2"], "the N of table2, online and scaling")
 flags.DEFINE_bool("forced", False, "devices of one process instead of processes with own cores")
 flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "of the activations, in table2 and online"
 )
+flags.DEFINE_integer("stack", 16, "modules of the stack that scaling measures", lower_bound=3)
+flags.DEFINE_float("link_latency_us", None, "of your links, to scale on them too", lower_bound=0)
+flags.DEFINE_float("link_gigabytes_per_second", None, "likewise", lower_bound=1e-6)
 flags.DEFINE_integer("batch", 8, "clips", lower_bound=1)
 flags.DEFINE_integer("size", 32, "height and width of the frames", lower_bound=1)
 flags.DEFINE_integer("rounds", 9, "timed calls of each, in turn", lower_bound=1)
@@ -65,6 +70,9 @@ def main(argv: list[str]) -> None:
         "devices": tuple(map(int, FLAGS.devices)),
         "forced": FLAGS.forced,
         "dtype": FLAGS.dtype,
+        "stack": FLAGS.stack,
+        "link_latency_us": FLAGS.link_latency_us,
+        "link_gigabytes_per_second": FLAGS.link_gigabytes_per_second,
         "batch": FLAGS.batch,
         "size": FLAGS.size,
         "rounds": FLAGS.rounds,

@@ -32,12 +32,15 @@ def check(devices: int, *, forced: bool) -> None:
         )
 
 
-def measure(devices: int, *, forced: bool, **settings: Any) -> dict:
-    """What `pipeline_worker.py` measures on so many devices.
+def measure(
+    devices: int, *, forced: bool, worker: str = "pipeline_worker.py", **settings: Any
+) -> dict:
+    """What a worker measures on so many devices.
 
     Args:
       devices: N.
       forced: whether they are devices of one process that share its cores.
+      worker: the script beside this one.
       **settings: flags of the worker.
 
     Raises:
@@ -45,13 +48,13 @@ def measure(devices: int, *, forced: bool, **settings: Any) -> dict:
       RuntimeError: if a worker failed, with what it said.
     """
     check(devices, forced=forced)
-    worker = ["python", str(ROOT / "experiments" / "benchmarks" / "pipeline_worker.py")]
-    worker += [f"--{name}={value}" for name, value in settings.items()]
+    program = ["python", str(ROOT / "experiments" / "benchmarks" / worker)]
+    program += [f"--{name}={value}" for name, value in settings.items()]
     if forced:
-        command = [sys.executable, *worker[1:], f"--forced={devices}"]
+        command = [sys.executable, *program[1:], f"--forced={devices}"]
     else:
         launch = str(ROOT / "experiments" / "launch.py")
-        command = [sys.executable, launch, f"--processes={devices}", "--", *worker]
+        command = [sys.executable, launch, f"--processes={devices}", "--", *program]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]

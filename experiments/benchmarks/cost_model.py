@@ -1,0 +1,278 @@
+"""What a clip costs on N devices: predicted from the costs of modules, links and steps.
+
+Nothing is measured here. The library's own clock tables (`sideways_jax/schedules.py`) say which
+device works on what at which step, `sideways_jax.placement.balance` says which modules it has, and
+the model plays that through:
+
+* a device works at a step for as long as its modules take (`step_seconds`);
+* then it exchanges signals with its neighbours, both ways, and goes on as soon as they are done
+  with the same step (`play`): there is no barrier of all devices, and nothing overlaps, as in the
+  library. `exchange = 2 * (latency + bytes * seconds_per_byte)`, 0 on one device. All messages are
+  as long as the longest (the library pads them); links of different neighbours are independent;
+* what the library adds to every step costs `per_step + per_byte * held`, with the bytes of
+  parameters that a device holds (again as many as the largest needs); an update adds `per_update`.
+
+So on equal devices with a cost c of the largest group, both passes, and C of all of them together,
+with x = exchange + overhead of a step, and K frames:
+
+    Sideways   K (c + x)
+    blocking   K (C + (2N-1) x)
+    1f1b       (K+N-1) c + (K+2N-2) x               if all groups cost the same
+    gpipe      (K+N-1) (c + forward) + (2K+2N-3) x  likewise; it runs the forward pass again
+
+plus `per_update`. With N = D = 1 all of them (gpipe apart) take K (c + x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import nnls
+
+from sideways_jax import placement, schedules
+from sideways_jax.placement import Groups
+
+RULES = ("sideways", *schedules.SCHEDULES)
+
+
+class Modules(NamedTuple):
+    """D modules."""
+
+    forward: tuple[float, ...]  # seconds of the forward pass of a frame batch
+    both: tuple[float, ...]  # seconds of the forward pass and the vjp
+    signal_bytes: tuple[int, ...]  # of the activation that each module sends up, D - 1
+    param_bytes: tuple[int, ...]
+
+    @property
+    def depth(self) -> int:
+        """D."""
+        return len(self.both)
+
+
+class Link(NamedTuple):
+    """What a message to a neighbour costs."""
+
+    latency: float  # seconds
+    seconds_per_byte: float
+
+
+class Overhead(NamedTuple):
+    """What the library adds to the modules' work and to the messages."""
+
+    per_step: float  # seconds
+    per_byte: float  # seconds per step and byte of parameters that a device holds
+    per_update: float  # seconds
+
+
+class Prediction(NamedTuple):
+    """What a clip of K frames and its update take."""
+
+    seconds: float
+    groups: Groups
+    ideal_speedup: float  # the cost of all modules over that of the largest group
+    largest: float  # seconds of a step of the largest group
+    terms: dict[str, float]  # seconds, adding up to `seconds`; see `terms_of`
+    limit: str  # which of them binds
+
+
+def table_of(rule: str, num_frames: int, num_devices: int) -> schedules.ClockTable:
+    """What every device does at every step; the modules of a device count as one stage."""
+    if rule == "sideways":
+        return schedules.sideways(num_frames, num_devices)
+    return schedules.make(rule, num_frames, num_devices)
+
+
+def numbers_of_devices(most: int) -> tuple[int, ...]:
+    """Powers of two up to the most that make sense, and that.
+
+    >>> numbers_of_devices(6)
+    (1, 2, 4, 6)
+    """
+    powers = [2**n for n in range(most.bit_length()) if 2**n < most]
+    return (*powers, most)
+
+
+def exchange_seconds(link: Link, num_bytes: int) -> float:
+    """One message up and one down, one after the other: 2 (latency + bytes * seconds_per_byte).
+
+    >>> exchange_seconds(Link(latency=2.0, seconds_per_byte=0.5), 10)
+    14.0
+    """
+    return 2 * (link.latency + num_bytes * link.seconds_per_byte)
+
+
+def step_seconds(rule: str, table: schedules.ClockTable, modules: Modules, groups: Groups):
+    """How long every device computes at every step, `[T, N]`.
+
+    Sideways computes with bubbles as well and selects them away, so that every step costs both
+    passes. A device that has nothing to do for exact backprop waits; its backward pass uses what
+    the forward pass kept, except with gpipe, which runs the forward pass again.
+    """
+    forward = np.array([sum(modules.forward[i] for i in group) for group in groups])
+    both = np.array([sum(modules.both[i] for i in group) for group in groups])
+    if rule == "sideways":
+        return np.tile(both, (table.num_steps, 1))
+    backward = both if rule == "gpipe" else both - forward
+    return (table.forward >= 0) * forward + (table.backward >= 0) * backward
+
+
+def play(work: np.ndarray, between: float) -> float:
+    """Seconds until all devices have done all steps, if each waits for its neighbours alone.
+
+    end[t, n] = max(end[t-1, n-1], end[t-1, n], end[t-1, n+1]) + work[t, n] + between
+
+    Args:
+      work: seconds `[T, N]`, see `step_seconds`.
+      between: seconds that every step takes besides.
+
+    >>> play(np.array([[1.0, 0.0], [0.0, 3.0]]), between=0.5)
+    5.0
+    """
+    end = np.zeros(work.shape[1] + 2)  # With nobody at either side, who never keeps anyone waiting.
+    for now in work:
+        end[1:-1] = np.maximum(np.maximum(end[:-2], end[1:-1]), end[2:]) + now + between
+    return float(end.max())
+
+
+def predict(
+    rule: str, modules: Modules, num_frames: int, num_devices: int, link: Link, overhead: Overhead
+) -> Prediction:
+    """What a clip takes on several devices.
+
+    Args:
+      rule: "sideways" or the schedule of backprop: "blocking", "gpipe", "1f1b".
+      modules: what they cost.
+      num_frames: K.
+      num_devices: N, at most D.
+      link, overhead: see above.
+
+    Raises:
+      ValueError: for another rule or another N; for Sideways with fewer than 2D-1 frames, of which
+        the lowest module would learn nothing.
+    """
+    depth = modules.depth
+    if rule == "sideways" and num_frames < 2 * depth - 1:
+        raise ValueError(
+            f"Sideways does not train the lowest of {depth} modules with {num_frames} frames: give "
+            f"at least {2 * depth - 1}"
+        )
+    groups = _balanced(modules.both, num_devices)
+    table = table_of(rule, num_frames, num_devices)
+    sent = max((modules.signal_bytes[group[-1]] for group in groups[:-1]), default=0)
+    held = max(sum(modules.param_bytes[i] for i in group) for group in groups)
+    exchange = exchange_seconds(link, sent) if num_devices > 1 else 0.0
+    added = overhead.per_step + overhead.per_byte * held
+    work = step_seconds(rule, table, modules, groups)
+    # Blocking backprop has one device at work at a time.
+    passed = (
+        work.sum() + table.num_steps * (exchange + added)
+        if rule == "blocking"
+        else play(work, exchange + added)
+    )
+    seconds = float(passed) + overhead.per_update
+    costs = [sum(modules.both[i] for i in group) for group in groups]
+    terms = terms_of(rule, seconds, work, table, exchange, added, overhead, depth)
+    return Prediction(
+        seconds=seconds,
+        groups=groups,
+        ideal_speedup=sum(costs) / max(costs),
+        largest=max(costs),
+        terms=terms,
+        limit=limit_of(rule, terms, groups, costs),
+    )
+
+
+def terms_of(rule, seconds, work, table, exchange, added, overhead, depth) -> dict[str, float]:
+    """Where the time goes.
+
+    Returns:
+      Seconds of
+        compute: the largest group's work on K frames (blocking: the work of all);
+        link: exchanges of T steps;
+        overhead: of the library, T steps and an update;
+        filling: of exact backprop, what is left: devices that have nothing to do while the pipeline
+          fills and empties. Sideways takes no step more than there are frames, but for 2D-2 of K
+          steps its lowest module has no gradient yet: that share of the three others.
+    """
+    link = table.num_steps * exchange
+    added = table.num_steps * added + overhead.per_update
+    if rule == "sideways":
+        unfilled = (2 * depth - 2) / table.num_steps
+        compute = seconds - link - added
+        terms = {"compute": compute, "link": link, "overhead": added}
+        terms = {name: (1 - unfilled) * value for name, value in terms.items()}
+        return terms | {"filling": unfilled * seconds}
+    compute = float(work.sum()) if rule == "blocking" else float(work.sum(0).max())
+    filling = seconds - compute - link - added
+    return {"compute": compute, "link": link, "overhead": added, "filling": max(filling, 0.0)}
+
+
+def limit_of(rule: str, terms: dict[str, float], groups: Groups, costs: Sequence[float]) -> str:
+    """The largest term, by what would have to change.
+
+    "devices": more of them would help; "module": the slowest device has one module, that has to be
+    cut; "one at a time": blocking; or "link", "overhead", "filling".
+    """
+    largest = max(terms, key=terms.__getitem__)
+    if largest != "compute":
+        return largest
+    if rule == "blocking" and len(groups) > 1:
+        return "one at a time"
+    return "devices" if len(groups[int(np.argmax(costs))]) > 1 else "module"
+
+
+def useful_devices(seconds: dict[int, float], share: float = 0.9) -> int:
+    """The fewest devices that reach a share of the best speed, of seconds by number of devices.
+
+    >>> useful_devices({1: 8.0, 2: 4.2, 4: 2.1, 8: 2.0, 16: 2.5})
+    4
+    >>> useful_devices({1: 8.0, 2: 4.2, 4: 2.1, 8: 2.0, 16: 2.5}, share=0.99)
+    8
+    """
+    best = min(seconds.values())
+    return min(n for n, one in seconds.items() if best >= share * one)
+
+
+def fit_link(num_bytes: Sequence[int], seconds: Sequence[float]) -> Link:
+    """The link whose `exchange_seconds` are nearest, in relative least squares; nothing negative.
+
+    Args:
+      num_bytes: of messages.
+      seconds: that their exchanges took.
+
+    >>> link = fit_link([0, 1000, 4000], [4.0, 6.0, 12.0])
+    >>> round(link.latency, 6), round(link.seconds_per_byte, 6)
+    (2.0, 0.001)
+    """
+    rows = [[2.0, 2.0 * one] for one in num_bytes]
+    return Link(*_solved(rows, seconds, weights=1 / np.array(seconds)))
+
+
+def fit_overhead(
+    num_steps: Sequence[int], held_bytes: Sequence[int], seconds: Sequence[float]
+) -> Overhead:
+    """The overhead that explains what runs took besides work and messages, nothing negative.
+
+    Args:
+      num_steps, held_bytes: of every run.
+      seconds: steps * (per_step + per_byte * held) + per_update, in least squares per step.
+
+    >>> [round(x, 6) for x in fit_overhead([10, 40, 40], [0, 0, 100], [25.0, 85.0, 485.0])]
+    [2.0, 0.1, 5.0]
+    """
+    rows = [[t, t * held, 1.0] for t, held in zip(num_steps, held_bytes, strict=True)]
+    return Overhead(*_solved(rows, seconds, weights=1 / np.array(num_steps)))
+
+
+def _solved(rows, values, weights) -> list[float]:
+    matrix = np.array(rows, float) * weights[:, None]
+    size = matrix.max(0)  # Columns of one size: bytes are many, seconds few.
+    return [float(x) for x in nnls(matrix / size, np.array(values) * weights)[0] / size]
+
+
+@cache
+def _balanced(costs: tuple[float, ...], num_devices: int) -> Groups:
+    return placement.balance(costs, num_devices)
