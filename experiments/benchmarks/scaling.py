@@ -301,7 +301,9 @@ def rows_of_case(
                     "model": case.model,
                     "link": link_name,
                     "link_latency_us": link.latency * 1e6,
-                    "link_gigabytes_per_second": 1e-9 / max(link.seconds_per_byte, 1e-15),
+                    "link_gigabytes_per_second": 1e-9 / link.seconds_per_byte
+                    if link.seconds_per_byte
+                    else None,
                     "rule": "sideways" if rule == "sideways" else "backprop",
                     "schedule": None if rule == "sideways" else rule,
                     "rule_or_schedule": rule,

@@ -61,22 +61,21 @@ def draw(result: list[dict], path: str) -> None:
     )  # fmt: skip
     given = next((row for row in result if row["link"] == "given"), None)
     if given:
-        label = (
-            f"predicted, links of {given['link_latency_us']:g} us\n"
-            f"and {given['link_gigabytes_per_second']:.3g} GB/s"
-        )
+        label = f"predicted, for links of\n{_link(given)}"
         handles.append(Line2D([], [], color="grey", linestyle=":", label=label))
     figure.legend(handles=handles, fontsize=8, loc="outside right upper")
     first = result[0]
-    figure.suptitle(
-        f"batch {first['batch']}, {first['size']}x{first['size']}; a link here: "
-        f"{first['link_latency_us']:.0f} us and {first['link_gigabytes_per_second']:.2g} GB/s"
-        if first["link"] == "measured"
-        else f"batch {first['batch']}, {first['size']}x{first['size']}",
-        fontsize=10,
-    )
+    settings = f"batch {first['batch']}, {first['size']}x{first['size']}"
+    here = f"; links here: {_link(first)}" if first["link"] == "measured" else ""
+    figure.suptitle(settings + here, fontsize=10)
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def _link(row: dict) -> str:
+    bandwidth = row["link_gigabytes_per_second"]
+    size = f" and {bandwidth:.2g} GB/s" if bandwidth else ""
+    return f"{row['link_latency_us']:.3g} us{size}"
 
 
 def _title(kind: str, model: str, shown: list[dict]) -> str:
