@@ -9,8 +9,9 @@ the model plays that through:
   with the same step (`play`): there is no barrier of all devices, and nothing overlaps, as in the
   library. `exchange = 2 * (latency + bytes * seconds_per_byte)`, 0 on one device. All messages are
   as long as the longest (the library pads them); links of different neighbours are independent;
-* what the library adds to every step costs `per_step + per_byte * held`, with the bytes of
-  parameters that a device holds (again as many as the largest needs); an update adds `per_update`.
+* what the library adds to every step costs `per_step`, and time for every byte of parameters and of
+  activations of the modules on a device, which it copies (all as much as the largest needs, see
+  `held_bytes`); an update adds `per_update`.
 
 So on equal devices with a cost c of the largest group, both passes, and C of all of them together,
 with x = exchange + overhead of a step, and K frames:
@@ -63,7 +64,8 @@ class Overhead(NamedTuple):
     """What the library adds to the modules' work and to the messages."""
 
     per_step: float  # seconds
-    per_byte: float  # seconds per step and byte of parameters that a device holds
+    per_param_byte: float  # seconds per step, for the parameters of a device's modules
+    per_signal_byte: float  # likewise, for the activations that they send
     per_update: float  # seconds
 
 
@@ -119,6 +121,13 @@ def step_seconds(rule: str, table: schedules.ClockTable, modules: Modules, group
     return (table.forward >= 0) * forward + (table.backward >= 0) * backward
 
 
+def held_bytes(modules: Modules, groups: Groups) -> tuple[int, int]:
+    """What a device with the most has of parameters, and of activations that its modules send."""
+    params = max(sum(modules.param_bytes[i] for i in group) for group in groups)
+    sent = (*modules.signal_bytes, 0)  # The top sends nothing.
+    return params, max(sum(sent[i] for i in group) for group in groups)
+
+
 def play(work: np.ndarray, between: float) -> float:
     """Seconds until all devices have done all steps, if each waits for its neighbours alone.
 
@@ -138,7 +147,13 @@ def play(work: np.ndarray, between: float) -> float:
 
 
 def predict(
-    rule: str, modules: Modules, num_frames: int, num_devices: int, link: Link, overhead: Overhead
+    rule: str,
+    modules: Modules,
+    num_frames: int,
+    num_devices: int,
+    link: Link,
+    overhead: Overhead,
+    groups: Groups | None = None,
 ) -> Prediction:
     """What a clip takes on several devices.
 
@@ -148,6 +163,7 @@ def predict(
       num_frames: K.
       num_devices: N, at most D.
       link, overhead: see above.
+      groups: which modules every device has; balanced by default.
 
     Raises:
       ValueError: for another rule or another N; for Sideways with fewer than 2D-1 frames, of which
@@ -159,12 +175,13 @@ def predict(
             f"Sideways does not train the lowest of {depth} modules with {num_frames} frames: give "
             f"at least {2 * depth - 1}"
         )
-    groups = _balanced(modules.both, num_devices)
+    groups = groups or balanced(modules, num_devices)
     table = table_of(rule, num_frames, num_devices)
     sent = max((modules.signal_bytes[group[-1]] for group in groups[:-1]), default=0)
-    held = max(sum(modules.param_bytes[i] for i in group) for group in groups)
+    params, signals = held_bytes(modules, groups)
     exchange = exchange_seconds(link, sent) if num_devices > 1 else 0.0
-    added = overhead.per_step + overhead.per_byte * held
+    added = overhead.per_step
+    added += overhead.per_param_byte * params + overhead.per_signal_byte * signals
     work = step_seconds(rule, table, modules, groups)
     # Blocking backprop has one device at work at a time.
     passed = (
@@ -252,18 +269,23 @@ def fit_link(num_bytes: Sequence[int], seconds: Sequence[float]) -> Link:
 
 
 def fit_overhead(
-    num_steps: Sequence[int], held_bytes: Sequence[int], seconds: Sequence[float]
+    num_steps: Sequence[int], held: Sequence[tuple[int, int]], seconds: Sequence[float]
 ) -> Overhead:
     """The overhead that explains what runs took besides work and messages, nothing negative.
 
     Args:
-      num_steps, held_bytes: of every run.
-      seconds: steps * (per_step + per_byte * held) + per_update, in least squares per step.
+      num_steps: of every run.
+      held: of every run, see `held_bytes`.
+      seconds: what it took besides, nearest per step in least squares.
 
-    >>> [round(x, 6) for x in fit_overhead([10, 40, 40], [0, 0, 100], [25.0, 85.0, 485.0])]
-    [2.0, 0.1, 5.0]
+    >>> held = [(8, 8), (8, 8), (100, 8), (8, 50)]
+    >>> found = fit_overhead([10, 40, 40, 40], held, [5 + 20, 5 + 80, 5 + 80 + 92, 5 + 80 + 84])
+    >>> {name: round(value, 6) for name, value in found._asdict().items()}
+    {'per_step': 1.4, 'per_param_byte': 0.025, 'per_signal_byte': 0.05, 'per_update': 5.0}
     """
-    rows = [[t, t * held, 1.0] for t, held in zip(num_steps, held_bytes, strict=True)]
+    rows = [
+        [t, t * params, t * sent, 1.0] for t, (params, sent) in zip(num_steps, held, strict=True)
+    ]
     return Overhead(*_solved(rows, seconds, weights=1 / np.array(num_steps)))
 
 
@@ -273,6 +295,9 @@ def _solved(rows, values, weights) -> list[float]:
     return [float(x) for x in nnls(matrix / size, np.array(values) * weights)[0] / size]
 
 
-@cache
-def _balanced(costs: tuple[float, ...], num_devices: int) -> Groups:
-    return placement.balance(costs, num_devices)
+def balanced(modules: Modules, num_devices: int) -> Groups:
+    """The groups of `placement.balance`, by both passes."""
+    return _balance(modules.both, num_devices)
+
+
+_balance = cache(placement.balance)  # Seconds for many modules on many devices.

@@ -28,6 +28,7 @@ from rich.progress import Progress
 from experiments.benchmarks import cost_model, rig
 from experiments.benchmarks.cost_model import RULES, Link, Modules, Overhead
 from experiments.benchmarks.scaling_picture import draw as picture
+from experiments.launch import usable_cores
 from sideways_jax import models
 
 __all__ = ["HEADERS", "SHOWN", "picture", "prepare", "rows"]
@@ -108,11 +109,12 @@ def rows(
     settings = {name: settings[name] for name in rig.SETTINGS}
     numbers = sorted({1, *devices})
     task = progress.add_task("numbers of devices", total=len(numbers))
+    share = max(usable_cores() // max(numbers), 1)  # A device is the same wherever it is one of.
     runs = {}
     for number in numbers:
         runs[number] = rig.measure(
             number, forced=forced, worker="scaling_worker.py", rounds=rounds, stack=stack,
-            **settings,
+            cores=number * share, **settings,
         )  # fmt: skip
         progress.advance(task)
     progress.remove_task(task)
@@ -179,12 +181,13 @@ def fit(run: dict) -> Fitted:
     for rule in RULES:
         steps, held, rest = [], [], []
         for number, light in enumerate(run["light"]):
+            groups = tuple(map(tuple, light["groups"]))
             nothing = cost_model.predict(
                 rule, modules_of(light), light["frames"], run["devices"],
-                link or Link(0.0, 0.0), Overhead(0.0, 0.0, 0.0),
+                link or Link(0.0, 0.0), Overhead(0.0, 0.0, 0.0, 0.0), groups,
             )  # fmt: skip
             steps.append(cost_model.table_of(rule, light["frames"], run["devices"]).num_steps)
-            held.append(light["param_bytes"][0])
+            held.append(cost_model.held_bytes(modules_of(light), groups))
             measured = statistics.median(run["times"][f"light {number} {rule}"])
             rest.append(measured - nothing.seconds)
         overhead[rule] = cost_model.fit_overhead(steps, held, rest)
@@ -265,7 +268,11 @@ def rows_of_case(
     def predict(rule, modules, devices):
         known = max(n for n in fitted if n <= devices)
         overhead = fitted[known].overhead[rule]
-        return cost_model.predict(rule, modules, case.frames, devices, link, overhead)
+        groups = None  # Of the costs, except where others ran.
+        if case.measured and devices in runs:
+            ran = runs[devices]["networks"][case.measured]
+            groups = tuple(map(tuple, ran["groups"])) if modules == modules_of(ran) else None
+        return cost_model.predict(rule, modules, case.frames, devices, link, overhead, groups)
 
     def measured(rule, devices):
         if link_name != "measured" or case.measured is None or devices not in runs:

@@ -58,8 +58,28 @@ def measure() -> dict:
     mesh = make_mesh(devices)
     dtype = jnp.bfloat16 if FLAGS.dtype == "bfloat16" else None
     batch, size, num_frames = FLAGS.batch, FLAGS.size, FLAGS.frames
-    alone = Alone()
-    programs, networks, light = {}, {}, {}
+    programs, alone, networks, light = {}, {}, {}, []
+
+    def time_modules(name, network, frame, indices):
+        """Lets modules be timed later; what one call of each takes, for the groups."""
+        calls = {}
+        for i in indices:
+            alone[f"{name} both {i}"] = both = pipeline_worker.group_alone(network, frame, (i,))
+            alone[f"{name} forward {i}"] = forward_alone(network, frame, i)
+            calls[i] = best_of(both)
+        # All processes have to make the same groups.
+        values = multihost_utils.broadcast_one_to_all(np.array(list(calls.values()))).tolist()
+        return dict(zip(calls, values, strict=True))
+
+    def describe(network, frame, stands_for, groups):
+        params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
+        shapes = network.activation_shapes(params, state, frame)
+        return {
+            "signal_bytes": [num_bytes(one) for one in shapes[:-1]],
+            "param_bytes": [num_bytes(one) for one in params],
+            "stands_for": stands_for,  # the module that was timed, for every module
+            "groups": groups,
+        }
 
     small = batch, size // 2, size // 2, WIDTH
     named = {
@@ -69,72 +89,75 @@ def measure() -> dict:
     }
     for name, (network, shape) in named.items():
         frame = jax.ShapeDtypeStruct(shape, np.float32)
-        # The inner modules of the stack are equal: one of them stands for all.
-        middle = network.depth // 2
-        stands_for = (
-            [0] + [middle] * (network.depth - 2) + [network.depth - 1]
-            if name == "stack"
-            else list(range(network.depth))
-        )
-        costs = {i: alone.measure(network, frame, i) for i in sorted(set(stands_for))}
-        params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
-        shapes = network.activation_shapes(params, state, frame)
-        networks[name] = modules = {
-            "forward": [costs[i]["forward"] for i in stands_for],
-            "both": [costs[i]["both"] for i in stands_for],
-            "at_once": [costs[i]["at_once"] for i in stands_for],
-            "signal_bytes": [num_bytes(one) for one in shapes[:-1]],
-            "param_bytes": [num_bytes(one) for one in params],
-        }
-        groups = placement.balance(modules["both"], devices)
-        sizes = tuple(map(len, groups))
-        modules["groups"] = groups
+        depth = network.depth
+        stands_for = list(range(depth))
+        if name == "stack":  # Its inner modules are equal: one of them stands for all.
+            stands_for[1:-1] = [depth // 2] * (depth - 2)
+        costs = time_modules(name, network, frame, sorted(set(stands_for)))
+        groups = placement.balance([costs[i] for i in stands_for], devices)
+        networks[name] = describe(network, frame, stands_for, groups)
         rules = [rule for rule in RULES if name == "model" or rule != "gpipe"]
+        sizes = tuple(map(len, groups))
         for rule, run in clips(network, frame, rules, num_frames, mesh, sizes).items():
             programs[f"{name} {rule}"] = run
 
-    bytes_of = networks["model"]["param_bytes"]
-    held_by_model = max(sum(bytes_of[i] for i in g) for g in networks["model"]["groups"])
-
-    shorter = max(num_frames // 4, 2 * devices - 1)
-    for run, (held, frames) in enumerate(
-        [(4 * FEATURES, num_frames), (4 * FEATURES, shorter), (held_by_model, num_frames)]
-    ):
-        network = light_stack(devices, held // 4)
-        frame = jax.ShapeDtypeStruct((batch, FEATURES), np.float32)
-        costs = [alone.measure(network, frame, i) for i in range(devices)]
-        light[run] = {
-            "frames": frames,
-            "forward": [one["forward"] for one in costs],
-            "both": [one["both"] for one in costs],
-            "signal_bytes": [4 * batch * FEATURES] * (devices - 1),
-            "param_bytes": [held] * devices,
-        }
-        found = clips(network, frame, RULES, frames, mesh, (1,) * devices)
-        programs |= {f"light {run} {rule}": program for rule, program in found.items()}
+    # Two modules a device that hardly compute, in a long and a short clip; with as many parameters
+    # as the model's devices hold; and with its activations.
+    model = networks["model"]
+    params = max(sum(model["param_bytes"][i] for i in group) for group in model["groups"])
+    features = max(sum(model["signal_bytes"]) // (2 * devices * 4 * batch), 2 * FEATURES)
+    shorter = max(num_frames // 4, 4 * devices - 1)
+    kinds = [
+        (FEATURES, FEATURES, num_frames), (FEATURES, FEATURES, shorter),
+        (max(params // 8, FEATURES), FEATURES, num_frames), (FEATURES, features, num_frames),
+    ]  # fmt: skip
+    for number, (num_params, width, frames) in enumerate(kinds):
+        network = light_stack(2 * devices, num_params)
+        frame = jax.ShapeDtypeStruct((batch, width), np.float32)
+        name, top = f"light {number}", 2 * devices - 1
+        time_modules(name, network, frame, [0, top])
+        groups = placement.from_sizes((2,) * devices, 2 * devices, devices)
+        light.append({"frames": frames, **describe(network, frame, [0] * top + [top], groups)})
+        found = clips(network, frame, RULES, frames, mesh, (2,) * devices)
+        programs |= {f"{name} {rule}": program for rule, program in found.items()}
 
     if devices > 1:
         for length in LINK_BYTES:
             programs[f"link {length}"] = exchanges(length, num_frames, mesh)
 
-    times: dict[str, list[float]] = {name: [] for name in programs}
+    times: dict[str, list[float]] = {name: [] for name in (*programs, *alone)}
+
+    def call(name, run, counts):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        if counts:
+            times[name].append(time.perf_counter() - start)
+
     for number in range(FLAGS.rounds + 1):
         for name, run in programs.items():
             multihost_utils.sync_global_devices(name)
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            if number:
-                times[name].append(time.perf_counter() - start)
+            call(name, run, number > 0)
+        multihost_utils.sync_global_devices(f"alone {number}")
+        if jax.process_index() == 0:  # The others wait.
+            for name, run in alone.items():
+                call(name, run, number > 0)
+    if jax.process_index() > 0:
+        return {}
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    described = networks | {f"light {number}": one for number, one in enumerate(light)}
+    for name, one in described.items():
+        for passes in ("forward", "both"):
+            one[passes] = [medians[f"{name} {passes} {i}"] / num_frames for i in one["stands_for"]]
     return {
         "devices": devices,
         "networks": networks,
-        "light": [light[run] for run in sorted(light)],
+        "light": light,
         "link": [
-            {"bytes": length, "seconds": statistics.median(times[f"link {length}"]) / num_frames}
+            {"bytes": length, "seconds": medians[f"link {length}"] / num_frames}
             for length in LINK_BYTES
             if devices > 1
         ],
-        "times": times,
+        "times": {name: times[name] for name in programs},
     }
 
 
@@ -162,7 +185,10 @@ def stack(depth: int, dtype=None):
 
 
 def light_stack(depth: int, num_params: int):
-    """A network of modules with so many parameters each, nearly all of them without use."""
+    """A network of modules with so many parameters each, nearly all of them without use.
+
+    Frames are vectors of any width; the last module leaves logits of them.
+    """
     import jax.numpy as jnp
 
     from sideways_jax import Module, Network
@@ -171,11 +197,14 @@ def light_stack(depth: int, num_params: int):
         del key, x
         return jnp.ones((num_params,)), ()
 
-    def apply(params, state, x, *, train, rng):
+    def scale(params, state, x, *, train, rng):
         del train, rng
-        return x * params[None, :FEATURES], state
+        return x * params[None, :1], state
 
-    return Network((Module(init, apply),) * depth)
+    def logits(params, state, x, *, train, rng):
+        return scale(params, state, x[:, :FEATURES], train=train, rng=rng)
+
+    return Network((*(Module(init, scale),) * (depth - 1), Module(init, logits)))
 
 
 def clips(network, frame, rules, num_frames, mesh, groups) -> dict:
@@ -231,29 +260,6 @@ def exchanges(length: int, times: int, mesh):
     everywhere = jax.sharding.NamedSharding(mesh, one)
     x = jax.jit(lambda: jnp.ones((length // 4,)), out_shardings=everywhere)()
     return partial(jax.jit(run).lower(x).compile(), x)
-
-
-class Alone:
-    """Measures modules alone, in process 0 while the others wait, and in all of them at once."""
-
-    def measure(self, network, frame, index: int) -> dict[str, float]:
-        """Seconds of a computation step of one module: its forward pass, and both passes."""
-        import jax
-        import numpy as np
-        from jax.experimental import multihost_utils
-
-        both = pipeline_worker.group_alone(network, frame, (index,))
-        forward = forward_alone(network, frame, index)
-        seconds = {"forward": 0.0, "both": 0.0, "at_once": 0.0}
-        for name, run in (("forward", forward), ("both", both), ("at_once", both)):
-            run()
-            multihost_utils.sync_global_devices(name)
-            if name == "at_once" or jax.process_index() == 0:
-                seconds[name] = best_of(run) / FLAGS.frames
-            multihost_utils.sync_global_devices(name)
-        values = np.array([seconds[name] for name in sorted(seconds)])
-        values = multihost_utils.broadcast_one_to_all(values).tolist()
-        return dict(zip(sorted(seconds), values, strict=True))
 
 
 def best_of(run, times: int = 3) -> float:

@@ -7,7 +7,7 @@ from experiments.benchmarks import cost_model
 from experiments.benchmarks.cost_model import Link, Modules, Overhead, predict
 from sideways_jax import schedules
 
-FREE_LINK, NOTHING = Link(0.0, 0.0), Overhead(0.0, 0.0, 0.0)
+FREE_LINK, NOTHING = Link(0.0, 0.0), Overhead(0.0, 0.0, 0.0, 0.0)
 
 
 def equal(depth, forward=1.0, both=3.0, signal_bytes=100, param_bytes=10):
@@ -26,7 +26,7 @@ def test_the_formulas_of_equal_devices(rule, num_devices):
     """Those at the head of the file: groups of 4 / N modules, 1 s forward and 2 s backward each."""
     num_frames, n = 9, num_devices
     c, forward, everything = 3 * 4 / n, 4 / n, 12
-    x = 0.25 + 0.5  # per step and for 10 bytes of each module
+    x = 0.25 + 0.5 + 3.0  # per step, for 10 bytes of parameters a module, for activations
     x += 2 * (0.5 + 100 * 0.01) if n > 1 else 0
     expected = {
         "sideways": num_frames * (c + x),
@@ -34,7 +34,8 @@ def test_the_formulas_of_equal_devices(rule, num_devices):
         "1f1b": (num_frames + n - 1) * c + (num_frames + 2 * n - 2) * x,
         "gpipe": (num_frames + n - 1) * (c + forward) + (2 * num_frames + 2 * n - 3) * x,
     }[rule]
-    overhead = Overhead(per_step=0.25, per_byte=0.5 / (40 / n), per_update=7.0)
+    sent = 100 * max(4 // n, 1) - (100 if n == 1 else 0)  # The top sends nothing.
+    overhead = Overhead(0.25, 0.5 / (40 / n), 3.0 / sent, per_update=7.0)
     found = seconds(rule, equal(4), num_frames, n, Link(0.5, 0.01), overhead)
     assert found == pytest.approx(expected + 7)
 
@@ -42,9 +43,9 @@ def test_the_formulas_of_equal_devices(rule, num_devices):
 def test_the_largest_group_and_the_longest_message_count():
     """Modules of 1, 1, 4 s on two devices: (0, 1) and (2), cut where 30 bytes go up."""
     modules = Modules((0.5, 0.5, 2.0), (1.0, 1.0, 4.0), (999, 30), (5, 6, 7))
-    found = predict("sideways", modules, 10, 2, Link(1.0, 0.1), Overhead(0.0, 1.0, 0.0))
+    found = predict("sideways", modules, 10, 2, Link(1.0, 0.1), Overhead(0.0, 1.0, 0.5, 0.0))
     assert found.groups == ((0, 1), (2,))
-    assert found.seconds == pytest.approx(10 * (4 + 2 * (1 + 3) + 11))
+    assert found.seconds == pytest.approx(10 * (4 + 2 * (1 + 3) + 11 + 0.5 * 1029))
     assert found.ideal_speedup == pytest.approx(6 / 4)
 
 
@@ -82,7 +83,7 @@ def test_an_early_device_need_not_wait_for_a_late_one_far_away():
 
 @pytest.mark.parametrize("rule", cost_model.RULES)
 def test_terms_add_up(rule):
-    link, overhead = Link(0.5, 0.01), Overhead(0.1, 0.02, 3.0)
+    link, overhead = Link(0.5, 0.01), Overhead(0.1, 0.02, 0.01, 3.0)
     found = predict(rule, equal(4), 16, 4, link, overhead)
     assert sum(found.terms.values()) == pytest.approx(found.seconds)
     assert min(found.terms.values()) >= 0
@@ -109,7 +110,7 @@ def test_terms_of_sideways():
     ],
 )
 def test_limits(rule, depth, devices, frames, latency, per_step, limit):
-    overhead = Overhead(per_step, 0.0, 0.0)
+    overhead = Overhead(per_step, 0.0, 0.0, 0.0)
     assert predict(rule, equal(depth), frames, devices, Link(latency, 0.0), overhead).limit == limit
 
 
@@ -124,11 +125,11 @@ def test_fits_find_what_made_the_numbers():
     sizes = (2**12, 2**15, 2**20)
     found = cost_model.fit_link(sizes, [cost_model.exchange_seconds(link, one) for one in sizes])
     assert found == pytest.approx(link)
-    overhead = Overhead(2e-4, 3e-10, 4e-3)
-    steps, held = (64, 16, 64), (64, 64, 1_500_000)
+    overhead = Overhead(2e-4, 3e-10, 5e-10, 4e-3)
+    steps, held = (64, 16, 64, 64), ((64, 90), (64, 90), (1_500_000, 90), (64, 800_000))
     values = [
-        t * (overhead.per_step + overhead.per_byte * h) + overhead.per_update
-        for t, h in zip(steps, held, strict=True)
+        t * (2e-4 + 3e-10 * params + 5e-10 * sent) + 4e-3
+        for t, (params, sent) in zip(steps, held, strict=True)
     ]
     assert cost_model.fit_overhead(steps, held, values) == pytest.approx(overhead)
-    assert min(cost_model.fit_overhead(steps, held, [0.1, 0.2, -0.1])) >= 0
+    assert min(cost_model.fit_overhead(steps, held, [0.1, 0.2, -0.1, 0.3])) >= 0

@@ -9,7 +9,7 @@ from experiments.benchmarks.cost_model import RULES, Link, Modules, Overhead, pr
 from tests.experiments.test_benchmark import run
 
 SETTINGS = {"model": "made_up", "frames": 64, "batch": 2, "size": 8, "dtype": "float32"}
-LINK, OVERHEAD = Link(1e-4, 1e-9), Overhead(2e-4, 1e-9, 3e-3)
+LINK, OVERHEAD = Link(1e-4, 1e-9), Overhead(2e-4, 1e-9, 5e-10, 3e-3)
 
 
 def modules(*costs, signal_bytes=1000, param_bytes=400):
@@ -27,8 +27,11 @@ def made_up(devices, slower=1.0):
         "stack": modules(*[0.01] * 8),
         "one each": modules(*[0.01] * devices),
     }
-    light = [modules(*[1e-5] * devices, param_bytes=p) for p in (64, 64, 10**6)]
-    frames = (64, 16, 64)
+    light = [
+        modules(*[1e-5] * 2 * devices, param_bytes=params, signal_bytes=sent)
+        for params, sent in ((64, 64), (64, 64), (10**6, 64), (64, 10**6))
+    ]
+    frames = (64, 16, 64, 64)
     times = {
         f"{name} {rule}": [slower * predict(rule, one, 64, devices, LINK, OVERHEAD).seconds]
         for name, one in networks.items()
@@ -41,8 +44,10 @@ def made_up(devices, slower=1.0):
     }
     return {
         "devices": devices,
-        "networks": {name: one._asdict() for name, one in networks.items()},
-        "light": [one._asdict() | {"frames": k} for one, k in zip(light, frames, strict=True)],
+        "networks": {name: described(one, devices) for name, one in networks.items()},
+        "light": [
+            described(one, devices) | {"frames": k} for one, k in zip(light, frames, strict=True)
+        ],
         "link": [
             {"bytes": one, "seconds": cost_model.exchange_seconds(LINK, one)}
             for one in (2**12, 2**20)
@@ -50,6 +55,10 @@ def made_up(devices, slower=1.0):
         ],
         "times": times,
     }
+
+
+def described(one, devices):
+    return one._asdict() | {"groups": cost_model.balanced(one, devices)}
 
 
 def rows_of(slower=1.0, given=None):
@@ -92,8 +101,8 @@ def test_strong_and_weak_scaling():
     assert last["depth"] == 64
     assert last["groups"] == [1] * 64
     # 64 modules of 10 ms, alone on one device, over one of them and what is added.
-    x = cost_model.exchange_seconds(LINK, 1000) + 2e-4 + 400e-9 + 3e-3 / 512
-    one = 0.64 + 2e-4 + 64 * 400e-9 + 3e-3 / 512
+    x = cost_model.exchange_seconds(LINK, 1000) + 2e-4 + 400e-9 + 500e-9 + 3e-3 / 512
+    one = 0.64 + 2e-4 + 64 * 400e-9 + 63 * 500e-9 + 3e-3 / 512
     assert last["speedup_over_one_device"] == pytest.approx(one / (0.01 + x))
     assert last["share_of_ideal_speed"] == pytest.approx(0.01 / (0.01 + x))
     blocking = 512 * (0.64 + 127 * (x - 3e-3 / 512)) + 3e-3
