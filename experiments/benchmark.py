@@ -50,7 +50,7 @@ def table(result: list[dict]) -> Table:
     lines = Table(title=f"{FLAGS.suite}: {FLAGS.model}, batch {FLAGS.batch}, size {FLAGS.size}")
     for name in shown:
         lines.add_column(headers.get(name, name.replace("_", " ")), justify="right")
-    for row in result:
+    for row in getattr(suite, "shown", list)(result):
         cells = ("" if row[key] is None else form.format(row[key]) for key, form in shown.items())
         lines.add_row(*cells)
     return lines

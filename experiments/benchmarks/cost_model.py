@@ -121,11 +121,22 @@ def step_seconds(rule: str, table: schedules.ClockTable, modules: Modules, group
     return (table.forward >= 0) * forward + (table.backward >= 0) * backward
 
 
-def held_bytes(modules: Modules, groups: Groups) -> tuple[int, int]:
-    """What a device with the most has of parameters, and of activations that its modules send."""
+def held_bytes(rule: str, modules: Modules, groups: Groups) -> tuple[int, int]:
+    """What a device copies at a step: parameters, and activations.
+
+    Of the device with the most; activations are those that its modules send. Gpipe keeps what
+    arrives from below alone: as much as the longest message.
+    """
     params = max(sum(modules.param_bytes[i] for i in group) for group in groups)
+    if rule == "gpipe":
+        return params, message_bytes(modules, groups)
     sent = (*modules.signal_bytes, 0)  # The top sends nothing.
     return params, max(sum(sent[i] for i in group) for group in groups)
+
+
+def message_bytes(modules: Modules, groups: Groups) -> int:
+    """Of the longest signal between devices."""
+    return max((modules.signal_bytes[group[-1]] for group in groups[:-1]), default=0)
 
 
 def play(work: np.ndarray, between: float) -> float:
@@ -177,8 +188,8 @@ def predict(
         )
     groups = groups or balanced(modules, num_devices)
     table = table_of(rule, num_frames, num_devices)
-    sent = max((modules.signal_bytes[group[-1]] for group in groups[:-1]), default=0)
-    params, signals = held_bytes(modules, groups)
+    params, signals = held_bytes(rule, modules, groups)
+    sent = message_bytes(modules, groups)
     exchange = exchange_seconds(link, sent) if num_devices > 1 else 0.0
     added = overhead.per_step
     added += overhead.per_param_byte * params + overhead.per_signal_byte * signals
@@ -269,7 +280,10 @@ def fit_link(num_bytes: Sequence[int], seconds: Sequence[float]) -> Link:
 
 
 def fit_overhead(
-    num_steps: Sequence[int], held: Sequence[tuple[int, int]], seconds: Sequence[float]
+    num_steps: Sequence[int],
+    held: Sequence[tuple[int, int]],
+    seconds: Sequence[float],
+    per_signal_byte: float | None = None,
 ) -> Overhead:
     """The overhead that explains what runs took besides work and messages, nothing negative.
 
@@ -277,21 +291,29 @@ def fit_overhead(
       num_steps: of every run.
       held: of every run, see `held_bytes`.
       seconds: what it took besides, nearest per step in least squares.
+      per_signal_byte: if that is known already.
 
     >>> held = [(8, 8), (8, 8), (100, 8), (8, 50)]
     >>> found = fit_overhead([10, 40, 40, 40], held, [5 + 20, 5 + 80, 5 + 80 + 92, 5 + 80 + 84])
     >>> {name: round(value, 6) for name, value in found._asdict().items()}
     {'per_step': 1.4, 'per_param_byte': 0.025, 'per_signal_byte': 0.05, 'per_update': 5.0}
     """
-    rows = [
-        [t, t * params, t * sent, 1.0] for t, (params, sent) in zip(num_steps, held, strict=True)
-    ]
-    return Overhead(*_solved(rows, seconds, weights=1 / np.array(num_steps)))
+    steps = np.array(num_steps, float)
+    params, signals = steps * np.array(held, float).T
+    if per_signal_byte is not None:
+        rows = np.stack([steps, params, np.ones_like(steps)], 1)
+        per_step, per_param_byte, per_update = _solved(
+            rows, np.array(seconds) - per_signal_byte * signals, weights=1 / steps
+        )
+        return Overhead(per_step, per_param_byte, per_signal_byte, per_update)
+    rows = np.stack([steps, params, signals, np.ones_like(steps)], 1)
+    return Overhead(*_solved(rows, seconds, weights=1 / steps))
 
 
 def _solved(rows, values, weights) -> list[float]:
     matrix = np.array(rows, float) * weights[:, None]
-    size = matrix.max(0)  # Columns of one size: bytes are many, seconds few.
+    # Columns of one size: bytes are many, seconds few. What was never there costs nothing.
+    size = np.where(matrix.max(0) > 0, matrix.max(0), 1.0)
     return [float(x) for x in nnls(matrix / size, np.array(values) * weights)[0] / size]
 
 

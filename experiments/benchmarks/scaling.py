@@ -31,7 +31,7 @@ from experiments.benchmarks.scaling_picture import draw as picture
 from experiments.launch import usable_cores
 from sideways_jax import models
 
-__all__ = ["HEADERS", "SHOWN", "picture", "prepare", "rows"]
+__all__ = ["HEADERS", "SHOWN", "picture", "prepare", "rows", "shown"]
 
 DEEPEST = 64
 SHOWN = {
@@ -92,6 +92,17 @@ def prepare(
         )
     for number in devices:
         rig.check(number, forced=forced)
+
+
+def shown(result: list[dict]) -> list[dict]:
+    """The rows for the terminal: what was measured, and of the rest what the paper compares."""
+    return [
+        row
+        for row in result
+        if row["measured"] is not None
+        or row["rule"] == "sideways"
+        or (row["link"] == "measured" and row["schedule"] in ("blocking", "1f1b"))
+    ]
 
 
 def rows(
@@ -160,7 +171,8 @@ def rows_of(runs: dict[int, dict], settings: dict[str, Any], given: Link | None)
       settings: of the benchmark, in every row.
       given: a link that the user has, or None.
     """
-    fitted = {number: fit(run) for number, run in runs.items()}
+    fitted = {1: fit(runs[1])}
+    fitted |= {number: fit(run, fitted[1]) for number, run in runs.items() if number > 1}
     links = {"measured": fitted[max(runs)].link, "given": given}
     return [
         {"suite": "scaling", **settings} | row
@@ -171,8 +183,14 @@ def rows_of(runs: dict[int, dict], settings: dict[str, Any], given: Link | None)
     ]
 
 
-def fit(run: dict) -> Fitted:
-    """The link and the overheads that explain the runs that hardly compute."""
+def fit(run: dict, of_one: Fitted | None = None) -> Fitted:
+    """The link and the overheads that explain the runs that hardly compute.
+
+    Args:
+      run: of the worker.
+      of_one: the same of one device, if that is another: what it costs to copy activations is
+        taken from there, where no messages of that size disturb. Gpipe copies only what it sends.
+    """
     link = None
     if run["link"]:
         sizes, seconds = zip(*((one["bytes"], one["seconds"]) for one in run["link"]), strict=True)
@@ -180,17 +198,20 @@ def fit(run: dict) -> Fitted:
     overhead = {}
     for rule in RULES:
         steps, held, rest = [], [], []
-        for number, light in enumerate(run["light"]):
-            groups = tuple(map(tuple, light["groups"]))
+        known = of_one and rule != "gpipe"
+        per_signal_byte = of_one.overhead[rule].per_signal_byte if known else None
+        # The last one is there for the activations alone.
+        for number, light in enumerate(run["light"][:-1] if known else run["light"]):
+            groups, modules = tuple(map(tuple, light["groups"])), modules_of(light)
             nothing = cost_model.predict(
-                rule, modules_of(light), light["frames"], run["devices"],
-                link or Link(0.0, 0.0), Overhead(0.0, 0.0, 0.0, 0.0), groups,
+                rule, modules, light["frames"], run["devices"], link or Link(0.0, 0.0),
+                Overhead(0.0, 0.0, 0.0, 0.0), groups,
             )  # fmt: skip
             steps.append(cost_model.table_of(rule, light["frames"], run["devices"]).num_steps)
-            held.append(cost_model.held_bytes(modules_of(light), groups))
+            held.append(cost_model.held_bytes(rule, modules, groups))
             measured = statistics.median(run["times"][f"light {number} {rule}"])
             rest.append(measured - nothing.seconds)
-        overhead[rule] = cost_model.fit_overhead(steps, held, rest)
+        overhead[rule] = cost_model.fit_overhead(steps, held, rest, per_signal_byte)
     return Fitted(link, overhead)
 
 
@@ -265,9 +286,11 @@ def rows_of_case(
 ) -> list[dict]:
     """The rows of one network on one kind of link."""
 
+    def overhead_of(rule, devices):
+        return fitted[max(n for n in fitted if n <= devices)].overhead[rule]
+
     def predict(rule, modules, devices):
-        known = max(n for n in fitted if n <= devices)
-        overhead = fitted[known].overhead[rule]
+        overhead = overhead_of(rule, devices)
         groups = None  # Of the costs, except where others ran.
         if case.measured and devices in runs:
             ran = runs[devices]["networks"][case.measured]
@@ -337,6 +360,7 @@ def rows_of_case(
                     else case.frames * prediction.largest / known,
                     "limit": prediction.limit,
                     "predicted_terms": prediction.terms,
+                    "overhead": overhead_of(rule, devices)._asdict(),
                     "useful_devices": useful if case.scaling == "strong" else None,
                 }
             )

@@ -21,6 +21,7 @@ def draw(result: list[dict], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator
 
     plots = list(dict.fromkeys((row["scaling"], row["model"]) for row in result))
     figure, axes = plt.subplots(
@@ -48,6 +49,7 @@ def draw(result: list[dict], path: str) -> None:
         axis.set_title(_title(kind, model, shown), fontsize=10)
         axis.set_xticks(numbers, numbers, minor=False)
         axis.xaxis.set_minor_formatter("")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
         axis.grid(alpha=0.25)

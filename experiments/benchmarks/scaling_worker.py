@@ -66,7 +66,7 @@ def measure() -> dict:
         for i in indices:
             alone[f"{name} both {i}"] = both = pipeline_worker.group_alone(network, frame, (i,))
             alone[f"{name} forward {i}"] = forward_alone(network, frame, i)
-            calls[i] = best_of(both)
+            calls[i] = seconds_of(both)
         # All processes have to make the same groups.
         values = multihost_utils.broadcast_one_to_all(np.array(list(calls.values()))).tolist()
         return dict(zip(calls, values, strict=True))
@@ -262,16 +262,14 @@ def exchanges(length: int, times: int, mesh):
     return partial(jax.jit(run).lower(x).compile(), x)
 
 
-def best_of(run, times: int = 3) -> float:
-    """Seconds, the best of several calls."""
+def seconds_of(run) -> float:
+    """What the second call takes."""
     import jax
 
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    jax.block_until_ready(run())
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
 
 
 def forward_alone(network, frame, index: int):
