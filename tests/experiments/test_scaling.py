@@ -145,7 +145,7 @@ def test_suite_scaling(tmp_path):
     path = tmp_path / "scaling.json"
     done = run(
         "benchmark.py", "--suite=scaling", f"--json={path}", "--frames=11", "--batch=1", "--size=8",
-        "--rounds=1", "--stack=3",
+        "--rounds=1", "--stack=3", timeout=580,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())["rows"]
