@@ -17,11 +17,20 @@ from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments.benchmarks import chip, measure, memory, online, peers, rules, table2
+from experiments.benchmarks import (
+    chip,
+    measure,
+    memory,
+    online,
+    peers,
+    rules,
+    scaling,
+    table2,
+)
 
 SUITES = {
-    "rules": rules, "memory": memory, "table2": table2, "online": online, "peers": peers,
-    "chip": chip,
+    "rules": rules, "memory": memory, "table2": table2, "online": online, "scaling": scaling,
+    "peers": peers, "chip": chip,
 }  # fmt: skip
 
 FLAGS = flags.FLAGS
@@ -31,7 +40,7 @@ flags.DEFINE_string("model", "simple_cnn", "the network")
 flags.DEFINE_integer("frames", 64, "frames of the clips that are timed", lower_bound=1)
 flags.DEFINE_list("memory_frames", ["16", "64", "256"], "the K for the memory")
 flags.DEFINE_list("depths", ["2", "3", "6"], "the N for the memory")
-flags.DEFINE_list("devices", ["2"], "the N of table2, online and peers")
+flags.DEFINE_list("devices", ["2"], "the N of table2, online, scaling and peers")
 flags.DEFINE_bool("forced", False, "devices of one process instead of processes with own cores")
 flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "of the activations, in table2 and online"
@@ -40,6 +49,9 @@ flags.DEFINE_list("models", ["simple_cnn", "vgg8"], "the networks of chip")
 flags.DEFINE_integer(
     "matrix", 8192, "rows of the matrices of chip (1024 do for a CPU)", lower_bound=1
 )
+flags.DEFINE_integer("stack", 16, "modules of the stack that scaling measures", lower_bound=3)
+flags.DEFINE_float("link_latency_us", None, "of your links, to scale on them too", lower_bound=0)
+flags.DEFINE_float("link_gigabytes_per_second", None, "likewise", lower_bound=1e-6)
 flags.DEFINE_integer("batch", 8, "clips", lower_bound=1)
 flags.DEFINE_integer("size", 32, "height and width of the frames", lower_bound=1)
 flags.DEFINE_integer("rounds", 9, "timed calls of each, in turn", lower_bound=1)
@@ -53,7 +65,7 @@ def table(result: list[dict]) -> Table:
     lines = Table(title=f"{FLAGS.suite}: {names}, batch {FLAGS.batch}, size {FLAGS.size}")
     for name in shown:
         lines.add_column(headers.get(name, name.replace("_", " ")), justify="right")
-    for row in result:
+    for row in getattr(suite, "shown", list)(result):
         cells = ("" if row[key] is None else form.format(row[key]) for key, form in shown.items())
         lines.add_row(*cells)
     return lines
@@ -75,6 +87,9 @@ def main(argv: list[str]) -> None:
         "devices": tuple(map(int, FLAGS.devices)),
         "forced": FLAGS.forced,
         "dtype": FLAGS.dtype,
+        "stack": FLAGS.stack,
+        "link_latency_us": FLAGS.link_latency_us,
+        "link_gigabytes_per_second": FLAGS.link_gigabytes_per_second,
         "batch": FLAGS.batch,
         "size": FLAGS.size,
         "rounds": FLAGS.rounds,

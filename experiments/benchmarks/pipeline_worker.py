@@ -7,6 +7,7 @@ only run in process 0 while the others wait. For `peers` it runs what it is aske
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import sys
@@ -226,6 +227,14 @@ def serve(built: Built) -> None:
     )
 
 
+@functools.cache
+def initial(network, frame):
+    """Parameters and states of a network; compiled once, which takes seconds."""
+    import jax
+
+    return jax.jit(lambda key: network.init(key, frame))(jax.random.key(0))
+
+
 def group_alone(network, frame, group):
     """A function that runs some modules for K steps, as in a pipeline, on one device."""
     import jax
@@ -234,7 +243,7 @@ def group_alone(network, frame, group):
     from sideways_jax.module_step import module_step
     from sideways_jax.trees import zeros
 
-    params, state = jax.jit(lambda key: network.init(key, frame))(jax.random.key(0))
+    params, state = initial(network, frame)
     shapes = (frame, *network.activation_shapes(params, state, frame))
     key = jax.random.key(1)
     inputs = [

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,21 @@ def check(devices: int, *, forced: bool) -> None:
         )
 
 
-def measure(devices: int, *, forced: bool, **settings: Any) -> dict:
-    """What `pipeline_worker.py` measures on so many devices.
+def measure(
+    devices: int,
+    *,
+    forced: bool,
+    worker: str = "pipeline_worker.py",
+    cores: int | None = None,
+    **settings: Any,
+) -> dict:
+    """What a worker measures on so many devices.
 
     Args:
       devices: N.
       forced: whether they are devices of one process that share its cores.
+      worker: the script beside this one.
+      cores: how many cores all processes together get, on Linux; all that there are by default.
       **settings: flags of the worker.
 
     Raises:
@@ -45,15 +55,21 @@ def measure(devices: int, *, forced: bool, **settings: Any) -> dict:
       RuntimeError: if a worker failed, with what it said.
     """
     check(devices, forced=forced)
-    worker = ["python", str(ROOT / "experiments" / "benchmarks" / "pipeline_worker.py")]
-    worker += [f"--{name}={value}" for name, value in settings.items()]
+    program = ["python", str(ROOT / "experiments" / "benchmarks" / worker)]
+    program += [f"--{name}={value}" for name, value in settings.items()]
     if forced:
-        command = [sys.executable, *worker[1:], f"--forced={devices}"]
+        command = [sys.executable, *program[1:], f"--forced={devices}"]
     else:
         launch = str(ROOT / "experiments" / "launch.py")
-        command = [sys.executable, launch, f"--processes={devices}", "--", *worker]
+        command = [sys.executable, launch, f"--processes={devices}", "--", *program]
+    pin = None
+    if cores is not None and hasattr(os, "sched_getaffinity"):
+        own = sorted(os.sched_getaffinity(0))[:cores]
+        pin = partial(os.sched_setaffinity, 0, own)
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, preexec_fn=pin, check=False
+    )
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not results:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")

@@ -12,9 +12,9 @@ from experiments.benchmarks import table2
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(script, *arguments):
+def run(script, *arguments, timeout=240):
     command = [sys.executable, str(ROOT / "experiments" / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def test_suite_rules(tmp_path):
