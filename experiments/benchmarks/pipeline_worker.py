@@ -58,7 +58,7 @@ class Built(NamedTuple):
 
     programs: dict[str, tuple[Any, tuple]]  # compiled, and its arguments
     together: list[str]  # names of those that all processes run; the others are process 0's
-    groups_alone: dict[str, Any]  # "group n": runs the modules of a device alone; process 0's
+    groups_alone: dict[str, Any]  # "group n": runs the modules of a device of this process
     sizes: tuple[int, ...]  # of the groups
     module_costs: list[float]  # seconds
 
@@ -159,38 +159,50 @@ def build() -> Built:
             *step.make_train_step(network, loss_fn, tx, update_every=1),
             clip=None,
         )
-    group_programs = {}
-    if jax.process_index() == 0:
-        for n, group in enumerate(groups):
-            group_programs[f"group {n}"] = group_alone(network, frame, group)
-        if _REFERENCE.value:
-            reference.save(_REFERENCE.value, network, jax.random.key(0), frames, labels)
+    group_programs = {
+        f"group {n}": group_alone(network, frame, groups[n])
+        for n in range(num_devices)
+        if mesh.devices.flat[n].process_index == jax.process_index()
+    }
+    if jax.process_index() == 0 and _REFERENCE.value:
+        reference.save(_REFERENCE.value, network, jax.random.key(0), frames, labels)
     return Built(programs, together, group_programs, sizes, costs)
 
 
 def measure() -> dict:
-    """Seconds of every program, round by round, and what they are compared with."""
+    """Seconds of every program, round by round, and what they are compared with.
+
+    The groups alone, on processes of their own, run at the same time: devices that share memory are
+    slower when all of them work.
+    """
     import jax
+    import numpy as np
     from jax.experimental import multihost_utils
 
-    programs, together, group_programs, sizes, costs = build()
-    names = [*programs, *group_programs]
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(_ROUNDS.value + 1):
+    programs, together, groups_alone, sizes, costs = build()
+    runs = {name: partial(compiled, *given) for name, (compiled, given) in programs.items()}
+    times: dict[str, list[float]] = {name: [] for name in (*runs, *groups_alone)}
+
+    def measured(name, run):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times[name].append(time.perf_counter() - start)
+
+    for _ in range(_ROUNDS.value + 1):
         for name in together:
-            compiled, arguments = programs[name]
             multihost_utils.sync_global_devices(name)
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(*arguments))
-            if number:
-                times[name].append(time.perf_counter() - start)
-        multihost_utils.sync_global_devices(f"alone {number}")
-        for name in names[len(together) :]:
-            run = group_programs.get(name) or partial(programs[name][0], *programs[name][1])
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            if number:
-                times[name].append(time.perf_counter() - start)
+            measured(name, runs[name])
+        multihost_utils.sync_global_devices("alone")
+        for name in runs:
+            if name not in together:
+                measured(name, runs[name])
+        for name, run in groups_alone.items():
+            multihost_utils.sync_global_devices("group")
+            measured(name, run)
+    alone = np.asarray([times.pop(name) for name in groups_alone])
+    alone = multihost_utils.process_allgather(alone).reshape(jax.device_count(), -1)
+    times |= {f"group {n}": seconds.tolist() for n, seconds in enumerate(alone)}
+    times = {name: seconds[1:] for name, seconds in times.items()}  # The first is the warm-up.
     return {
         "devices": jax.device_count(), "groups": sizes, "module_costs": costs, "times": times,
         "temporary_bytes": temporary_bytes(programs),

@@ -2,11 +2,12 @@
 
 For every number of devices N: one process with its own cores for each, all programs in turn. The
 modules are grouped by their measured costs. `speedup_over_blocking` is what Table 2 has; the ideal
-is the cost of all groups over that of the largest, each measured alone on one device in the same
-run; the efficiency is their ratio. The paper: 4.9 on 6 GPUs and 6.0 on 8, 82% and 75%. Blocking
-backprop has overheads of its own, so that this can be more than 1; `share_of_ideal_speed` has none:
-the time of the largest group alone over the time of a step of the pipeline. Backprop is in its
-faster form: residuals are kept, except by gpipe, which would have too many.
+is the cost of all groups over that of the largest, each measured alone on its device, all at the
+same time, in the same run; the efficiency is their ratio. The paper: 4.9 on 6 GPUs and 6.0 on 8,
+82% and 75%. Blocking backprop has overheads of its own, so that this can be more than 1;
+`share_of_ideal_speed` has none: the time of the largest group alone over the time of a step of the
+pipeline. Backprop is in its faster form: residuals are kept, except by gpipe, which would have too
+many.
 """
 
 from __future__ import annotations

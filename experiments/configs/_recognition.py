@@ -77,11 +77,17 @@ def classifier(name: str, dropout: float, *, small: bool = False) -> dict:
             "hidden": tuple(width // divisor for width in (4096, 2048)),
             "dropout_rate": dropout,
             "cut": (1,) * 8,  # layers of each module
+            "dtype": "float32",  # of activations; bfloat16 halves their memory and messages
         }
     if dropout:
         raise ArgumentError(
             f"config argument dropout={dropout:g}: only vgg8 has dropout, not {name}"
         )
     if name == "simple_cnn":
-        return {"name": name, "widths": (32, 64, 64, 128, 256), "cut": (1,) * 6}
+        return {
+            "name": name,
+            "widths": (32, 64, 64, 128, 256),
+            "cut": (1,) * 6,
+            "dtype": "float32",
+        }
     return {"name": name}  # models.make says which there are

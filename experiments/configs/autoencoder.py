@@ -37,6 +37,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         "output_activation": "none",  # or sigmoid, tanh
         "pixel_range": (0.0, 1.0),  # what black and white are for the network
         "normalise": True,  # the output of every encoder block, over the channels of a pixel
+        "dtype": "float32",  # of activations; bfloat16 halves their memory and messages
     }
     config.data = default_config(given.data)
     config.data.size = 48

@@ -26,6 +26,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         "name": "simple_cnn",
         "widths": (32, 64, 64, 128, 256),
         "cut": (1, 1, 1, 1, 1, 1),  # layers of each module: D = 6
+        "dtype": "float32",  # of activations; bfloat16 halves their memory and messages
     }
 
     config.data = default_config("moving_digits")

@@ -1,7 +1,10 @@
+import jax
+import jax.numpy as jnp
 import pytest
 
+from experiments import train, train_stream
 from experiments.command_line import fields
-from experiments.configs import cater, hmdb51, quickstart, ucf101, video_folder
+from experiments.configs import autoencoder, cater, hmdb51, quickstart, ucf101, video_folder
 from experiments.configs.common import ArgumentError, parse_arguments
 
 
@@ -72,3 +75,16 @@ def test_cater():
     config = cater.get_config("subset=max2action_cameramotion")
     assert (config.data.variant, config.data.split) == ("max2action_cameramotion", "localize")
     assert (config.data.size, config.data.labels, config.data.flip) == (240, True, False)
+
+
+@pytest.mark.parametrize("module", [quickstart, ucf101, autoencoder])
+def test_activations_in_bfloat16(module):
+    config = module.get_config("smoke")
+    config.model.dtype = "bfloat16"
+    make_network = train.make_network if module is not autoencoder else train_stream.make_network
+    network = make_network(config, *(() if module is autoencoder else (3,)))
+    frame = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    params, state = jax.eval_shape(lambda key: network.init(key, frame), jax.random.key(0))
+    *inner, output = network.activation_shapes(params, state, frame)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(inner)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((params, output))} == {"float32"}
