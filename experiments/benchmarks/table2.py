@@ -29,6 +29,7 @@ SHOWN = {
     "share_of_ideal_speed": "{:.0%}",
     "ratio_to_scan": "{:.3f}",
 }
+COLOURS = {None: "tab:orange", "gpipe": "tab:red", "1f1b": "tab:green"}  # by schedule
 HEADERS = {
     "devices": "N",
     "steps_per_second": "steps/s",
@@ -88,7 +89,9 @@ def picture(result: list[dict], path: str) -> None:
         found = {r["devices"]: r for r in sharded if (r["rule"], r["schedule"]) == name}
         at = [k + place * width for k in range(len(numbers))]
         heights = [found[n]["speedup_over_blocking"] for n in numbers]
-        bars = axes.bar(at, heights, width * 0.9, label=" ".join(filter(None, name)))
+        bars = axes.bar(
+            at, heights, width * 0.9, label=" ".join(filter(None, name)), color=COLOURS[name[1]]
+        )
         axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
     for k, number in enumerate(numbers):
         ideal = next(row["ideal_speedup"] for row in sharded if row["devices"] == number)
@@ -103,6 +106,6 @@ def picture(result: list[dict], path: str) -> None:
         title=f"{first['model']}, batch {first['batch']}, {first['frames']} frames, "
         f"{first['size']}x{first['size']}",
     )
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=120)
     plt.close(figure)
