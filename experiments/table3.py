@@ -91,7 +91,7 @@ def _compare() -> None:
             best = _best(found, rates)
             for seed in range(_SEEDS.value):
                 chosen += results.get(source, stride, rule, seed, best, milestone)
-    print_table(chosen, Console())
+    print_table(chosen, Console(width=None if sys.stdout.isatty() else 140))
     if _PICTURE.value:
         last = [row for row in chosen if row["arriving"] == _milestones()[-1]]
         _draw(settings[0], last).savefig(_PICTURE.value)
