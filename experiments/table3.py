@@ -11,8 +11,10 @@ no network: the error of somebody who shows the very frames, as late as each rul
 streams. It is not a bound: Sideways learns to show what will be there by then. "still_falling" is
 the error of the last eighth of the stream over that of the one before.
 
-Sources are moving_solids or video files (their last quarter is held out). `--strides` makes things
-move faster. Rows that are in the JSON file already are not computed again.
+Several `--frames` are milestones of one stream: at each both protocols are scored, so that rows say
+how the errors of the two rules fall as frames arrive; the rate is chosen at each anew. Sources are
+moving_solids or video files (their last quarter is held out). `--strides` makes things move faster.
+Rows that are in the JSON file already are not computed again.
 """
 
 from __future__ import annotations
@@ -35,15 +37,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 _SOURCES = flags.DEFINE_list("sources", ["moving_solids"], "moving_solids, or video files")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "how many", lower_bound=1)
-_FRAMES = flags.DEFINE_integer(
-    "frames", 6600, "that arrive in each stream, for training; a multiple of 528", lower_bound=528
+_FRAMES = flags.DEFINE_list(
+    "frames", ["8448"], "that arrive in each stream, for training, by each milestone; times 528"
 )
 _STRIDES = flags.DEFINE_list("strides", ["1"], "every how many-th frame of the source arrives")
-_RATES = flags.DEFINE_list("rates", ["3e-4", "1e-3", "3e-3"], "learning rates to choose from")
+_OPTIMIZER = flags.DEFINE_enum("optimizer", "sgd", ["sgd", "momentum", "adam"], "of both rules")
+_RATES = flags.DEFINE_list("rates", ["0.1", "0.3", "1"], "learning rates to choose from")
 _SIZE = flags.DEFINE_integer("size", 48, "height and width, pixels")
 _STREAMS = flags.DEFINE_integer("streams", 4, "of moving_solids at once; a file is one stream")
 _WIDTHS = flags.DEFINE_list("widths", ["16", "32", "32", "64", "128"], "of the encoder")
-_NORMALISE = flags.DEFINE_bool("normalise", True, "the blocks of the encoder, for both rules")
+_NORMALISE = flags.DEFINE_bool("normalise", False, "the blocks of the encoder, for both rules")
 _JSON = flags.DEFINE_string("json", None, "where the rows go", required=True)
 _PICTURE = flags.DEFINE_string("picture", None, "where the rows of frames go (Figures 7 and 8)")
 _CHUNK = 66  # a multiple of 2D-1 = 11
@@ -58,8 +61,10 @@ def main(argv: list[str]) -> int:
     from data.video import BadVideo
 
     try:
-        if _FRAMES.value % (8 * _CHUNK):
-            raise ValueError(f"--frames={_FRAMES.value} must be a multiple of {8 * _CHUNK}")
+        if not _milestones() or any(one % (8 * _CHUNK) or one < 1 for one in _milestones()):
+            raise ValueError(
+                f"--frames={','.join(_FRAMES.value)} must be multiples of {8 * _CHUNK}"
+            )
         for file in filter(None, (_JSON.value, _PICTURE.value)):
             Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
         _compare()
@@ -67,6 +72,10 @@ def main(argv: list[str]) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _milestones() -> list[int]:
+    return sorted({int(number) for number in _FRAMES.value})
 
 
 def _compare() -> None:
@@ -77,14 +86,15 @@ def _compare() -> None:
         _load(source, stride, 0, "test").close()
     chosen = []  # the rows with the learning rate that did best in the stream of the first seed
     for source, stride in track(settings, "sources", console=Console(stderr=True)):
-        for rule in ("backprop", "sideways"):
-            found = [results.get(source, stride, rule, 0, rate) for rate in rates]
+        for milestone, rule in itertools.product(_milestones(), ("backprop", "sideways")):
+            found = [results.get(source, stride, rule, 0, rate, milestone) for rate in rates]
             best = _best(found, rates)
             for seed in range(_SEEDS.value):
-                chosen += results.get(source, stride, rule, seed, best)
-    print_table(chosen, Console())
+                chosen += results.get(source, stride, rule, seed, best, milestone)
+    print_table(chosen, Console(width=None if sys.stdout.isatty() else 140))
     if _PICTURE.value:
-        _draw(settings[0], chosen).savefig(_PICTURE.value)
+        last = [row for row in chosen if row["arriving"] == _milestones()[-1]]
+        _draw(settings[0], last).savefig(_PICTURE.value)
 
 
 def _best(found: list[list[dict[str, Any]]], rates: Sequence[float]) -> float:
@@ -111,15 +121,19 @@ class _Results:
                     f"{file} is no file of this program ({error}): remove it"
                 ) from error
 
-    def get(self, source: str, stride: int, rule: str, seed: int, rate: float) -> list[dict]:
-        """The rows of one run."""
+    def get(
+        self, source: str, stride: int, rule: str, seed: int, rate: float, milestone: int
+    ) -> list[dict]:
+        """The rows of one run at one milestone."""
         key = _key(source, stride, rule, seed, rate)
-        if not (found := [row for row in self.rows if key.items() <= row.items()]):
+        wanted = key | {"arriving": milestone}
+        if not (found := [row for row in self.rows if wanted.items() <= row.items()]):
             from experiments.benchmarks.measure import machine
 
-            found = [key | row | {"machine": machine()} for row in run(**key)]
-            self.rows += found
+            rows = [key | row | {"machine": machine()} for row in run(**key)]
+            self.rows = [row for row in self.rows if not key.items() <= row.items()] + rows
             self._save()
+            found = [row for row in rows if wanted.items() <= row.items()]
         return found
 
     def _save(self) -> None:
@@ -138,7 +152,7 @@ def _key(source, stride, rule, seed, rate) -> dict[str, Any]:
         "rule": rule,
         "seed": seed,
         "learning_rate": rate,
-        "arriving": _FRAMES.value,
+        "optimizer": _OPTIMIZER.value,
         "size": _SIZE.value,
         "normalise": _NORMALISE.value,
         "widths": list(map(int, _WIDTHS.value)),
@@ -162,7 +176,9 @@ def _chunks(source: str, stride: int, seed: int, split: str) -> Iterator[dict]:
 
     chunks = Chunks(_load(source, stride, seed, split), _CHUNK, keep_rest=split == "test")
     try:
-        for chunk in itertools.islice(chunks, None if split == "test" else _FRAMES.value // _CHUNK):
+        for chunk in itertools.islice(
+            chunks, None if split == "test" else _milestones()[-1] // _CHUNK
+        ):
             yield {name: one.swapaxes(0, 1) for name, one in chunk.items()}
         if chunks.failure is not None:
             raise chunks.failure
@@ -171,12 +187,37 @@ def _chunks(source: str, stride: int, seed: int, split: str) -> Iterator[dict]:
 
 
 def run(source, stride, rule, seed, learning_rate, **_) -> list[dict[str, Any]]:
-    """Trains once, and scores it by both protocols."""
+    """Trains once, and scores it at every milestone by both protocols."""
+    rows = []
+    for arriving, network, train_state, in_stream in _train(
+        source, stride, rule, seed, learning_rate
+    ):
+        held_out, copying = _held_out(network, train_state, source, stride, rule, seed)
+        *eighths, quarter = in_stream
+        for name, score in (("in_stream", quarter), ("held_out", held_out), ("copying", copying)):
+            result = score.result()
+            if result is None:
+                raise ValueError(
+                    f"{source} is too short: its {name} part has no output at all; "
+                    f"D={network.depth} frames are the least that the last quarter needs"
+                )
+            row = {"protocol": name, "arriving": arriving, **result._asdict()}
+            if name == "in_stream":
+                before, last = (one.result().streaming_mse for one in eighths)
+                row["still_falling"] = last / before
+            rows.append(
+                {k: None if isinstance(v, float) and not math.isfinite(v) else v
+                 for k, v in row.items()}
+            )  # fmt: skip
+    return rows
+
+
+def _held_out(network, train_state, source, stride, rule, seed):
+    """Scores on the test streams: what the network shows, and what "copying" would."""
     import numpy as np
 
     from experiments.stream_score import StreamScore
 
-    network, train_state, eighths = _train(source, stride, rule, seed, learning_rate)
     held_out, copying = StreamScore(3 * network.depth), StreamScore(3 * network.depth)
     recent, arrived = None, 0
     for frames, outputs, playing, _ in _test(network, train_state, source, stride, rule, seed):
@@ -188,23 +229,12 @@ def run(source, stride, rule, seed, learning_rate, **_) -> list[dict[str, Any]]:
         place = np.maximum(shown - (arrived - len(recent)), 0)
         perfect = recent[place, np.arange(shown.shape[1])].astype(np.float32) / 255
         copying.add(outputs._replace(outputs=perfect), frames, playing)
-    rows = []
-    for name, score in {"in_stream": eighths[2], "held_out": held_out, "copying": copying}.items():
-        result = score.result()
-        if result is None:
-            raise ValueError(
-                f"{source} is too short: its {name} part has no output at all; D={network.depth} "
-                "frames are the least that the last quarter needs"
-            )
-        finite = {k: v if math.isfinite(v) else None for k, v in result._asdict().items()}
-        rows.append({"protocol": name, **finite})
-    last, before = (one.result().streaming_mse for one in (eighths[1], eighths[0]))
-    rows[0]["still_falling"] = last / before if math.isfinite(last / before) else None
-    return rows
+    return held_out, copying
 
 
 def _train(source, stride, rule, seed, learning_rate):
-    """The network, its train state, and scores: of the last eighth but one, the last, and both."""
+    """Yields at every milestone: how many frames arrived, the network, its train state, and scores
+    of the last eighth but one, of the last, and of both."""
     import jax
 
     from experiments import stream_rules
@@ -214,26 +244,31 @@ def _train(source, stride, rule, seed, learning_rate):
 
     network = make_network()
     tx = make_optimizer(
-        "adam", learning_rate, steps_per_epoch=1000, warmup_epochs=0, drop_epochs=()
+        _OPTIMIZER.value, learning_rate, steps_per_epoch=1000, warmup_epochs=0, drop_epochs=()
     )
     init, train_step = stream_rules.make_learning(rule, network, squared_error(), tx)
     train_step = jax.jit(train_step, donate_argnums=0)
-    eighth = _FRAMES.value // _CHUNK // 8
-    scored = [(6 * eighth, 7 * eighth), (7 * eighth, 8 * eighth), (6 * eighth, 8 * eighth)]
-    # One chunk before, for the frames that the first outputs are of.
-    scores = [
-        StreamScore(3 * network.depth, first_frame=(start - 1) * _CHUNK) for start, _ in scored
-    ]
+    scored = {}
+    for milestone in _milestones():
+        eighth = milestone // _CHUNK // 8
+        windows = (6 * eighth, 7 * eighth), (7 * eighth, 8 * eighth), (6 * eighth, 8 * eighth)
+        # One chunk before, for the frames that the first outputs are of.
+        scored[milestone] = [
+            (start, stop, StreamScore(3 * network.depth, first_frame=(start - 1) * _CHUNK))
+            for start, stop in windows
+        ]
     train_state = None
     for n, chunk in enumerate(_chunks(source, stride, seed, "train")):
         frames = chunk["frames"]
         if train_state is None:
             train_state = jax.jit(init)(jax.random.key(seed), frames[0], frames[0])
         train_state, _, outputs = train_step(train_state, frames, frames, chunk["reset"])
-        for score, (start, stop) in zip(scores, scored, strict=True):
+        for start, stop, score in itertools.chain(*scored.values()):
             if start - 1 <= n < stop:
                 score.add(outputs, frames, chunk["playing"] & (start <= n))
-    return network, train_state, scores
+        arrived = (n + 1) * _CHUNK
+        if arrived in scored:
+            yield arrived, network, train_state, [score for *_, score in scored.pop(arrived)]
 
 
 def _test(network, train_state, source, stride, rule, seed):
@@ -264,12 +299,12 @@ def make_network():
 def print_table(rows: Sequence[dict], console: Console) -> None:
     """Prints means over seeds, and how many times larger the error of backprop is."""
     table = Table(title="Mean squared error against the frame of now (own frame), mean of seeds")
-    names = ("source", "stride", "protocol", "backprop", "sideways", "ratio", "rates")
+    names = ("source", "stride", "frames", "protocol", "backprop", "sideways", "ratio", "rates")
     for name in names:
         table.add_column(name, justify="left" if name in ("source", "protocol") else "right")
     groups: dict[tuple, dict[str, list]] = {}
     for row in rows:
-        place = (row["source"], str(row["stride"]), row["protocol"])
+        place = (row["source"], str(row["stride"]), str(row["arriving"]), row["protocol"])
         groups.setdefault(place, {}).setdefault(row["rule"], []).append(row)
     for place, by_rule in groups.items():
         means = {
@@ -302,7 +337,7 @@ def _draw(setting, chosen):
     rows = {}
     for rule in ("backprop", "sideways"):
         rate = next(row["learning_rate"] for row in chosen if row["rule"] == rule)
-        network, train_state, _ = _train(source, stride, rule, 0, rate)
+        *_, (_, network, train_state, _) = _train(source, stride, rule, 0, rate)
         middle = stream_report.MiddleFrames()
         for frames, outputs, _, reset in _test(network, train_state, source, stride, rule, 0):
             middle.add(frames[:, 0], np.asarray(outputs.outputs[:, 0]), reset[:, 0])

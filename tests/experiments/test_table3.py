@@ -1,5 +1,6 @@
 """Table 3 as users run it, tiny; what is in the file already is not computed again."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -9,8 +10,8 @@ from tests.experiments import tiny
 
 
 def _run(file, *flags):
-    command = [sys.executable, "experiments/table3.py", "--sources=moving_solids", "--frames=528",
-               "--size=16", "--widths=4,4,4,4,4", f"--json={file}", *flags]  # fmt: skip
+    command = [sys.executable, "experiments/table3.py", "--sources=moving_solids",
+               "--frames=1056,528", "--size=16", "--widths=4,4,4,4,4", f"--json={file}", *flags]  # fmt: skip
     return subprocess.run(
         command, cwd=tiny.ROOT, capture_output=True, text=True, check=False, timeout=200,
         env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"},
@@ -19,16 +20,16 @@ def _run(file, *flags):
 
 def test_table3(tmp_path):
     file = tmp_path / "table3.json"
-    done = _run(file, "--rates=1e-3", "--seeds=1")
+    done = _run(file, "--rates=0.1", "--seeds=1")
     assert done.returncode == 0, done.stderr
     assert "copying" in done.stdout
     rows = json.loads(file.read_text())["rows"]
-    assert {(row["rule"], row["protocol"]) for row in rows} == {
-        (rule, protocol)
-        for rule in ("backprop", "sideways")
-        for protocol in ("in_stream", "held_out", "copying")
-    }
-    by_place = {(row["rule"], row["protocol"]): row for row in rows}
+    assert sorted((row["rule"], row["arriving"], row["protocol"]) for row in rows) == sorted(
+        itertools.product(
+            ("backprop", "sideways"), (528, 1056), ("in_stream", "held_out", "copying")
+        )
+    )
+    by_place = {(row["rule"], row["protocol"]): row for row in rows if row["arriving"] == 528}
     for rule, lag in (("sideways", 5), ("backprop", 10)):
         held_out, alone = by_place[rule, "held_out"], by_place[rule, "copying"]
         assert held_out["max_lag"] == alone["max_lag"] == lag
@@ -38,7 +39,7 @@ def test_table3(tmp_path):
         assert in_stream["still_falling"] < 1.5
         assert in_stream["streaming_mse"] != held_out["streaming_mse"]
     before = file.stat().st_mtime_ns
-    again = _run(file, "--rates=1e-3", "--seeds=1")
+    again = _run(file, "--rates=0.1", "--seeds=1")
     assert again.stdout == done.stdout
     assert file.stat().st_mtime_ns == before
 
@@ -48,3 +49,9 @@ def test_a_source_that_does_not_exist(tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("Error: /nowhere.mp4")
     assert "Traceback" not in done.stderr
+
+
+def test_milestones_are_whole_eighths(tmp_path):
+    done = _run(tmp_path / "table3.json", "--frames=528,1000")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "Error: --frames=528,1000 must be multiples of 528"
