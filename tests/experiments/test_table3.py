@@ -11,7 +11,8 @@ from tests.experiments import tiny
 
 def _run(file, *flags):
     command = [sys.executable, "experiments/table3.py", "--sources=moving_solids",
-               "--frames=1056,528", "--size=16", "--widths=4,4,4,4,4", f"--json={file}", *flags]  # fmt: skip
+               "--frames=1056,528", "--size=16", "--widths=4,4,4,4,4",
+               f"--json={file}", *flags]  # fmt: skip
     return subprocess.run(
         command, cwd=tiny.ROOT, capture_output=True, text=True, check=False, timeout=200,
         env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"},
