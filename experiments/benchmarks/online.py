@@ -1,9 +1,10 @@
 """Suite `online`: frames per second of streams at a small batch, with weights that change at each.
 
-On the same pinned devices: Sideways with an update after every frame, and blocking backprop, one
-frame up and down at a time (which updates after the clip, so that it is a little faster here than
-it could be). The ideal is that of `table2`. `output_lag` is in steps, of the auto-encoder's rule:
-D-1 with Sideways; blocking backprop shows an output for 2D-1 steps, so D-1 to 3D-3.
+On the same pinned devices: Sideways with an update after every frame; blocking backprop, one frame
+up and down at a time (which updates after the clip, so that it is a little faster here than it
+could be); and `stream.PipelinedModel`, depth-parallel inference, a call for every frame. The ideal
+is that of `table2`. `output_lag` is in steps, of the auto-encoder's rule: D-1 with Sideways;
+blocking backprop shows an output for 2D-1 steps, so D-1 to 3D-3.
 """
 
 from __future__ import annotations
@@ -46,14 +47,19 @@ def rows(**settings: Any) -> list[dict]:
 def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
     """The rows of one number of devices, out of what the worker measured."""
     depth = len(run["module_costs"])
-    lags = {"sideways": f"{depth - 1}", "backprop": f"{depth - 1}-{3 * depth - 3}"}
+    late = {"backprop": f"{depth - 1}-{3 * depth - 3}"}
+    # Inference is not compared with learning.
+    nothing = dict.fromkeys(
+        ("speedup_over_blocking", "ideal_speedup", "efficiency", "share_of_ideal_speed")
+    )
     return [
         row
+        | (nothing if row["rule"] == "inference" else {})
         | {
             "suite": "online",
             **settings,
             "frames_per_second": settings["frames"] / statistics.median(seconds),
-            "output_lag": lags[row["rule"]],
+            "output_lag": late.get(row["rule"], f"{depth - 1}"),
         }
         for row, seconds in rig.programs(run)
     ]

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
 class Built(NamedTuple):
     """Everything that is measured, compiled."""
 
-    programs: dict[str, tuple[Any, tuple]]  # compiled, and its arguments
+    programs: dict[str, tuple[Any, tuple]]  # compiled, or a function, and its arguments
     together: list[str]  # names of those that all processes run; the others are process 0's
     groups_alone: dict[str, Any]  # "group n": runs the modules of a device of this process
     sizes: tuple[int, ...]  # of the groups
@@ -132,6 +132,9 @@ def build() -> Built:
                 **pipeline,
             ),
         )  # fmt: skip
+        programs["inference pipelined depth_sharded"] = pipelined(
+            network, frames, mesh=mesh, groups=sizes
+        )
     if _KIND.value == "peers" and _BATCH.value % num_devices == 0:
         replicas = make_mesh(1, data=num_devices)
         for execution in ("scan", "time_parallel"):
@@ -159,6 +162,8 @@ def build() -> Built:
             *step.make_train_step(network, loss_fn, tx, update_every=1),
             clip=None,
         )
+        if jax.process_index() == 0:
+            programs["inference pipelined scan"] = pipelined(network, frames)
     group_programs = {
         f"group {n}": group_alone(network, frame, groups[n])
         for n in range(num_devices)
@@ -211,10 +216,31 @@ def measure() -> dict:
 
 def temporary_bytes(programs) -> dict[str, int]:
     """Of each compiled program, on each device."""
+    import jax
+
     return {
         name: compiled.memory_analysis().temp_size_in_bytes
         for name, (compiled, _) in programs.items()
+        if isinstance(compiled, jax.stages.Compiled)
     }
+
+
+def pipelined(network, frames, **where):
+    """A function that shows frame after frame to a `PipelinedModel`, and its argument."""
+    import jax
+
+    from sideways_jax.stream import PipelinedModel
+
+    params, state = jax.jit(network.init)(jax.random.key(0), frames[0])
+    model = PipelinedModel(network, params, state, **where)
+
+    def show(frames):
+        for frame in frames:
+            output = model.push(frame)
+        return output
+
+    show(frames[: network.depth])  # Compiles.
+    return show, (frames,)
 
 
 def serve(built: Built) -> None:

@@ -75,6 +75,23 @@ def test_suite_table2(tmp_path):
     assert path.with_suffix(".png").stat().st_size > 5000
 
 
+@pytest.mark.full
+def test_suite_online(tmp_path):
+    path = tmp_path / "online.json"
+    done = run(
+        "benchmark.py", "--suite=online", f"--json={path}", "--frames=11", "--batch=1", "--size=8",
+        "--rounds=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["rule"], row["devices"], row["output_lag"]) for row in rows] == [
+        ("sideways", 2, "5"), ("backprop", 2, "5-15"), ("inference", 2, "5"),
+        ("sideways", 1, "5"), ("inference", 1, "5"),
+    ]  # fmt: skip
+    assert all(row["frames_per_second"] > 0 for row in rows)
+    assert [row["ideal_speedup"] is None for row in rows] == [False, True, True, True, True]
+
+
 def test_speedups_are_those_of_the_paper():
     """Two groups of costs 3 and 1: blocking takes 4 at each frame, an ideal pipeline 3."""
     times = {
