@@ -165,3 +165,46 @@ def draw_rows(rows: dict[str, np.ndarray]) -> Figure:
         axes.set_title(name, fontsize=9, loc="left")
         axes.axis("off")
     return figure
+
+
+def draw_milestones(rows: list[dict]) -> Figure:
+    """Draws how the errors of both rules fall as frames arrive, for every source and stride.
+
+    Args:
+      rows: of `experiments/table3.py`, of all seeds; lines are means, dots are seeds.
+    """
+    places = list(dict.fromkeys((row["source"], row["stride"]) for row in rows))
+    figure = Figure(figsize=(3.2 * len(places) + 1.6, 3.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (source, stride) in zip(
+        np.atleast_1d(figure.subplots(1, len(places))), places, strict=True
+    ):
+        for rule, colour in (("backprop", "tab:blue"), ("sideways", "tab:orange")):
+            for protocol, style in (("held_out", "-"), ("in_stream", "--"), ("copying", ":")):
+                errors: dict[int, list[float]] = {}
+                for row in rows:
+                    here = row["source"], row["stride"], row["rule"], row["protocol"]
+                    error = row["streaming_mse"]
+                    if here == (source, stride, rule, protocol) and error is not None:
+                        errors.setdefault(row["arriving"], []).append(error)
+                frames = sorted(errors)
+                label = f"{rule}, {protocol}"
+                means = [np.mean(errors[n]) for n in frames]
+                axes.plot(frames, means, style, color=colour, label=label)
+                if protocol == "held_out":
+                    for n in frames:
+                        axes.plot([n] * len(errors[n]), errors[n], ".", color=colour, alpha=0.5)
+        axes.set(
+            xscale="log", yscale="log", xlabel="frames that arrived",
+            title=f"{Path(source).name}, stride {stride}",
+        )  # fmt: skip
+        axes.set_xticks(sorted({row["arriving"] for row in rows}))
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.xaxis.set_minor_formatter("")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which("{x:g}")
+        axes.tick_params(which="both", labelsize=7)
+        axes.title.set_fontsize(9)
+    figure.axes[0].set_ylabel("mean squared error")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
+    return figure

@@ -11,10 +11,10 @@ no network: the error of somebody who shows the very frames, as late as each rul
 streams. It is not a bound: Sideways learns to show what will be there by then. "still_falling" is
 the error of the last eighth of the stream over that of the one before.
 
-Several `--frames` are milestones of one stream: at each both protocols are scored, so that rows say
-how the errors of the two rules fall as frames arrive; the rate is chosen at each anew. Sources are
-moving_solids or video files (their last quarter is held out). `--strides` makes things move faster.
-Rows that are in the JSON file already are not computed again.
+Several `--frames` are milestones of one stream: at each both protocols are scored, so that rows,
+and the picture beside FILE, say how the errors fall as frames arrive; the rate is chosen anew.
+Sources are moving_solids or video files (their last quarter is held out). `--strides` makes things
+move faster. Rows that are in the JSON file already are not computed again.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def _milestones() -> list[int]:
 
 
 def _compare() -> None:
+    from experiments import stream_report
+
     results = _Results(Path(_JSON.value))
     settings = list(itertools.product(_SOURCES.value, map(int, _STRIDES.value)))
     rates = [float(rate) for rate in _RATES.value]
@@ -92,6 +94,8 @@ def _compare() -> None:
             for seed in range(_SEEDS.value):
                 chosen += results.get(source, stride, rule, seed, best, milestone)
     print_table(chosen, Console(width=None if sys.stdout.isatty() else 140))
+    curves = Path(_JSON.value).with_suffix(".png")
+    stream_report.draw_milestones(chosen).savefig(curves)
     if _PICTURE.value:
         last = [row for row in chosen if row["arriving"] == _milestones()[-1]]
         _draw(settings[0], last).savefig(_PICTURE.value)

@@ -39,6 +39,7 @@ def test_table3(tmp_path):
         assert in_stream["frames"] == 132 * 4  # the last quarter, of four streams
         assert in_stream["still_falling"] < 1.5
         assert in_stream["streaming_mse"] != held_out["streaming_mse"]
+    assert file.with_suffix(".png").stat().st_size > 5000
     before = file.stat().st_mtime_ns
     again = _run(file, "--rates=0.1", "--seeds=1")
     assert again.stdout == done.stdout
