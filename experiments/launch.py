@@ -55,7 +55,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def _on(cores: list[int]) -> Iterator[None]:
+def on_cores(cores: list[int]) -> Iterator[None]:
     """Keeps this thread to some cores, if there are any: a process started here inherits them.
 
     (Not `preexec_fn`, which forks; programs with threads, such as JAX's, must not.)
@@ -98,7 +98,7 @@ def start(
             environment.setdefault("PJRT_NPROC", str(len(cores)))
         logged = number > 0 or pipes
         log = (log_dir / f"process-{number}.log").open("wb") if logged else None
-        with _on(cores):
+        with on_cores(cores):
             child = subprocess.Popen(
                 arguments,
                 stdin=subprocess.PIPE if pipes else None,

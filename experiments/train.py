@@ -24,6 +24,7 @@ from data.pipeline import Source
 from experiments import example_archives, loop, report
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints
+from experiments.configs.common import DTYPES
 from experiments.evaluate import make_evaluate
 from experiments.execution import Execution, choose, conversions, on_this_process
 from experiments.metrics_log import MetricsLog
@@ -31,6 +32,7 @@ from experiments.optimisation import make_tx, schedule_options
 from experiments.progress import Progress
 from experiments.stopping import StopSignal, hidden_from_children
 from sideways_jax import Network, depth_sharded, models, step
+from sideways_jax.names import check_name
 from sideways_jax.optimizer import learning_rate_schedule
 
 NUM_SHOWN = 8  # test clips in the picture
@@ -141,6 +143,7 @@ def make_network(config: ConfigDict, num_classes: int) -> Network:
     Raises:
       ValueError: for an unknown network, or an argument that it does not have.
     """
+    check_name("model.dtype", config.model.get("dtype", "float32"), DTYPES)
     arguments = config.model.to_dict()
     return models.make(arguments.pop("name"), num_classes, **arguments)
 

@@ -25,6 +25,7 @@ from experiments import loop, stream_report, stream_rules
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints
 from experiments.chunks import Chunks
+from experiments.configs.common import DTYPES
 from experiments.execution import Execution, choose, conversions, on_this_process
 from experiments.metrics_log import MetricsLog
 from experiments.optimisation import make_tx, schedule_options
@@ -34,6 +35,7 @@ from experiments.stream_score import Scores, StreamScore
 from experiments.train import all_finite, check_steps, described
 from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
+from sideways_jax.names import check_name
 from sideways_jax.optimizer import learning_rate_schedule
 
 UPDATES_PER_EPOCH = 1000  # a stream has no epochs; schedules count in thousands of updates
@@ -176,6 +178,7 @@ def train_and_evaluate(
 
 def make_network(config: ConfigDict) -> Network:
     """The auto-encoder of `config.model`."""
+    check_name("model.dtype", config.model.get("dtype", "float32"), DTYPES)
     arguments = config.model.to_dict()
     del arguments["name"]
     return models.autoencoder(**arguments)

@@ -96,18 +96,18 @@ def sideways_steps(
     def loss_of(output, target):
         return each_example(loss_fn, output, target) if per_example else loss_fn(output, target)
 
-    def branch(n, carry, frame, target, clock):
+    def branch(n, state, signals, frame, target, clock):
         forward, backward = clock.forward, clock.backward
         group = layout.groups[n]
-        own_params, own_state = layout.params.unpack(n, params), layout.state.unpack(n, carry.state)
-        activations, pseudo_gradients = layout.inner.unpack(n, carry.signals.inner)
-        below = frame if n == 0 else layout.signals.unpack(n - 1, carry.signals.from_below)
+        own_params, own_state = layout.params.unpack(n, params), layout.state.unpack(n, state)
+        activations, pseudo_gradients = layout.inner.unpack(n, signals.inner)
+        below = frame if n == 0 else layout.signals.unpack(n - 1, signals.from_below)
 
         def loss_gradient(output):
             return zero_bubbles(forward[top], jax.grad(loss_fn)(output, target))
 
         last = group[-1] == top
-        above = () if last else (layout.signals.unpack(n, carry.signals.from_above),)
+        above = () if last else (layout.signals.unpack(n, signals.from_above),)
         inputs, incoming = (below, *activations), (*pseudo_gradients, *above)
         steps = [
             module_step(
@@ -143,18 +143,18 @@ def sideways_steps(
             up = layout.signals.pack(n, steps[-1].output, padding=bubble)
         if n > 0:
             down = layout.signals.pack(n - 1, steps[0].pseudo_gradient, padding=bubble)
-        signals = Signals(layout.inner.pack(n, inner, padding=bubble), up, down)
-        return layout.state.pack(n, new_state), layout.params.pack(n, grads), signals, output, loss
+        sent = Signals(layout.inner.pack(n, inner, padding=bubble), up, down)
+        return layout.state.pack(n, new_state), layout.params.pack(n, grads), sent, output, loss
 
     loss_shape = jax.eval_shape(loss_of, layout.output, first_of(targets))
     branches = [partial(branch, n) for n in range(layout.num_devices)]
 
     def body(carry, inputs):
-        state, grads, signals, output, loss = run_branch(branches, carry, *inputs)
-        arrived = exchange(signals.from_below, signals.from_above, layout.num_devices)
+        state, grads, sent, output, loss = run_branch(branches, carry.state, carry.signals, *inputs)
+        arrived = exchange(sent.from_below, sent.from_above, layout.num_devices)
         # Added here, in place: what goes through a branch is copied.
         sums = jax.tree.map(jnp.add, carry.grads, grads)
-        return _Carry(state, sums, Signals(signals.inner, *arrived)), (output, loss)
+        return _Carry(state, sums, Signals(sent.inner, *arrived)), (output, loss)
 
     start = _Carry(state, filled(layout.params, 0), signals)
     end, (outputs, losses) = jax.lax.scan(body, start, (frames, targets, clock))

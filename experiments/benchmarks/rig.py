@@ -8,14 +8,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
 from experiments.benchmarks.measure import ratio
-from experiments.launch import usable_cores
+from experiments.launch import on_cores, usable_cores
 
 BLOCKING = "backprop blocking depth_sharded"
 SETTINGS = ("model", "frames", "batch", "size", "dtype")
@@ -62,14 +61,12 @@ def measure(
     else:
         launch = str(ROOT / "experiments" / "launch.py")
         command = [sys.executable, launch, f"--processes={devices}", "--", *program]
-    pin = None
+    own = []
     if cores is not None and hasattr(os, "sched_getaffinity"):
         own = sorted(os.sched_getaffinity(0))[:cores]
-        pin = partial(os.sched_setaffinity, 0, own)
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, preexec_fn=pin, check=False
-    )
+    with on_cores(own):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not results:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")

@@ -3,11 +3,11 @@
 For every number of devices N: one process with its own cores for each, all programs in turn. The
 modules are grouped by their measured costs. `speedup_over_blocking` is what Table 2 has; the ideal
 is the cost of all groups over that of the largest, each measured alone on its device, all at the
-same time, in the same run; the efficiency is their ratio. The paper: 4.9 on 6 GPUs and 6.0 on 8,
-82% and 75%. Blocking backprop has overheads of its own, so that this can be more than 1;
-`share_of_ideal_speed` has none: the time of the largest group alone over the time of a step of the
-pipeline. Backprop is in its faster form: residuals are kept, except by gpipe, which would have too
-many.
+same time (one after the other with `--forced`), in the same run; the efficiency is their ratio.
+The paper: 4.9 on 6 GPUs and 6.0 on 8, 82% and 75%. Blocking backprop has overheads of its own, so
+that this can be more than 1; `share_of_ideal_speed` has none: the time of the largest group alone
+over the time of a step of the pipeline. Backprop is in its faster form: residuals are kept, except
+by gpipe, which would have too many.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 from typing import Any
 
 from experiments.benchmarks import measure, rig
+from sideways_jax import models
 
 SHOWN = {
     "devices": "{}",
@@ -41,10 +42,13 @@ HEADERS = {
 }
 
 
-def prepare(*, devices: tuple[int, ...], forced: bool, **_: Any) -> None:
-    """Raises ValueError for more devices than the rig can have."""
+def prepare(*, model: str, devices: tuple[int, ...], forced: bool, **_: Any) -> None:
+    """Raises ValueError for more devices than the rig or the network can have."""
+    depth = models.make(model, num_classes=10).depth
     for number in devices:
         rig.check(number, forced=forced)
+        if number > depth:
+            raise ValueError(f"--devices={number}: {model} has {depth} modules, so at most {depth}")
 
 
 def rows(**settings: Any) -> list[dict]:

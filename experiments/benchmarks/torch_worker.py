@@ -6,7 +6,6 @@ the modules of one device, and as many threads as it has cores. The only file th
 
 from __future__ import annotations
 
-import os
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from experiments import launch
 from experiments.benchmarks import turns
 
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0", required=True)
@@ -161,7 +161,7 @@ def make_step(schedule_class, module: nn.Module, clip: torch.Tensor, labels: tor
 def main(argv: list[str]) -> None:
     """Builds the programs, and runs what it is asked to."""
     del argv
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(launch.usable_cores())
     torch.distributed.init_process_group(
         "gloo", f"tcp://{_ADDRESS.value}", rank=_PROCESS.value, world_size=_PROCESSES.value
     )

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +63,8 @@ def team(command: list[str], processes: int, log_dir: Path) -> Iterator[Team]:
         yield Team(children, log_dir, about)
         _close(children)
         for child in children:
-            child.wait(GRACE_SECONDS)
+            with suppress(subprocess.TimeoutExpired):  # What was measured is worth more.
+                child.wait(GRACE_SECONDS)
     finally:
         _close(children)
         launch.stop(children, signal.SIGTERM, grace=1.0)
@@ -91,15 +94,20 @@ def _close(children: list) -> None:
 
 
 def _answers(team: Team) -> list:
-    found = []
-    for number, child in enumerate(team.children):
-        for line in child.stdout:
-            if line.startswith(ANSWER):
-                found.append(json.loads(line.removeprefix(ANSWER)))
-                break
-        else:
-            raise _failed(team, number)
-    return found
+    """What each process answers; when one ends instead, at once, whatever the others wait for."""
+
+    def answer(child) -> str | None:
+        return next((line for line in child.stdout if line.startswith(ANSWER)), None)
+
+    with ThreadPoolExecutor(len(team.children)) as pool:
+        numbers = {pool.submit(answer, one): n for n, one in enumerate(team.children)}
+        for done in as_completed(numbers):
+            if done.result() is None:
+                # Those that wait for it are stopped, so that nobody reads from them any longer.
+                launch.stop(team.children, signal.SIGTERM, grace=1.0)
+                raise _failed(team, numbers[done])
+        found = {number: done.result() for done, number in numbers.items()}
+    return [json.loads(found[n].removeprefix(ANSWER)) for n in range(len(team.children))]
 
 
 def _failed(team: Team, number: int) -> RuntimeError:

@@ -5,6 +5,8 @@ from ml_collections import ConfigDict
 
 from experiments.closest import did_you_mean
 
+DTYPES = ("float32", "bfloat16")  # that `model.dtype` may be
+
 
 class ArgumentError(flags.Error):
     """A bad argument of a config. As an error of flags, it is reported without a traceback."""

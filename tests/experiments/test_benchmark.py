@@ -42,7 +42,7 @@ def test_suite_rules(tmp_path):
 def test_suite_chip(tmp_path):
     path = tmp_path / "chip.json"
     done = run(
-        "benchmark.py", "--suite=chip", f"--json={path}", "--models=simple_cnn", "--frames=11",
+        "benchmark.py", "--suite=chip", f"--json={path}", "--model=simple_cnn", "--frames=11",
         "--batch=1", "--size=8", "--rounds=1", "--matrix=64",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -54,8 +54,8 @@ def test_suite_chip(tmp_path):
     # K = 11: the way up is the same, and down go gamma = 1, 3, ... 11 of the frames.
     assert 0.4 < flops[0] / flops[1] < 0.7
     for row in rows:
-        rate = row["matrix_teraflops_per_second"]
-        assert row["fraction"] == pytest.approx(row["teraflops_per_second"] / rate)
+        rate = row["flops_per_step"] * row["steps_per_second"] / 1e12
+        assert row["fraction"] == pytest.approx(rate / row["matrix_teraflops_per_second"])
         assert row["paper_steps_per_second"] is None  # Not the paper's setting.
     assert path.with_suffix(".png").stat().st_size > 5000
 
@@ -111,6 +111,7 @@ def test_speedups_are_those_of_the_paper():
     ("script", "arguments", "said"),
     [
         ("benchmark.py", ["--suite=table2", "--devices=1000"], "lower --devices"),
+        ("benchmark.py", ["--suite=table2", "--devices=7", "--forced"], "has 6 modules"),
         ("benchmark.py", ["--suite=rulez"], "rules"),
         ("benchmark.py", ["--suite=rules", "--batch=0"], "batch"),
         ("draw_schedule.py", ["--schedules=sidewise"], "'sideways'"),

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"model": "simple_cnn", "frames": 64, "batch": 8, "size": 32, "dtype": "float32"}
 PREPARE = {"model": "simple_cnn", "devices": (2,), "forced": False, "dtype": "float32"}
 WORKER = f"""
-import os, sys
+import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from experiments.benchmarks import turns
 number = sys.argv[-1].removeprefix("--process_id=")
@@ -30,6 +30,7 @@ def work():
 def fail():
     if number == "1":
         raise ValueError("too many bananas")
+    time.sleep(600)  # As one that waits for a message of the other.
 turns.serve({{"work": work, "fail": fail}}, groups=[3, 3])
 """
 
@@ -128,7 +129,7 @@ def test_rows_and_picture(tmp_path, monkeypatch):
     assert [row["clips_per_second"] for row in rows] == pytest.approx([1 / 2, 1 / 6, 1, 1 / 4])
     assert [row["framework"] for row in rows] == ["jax", "jax", "jax", "torch"]
     assert torch["framework_version"] == "2.13.0" and torch["schedule"] == "1f1b"
-    assert sideways["ideal_speedup"] == pytest.approx(2.5 / 1.5)
+    assert sideways["ideal_speedup"] is None
     assert (parallel["devices"], parallel["groups"], torch["groups"]) == (2, None, [3, 3])
     assert blocking["speedup_over_blocking"] == 1
     peers.picture(rows, tmp_path / "peers.png")

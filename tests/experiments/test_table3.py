@@ -11,8 +11,7 @@ from tests.experiments import tiny
 
 def _run(file, *flags):
     command = [sys.executable, "experiments/table3.py", "--sources=moving_solids",
-               "--frames=1056,528", "--size=16", "--widths=4,4,4,4,4",
-               f"--json={file}", *flags]  # fmt: skip
+               "--size=16", "--widths=4,4,4,4,4", f"--json={file}", *flags]  # fmt: skip
     return subprocess.run(
         command, cwd=tiny.ROOT, capture_output=True, text=True, check=False, timeout=200,
         env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"},
@@ -21,7 +20,10 @@ def _run(file, *flags):
 
 def test_table3(tmp_path):
     file = tmp_path / "table3.json"
-    done = _run(file, "--rates=0.1", "--seeds=1")
+    first = _run(file, "--frames=528", "--rates=0.1", "--seeds=1")
+    assert first.returncode == 0, first.stderr
+    # One milestone more does not cost those that are there.
+    done = _run(file, "--frames=1056", "--rates=0.1", "--seeds=1")
     assert done.returncode == 0, done.stderr
     assert "copying" in done.stdout
     rows = json.loads(file.read_text())["rows"]
@@ -41,8 +43,9 @@ def test_table3(tmp_path):
         assert in_stream["streaming_mse"] != held_out["streaming_mse"]
     assert file.with_suffix(".png").stat().st_size > 5000
     before = file.stat().st_mtime_ns
-    again = _run(file, "--rates=0.1", "--seeds=1")
-    assert again.stdout == done.stdout
+    again = _run(file, "--frames=1056,528", "--rates=0.1", "--seeds=1")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("moving_solids") == 6
     assert file.stat().st_mtime_ns == before
 
 
