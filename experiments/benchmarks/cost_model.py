@@ -11,8 +11,8 @@ the model plays that through:
   down, one after the other; between two devices both are one, on one there is none. All messages
   are as long as the longest (the library pads them); links of different neighbours are independent;
 * what the library adds to every step costs `per_step`, and time for every byte of parameters and of
-  activations of the modules on a device, which it copies (all as much as the largest needs, see
-  `held_bytes`); an update adds `per_update`.
+  activations of the modules on the device with the most (`held_bytes`, which stands for what is
+  copied: it is fitted, not counted); an update adds `per_update`.
 
 So on equal devices with a cost c of the largest group, both passes, and C of all of them together,
 with x = exchange + overhead of a step, and K frames:
