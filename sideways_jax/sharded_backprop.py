@@ -26,7 +26,7 @@ class _Carry(NamedTuple):
     """What a device keeps from one step to the next."""
 
     state: Packed
-    grads: Packed  # sums
+    grads: Packed  # sums; inside a step, what it adds
     stash: Packed  # [places, length]
     outputs: PyTree  # [K, B, ...]
     losses: jax.Array  # [K]
@@ -83,6 +83,7 @@ def backprop_steps(
     stash_packing = Packing.of([stage.kept for stage in stages])
     top = layout.num_devices - 1
     nothing_up, nothing_down = filled(layout.signals, bubble), filled(layout.signals, bubble)
+    no_grads = filled(layout.params, 0)
 
     def entry(tree, frame_id):
         return jax.tree.map(
@@ -132,9 +133,8 @@ def backprop_steps(
             entry(targets, frame_id),
             cotangent,
         )
-        grads = jax.tree.map(jnp.add, carry.grads, layout.params.pack(n, grads))
         down = layout.signals.pack(n - 1, down, padding=bubble) if n else nothing_down
-        return carry._replace(grads=grads), down
+        return layout.params.pack(n, grads), down
 
     def branch(n, carry, forward_frames, backward_frames):
         # Who has nothing to do waits: a conditional, unlike a selection, does not compute.
@@ -142,16 +142,19 @@ def backprop_steps(
         carry, up = jax.lax.cond(
             f >= 0, partial(forward, n), lambda carry, _: (carry, nothing_up), carry, f
         )
-        carry, down = jax.lax.cond(
-            b >= 0, partial(backward, n), lambda carry, _: (carry, nothing_down), carry, b
+        grads, down = jax.lax.cond(
+            b >= 0, partial(backward, n), lambda *_: (no_grads, nothing_down), carry, b
         )
-        return carry._replace(from_below=up, from_above=down)
+        return carry._replace(grads=grads, from_below=up, from_above=down)
 
     def body(carry, clock):
         branches = [partial(branch, n) for n in range(layout.num_devices)]
-        carry = run_branch(branches, carry, *clock)
-        arrived = exchange(carry.from_below, carry.from_above, layout.num_devices)
-        return carry._replace(from_below=arrived[0], from_above=arrived[1]), None
+        sums = carry.grads
+        carry = run_branch(branches, carry._replace(grads=()), *clock)
+        below, above = exchange(carry.from_below, carry.from_above, layout.num_devices)
+        # Added here, in place: what goes through a branch is copied.
+        sums = jax.tree.map(jnp.add, sums, carry.grads)
+        return carry._replace(grads=sums, from_below=below, from_above=above), None
 
     loss_shape = jax.eval_shape(loss_fn, layout.output, first_of(targets))
     by_frame = jax.tree.map(

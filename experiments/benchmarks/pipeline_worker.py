@@ -303,7 +303,7 @@ def group_alone(network, frame, group):
             cotangents = [*cotangents[:-1], cotangents[-1] * scale.astype(cotangents[-1].dtype)]
             steps = [
                 module_step(network.modules[i], params[i], state[j], inputs[j], cotangents[j],
-                            rng=None)
+                            rng=key)
                 for j, i in enumerate(group)
             ]  # fmt: skip
             sums = [jax.tree.map(jnp.add, s, one.grads) for s, one in zip(sums, steps, strict=True)]

@@ -50,7 +50,7 @@ def batched_backprop(network, params, state, frames, targets):
         def merge(x):
             return x.reshape((-1, *x.shape[2:]))
 
-        logits, _ = network.apply(params, state, merge(frames), train=True)
+        logits, _ = network.apply(params, state, merge(frames), train=True, rng=jax.random.key(0))
         return loss_fn(logits, merge(targets))
 
     return jax.value_and_grad(loss)(params)
@@ -82,8 +82,9 @@ def rows(
             if execution == "batched":
                 return batched_backprop(network, params, state, clip, labels)
             return step.episode_gradients(
-                network, loss_fn, params, state, clip, labels, rule=rule, execution=execution
-            )
+                network, loss_fn, params, state, clip, labels, rule=rule, execution=execution,
+                rng=jax.random.key(0),
+            )  # fmt: skip
 
         clip = jax.ShapeDtypeStruct((num_frames, batch, size, size, 3), jnp.float32)
         labels = jax.ShapeDtypeStruct((num_frames, batch), jnp.int32)

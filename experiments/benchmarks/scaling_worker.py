@@ -284,7 +284,7 @@ def forward_alone(network, frame, index: int):
     def run(params, state, x):
         def body(state, scale):
             y, state = network.modules[index].apply(
-                params, state, x * scale.astype(x.dtype), train=True, rng=None
+                params, state, x * scale.astype(x.dtype), train=True, rng=jax.random.key(0)
             )
             return state, jnp.sum(y.astype(jnp.float32)[:1])
 

@@ -61,17 +61,21 @@ def test_suite_chip(tmp_path):
 
 
 @pytest.mark.full
-def test_suite_table2(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "depth", "flags"),
+    [("simple_cnn", 6, ["--frames=11", "--size=8"]), ("vgg8", 8, ["--frames=15", "--size=27"])],
+)
+def test_suite_table2(tmp_path, model, depth, flags):
     path = tmp_path / "table2.json"
     done = run(
-        "benchmark.py", "--suite=table2", f"--json={path}", "--frames=11", "--batch=1", "--size=8",
-        "--rounds=1",
+        "benchmark.py", "--suite=table2", f"--model={model}", f"--json={path}", "--batch=1",
+        "--rounds=1", *flags, timeout=480,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())["rows"]
     sharded = [row for row in rows if row["execution"] == "depth_sharded"]
     assert [row["schedule"] for row in sharded] == [None, "blocking", "gpipe", "1f1b"]
-    assert all(row["devices"] == 2 and sum(row["groups"]) == 6 for row in sharded)
+    assert all(row["devices"] == 2 and sum(row["groups"]) == depth for row in sharded)
     assert path.with_suffix(".png").stat().st_size > 5000
 
 
