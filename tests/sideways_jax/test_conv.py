@@ -39,10 +39,10 @@ def normal(shape, dtype=jnp.float32, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
-def arrays(size, kernel, *, batch=(2,), dtype=jnp.float32, seed=0):
-    """An input with 3 channels, and a kernel with 4 features."""
+def arrays(size, kernel, *, batch=(2,), features=4, dtype=jnp.float32, seed=0):
+    """An input with 3 channels, and a kernel with `features`: which decides what is the image."""
     x = normal((*batch, *size, 3), dtype, seed)
-    return x, normal((*kernel, 3, 4), dtype, seed + 1)
+    return x, normal((*kernel, 3, features), dtype, seed + 1)
 
 
 def both(strides, padding, precision=None, **options):
@@ -100,10 +100,11 @@ def assert_canonical(jaxpr, count):
         assert params["feature_group_count"] == params["batch_group_count"] == 1
 
 
+@pytest.mark.parametrize("features", [4, 2])
 @pytest.mark.parametrize(("size", "kernel", "strides", "padding"), CASES)
-def test_float64_gradients_equal_those_of_lax(size, kernel, strides, padding):
+def test_float64_gradients_equal_those_of_lax(size, kernel, strides, padding, features):
     with jax.enable_x64(True):
-        x, k = arrays(size, kernel, dtype=jnp.float64)
+        x, k = arrays(size, kernel, features=features, dtype=jnp.float64)
         ours, reference = both(strides, padding)
         assert_close(pulled_back(ours)(x, k), pulled_back(reference)(x, k), 1e-12)
 
@@ -159,11 +160,15 @@ def test_bfloat16():
     assert_close(gradients, desired_gradients, 2**-6)
 
 
-@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "SAME"), ((2, 3), "VALID")])
-def test_jvp_vmap_and_second_order(strides, padding):
+@pytest.mark.parametrize(
+    ("strides", "padding", "features"),
+    [((1, 1), "SAME", 4), ((1, 1), "SAME", 2), ((2, 3), "VALID", 4)],
+)
+def test_jvp_vmap_and_second_order(strides, padding, features):
     with jax.enable_x64(True):
-        x, k = arrays((7, 7), (3, 3), batch=(FRAMES, 2), dtype=jnp.float64)
-        x_dot, k_dot = arrays((7, 7), (3, 3), batch=(FRAMES, 2), dtype=jnp.float64, seed=2)
+        some = {"batch": (FRAMES, 2), "features": features, "dtype": jnp.float64}
+        x, k = arrays((7, 7), (3, 3), **some)
+        x_dot, k_dot = arrays((7, 7), (3, 3), **some, seed=2)
 
         def everything(conv):
             def loss(x, k):
@@ -205,9 +210,9 @@ def frames_at_once(conv, k, x):
     return k_bar, x_bar
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
-def test_gradients_are_canonical_convolutions(strides):
-    x, k = arrays((8, 8), (3, 3), batch=(FRAMES, 2))
+@pytest.mark.parametrize(("strides", "features"), [((1, 1), 4), ((1, 1), 2), ((2, 2), 4)])
+def test_gradients_are_canonical_convolutions(strides, features):
+    x, k = arrays((8, 8), (3, 3), batch=(FRAMES, 2), features=features)
     ours, reference = both(strides, "SAME")
     for gradients in (sum_of_frames, frames_at_once):
 
@@ -218,6 +223,19 @@ def test_gradients_are_canonical_convolutions(strides):
         assert_canonical(jax.make_jaxpr(run)(k, x), 3)
         desired = gradients(reference, k, x)
         assert_close(jax.jit(run)(k, x), desired, 1e-5)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_what_is_dilated_is_never_the_image(dilation):
+    """Of the cotangent, and of the input of a transposed convolution."""
+    x, k = arrays((8, 8), (3, 3), batch=(2,))
+    ours, _ = both((3 - dilation,) * 2, ((1, 1), (1, 1)), lhs_dilation=(dilation,) * 2)
+
+    def gradient(k):
+        return jax.vjp(lambda k: ours(x, k), k)[1](ours(x, k))
+
+    found = convolutions(jax.make_jaxpr(gradient)(k).jaxpr)
+    assert [p["lhs_dilation"] for p in found if p["rhs_dilation"] == (2, 2)] == [(1, 1)]
 
 
 def test_compiled_loop_holds_canonical_convolutions_only():
@@ -263,8 +281,9 @@ def test_data_parallel_shard_map():
     assert_close(sharded(ours), unsharded, 1e-5)
 
 
-def test_precision_reaches_every_convolution():
-    x, k = arrays((8, 8), (3, 3))
+@pytest.mark.parametrize("features", [4, 2])
+def test_precision_reaches_every_convolution(features):
+    x, k = arrays((8, 8), (3, 3), features=features)
     ours, _ = both((1, 1), "SAME", precision="highest")
     found = convolutions(jax.make_jaxpr(pulled_back(ours))(x, k).jaxpr)
     assert len(found) == 3
