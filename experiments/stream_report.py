@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -168,17 +169,18 @@ def draw_rows(rows: dict[str, np.ndarray]) -> Figure:
 
 
 def draw_milestones(rows: list[dict]) -> Figure:
-    """Draws how the errors of both rules fall as frames arrive, for every source and stride.
+    """Draws how the errors of both rules fall as frames arrive: a row a source, a column a stride.
 
     Args:
       rows: of `experiments/table3.py`, of all seeds; lines are means, dots are seeds.
     """
-    places = list(dict.fromkeys((row["source"], row["stride"]) for row in rows))
-    figure = Figure(figsize=(3.2 * len(places) + 1.6, 3.4), dpi=120, layout="constrained")
+    sources, strides = (sorted({row[name] for row in rows}) for name in ("source", "stride"))
+    size = 3.2 * len(strides) + 1.6, 2.8 * len(sources) + 0.4
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (source, stride) in zip(
-        np.atleast_1d(figure.subplots(1, len(places))), places, strict=True
-    ):
+    grid = figure.subplots(len(sources), len(strides), squeeze=False, sharey="row")
+    places = itertools.product(sources, strides)
+    for axes, (source, stride) in zip(grid.flat, places, strict=True):
         for rule, colour in (("backprop", "tab:blue"), ("sideways", "tab:orange")):
             for protocol, style in (("held_out", "-"), ("in_stream", "--"), ("copying", ":")):
                 errors: dict[int, list[float]] = {}
@@ -194,17 +196,15 @@ def draw_milestones(rows: list[dict]) -> Figure:
                 if protocol == "held_out":
                     for n in frames:
                         axes.plot([n] * len(errors[n]), errors[n], ".", color=colour, alpha=0.5)
-        axes.set(
-            xscale="log", yscale="log", xlabel="frames that arrived",
-            title=f"{Path(source).name}, stride {stride}",
-        )  # fmt: skip
-        axes.set_xticks(sorted({row["arriving"] for row in rows}))
+        axes.set(xscale="log", yscale="log", title=f"{Path(source).name}, stride {stride}")
+        axes.set_xticks(sorted({row["arriving"] for row in rows if row["source"] == source}))
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.xaxis.set_minor_formatter("")
         for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             which("{x:g}")
         axes.tick_params(which="both", labelsize=7)
         axes.title.set_fontsize(9)
-    figure.axes[0].set_ylabel("mean squared error")
+    figure.supxlabel("frames that arrived", fontsize=9)
+    figure.supylabel("mean squared error", fontsize=9)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     return figure

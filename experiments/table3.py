@@ -12,7 +12,8 @@ streams. It is not a bound: Sideways learns to show what will be there by then. 
 the error of the last eighth of the stream over that of the one before.
 
 Several `--frames` are milestones of one stream: at each both protocols are scored, so that rows,
-and the picture beside FILE, say how the errors fall as frames arrive; the rate is chosen anew.
+and the picture beside FILE, say how the errors fall as frames arrive; the rate is chosen anew. "of
+half" is both errors over those after half as many frames: about 1 where the curves are flat.
 Sources are moving_solids or video files (their last quarter is held out). `--strides` makes things
 move faster. Rows that are in the JSON file already are not computed again.
 """
@@ -306,34 +307,41 @@ def make_network():
 
 
 def print_table(rows: Sequence[dict], console: Console) -> None:
-    """Prints means over seeds, and how many times larger the error of backprop is."""
+    """Prints means over seeds, and how many times larger the error of backprop is.
+
+    "of half" is what is left of both errors after twice as many frames.
+    """
     table = Table(title="Mean squared error against the frame of now (own frame), mean of seeds")
-    names = ("source", "stride", "frames", "protocol", "backprop", "sideways", "ratio", "rates")
-    for name in names:
+    names = ["source", "stride", "frames", "protocol", "backprop", "sideways", "ratio", "of half"]
+    for name in (*names, "rates"):
         table.add_column(name, justify="left" if name in ("source", "protocol") else "right")
     groups: dict[tuple, dict[str, list]] = {}
     for row in rows:
-        place = (row["source"], str(row["stride"]), str(row["arriving"]), row["protocol"])
+        place = (row["source"], row["stride"], row["arriving"], row["protocol"])
         groups.setdefault(place, {}).setdefault(row["rule"], []).append(row)
-    for place, by_rule in groups.items():
-        means = {
-            rule: [
-                sum(math.nan if row[name] is None else row[name] for row in some) / len(some)
-                for name in ("streaming_mse", "compensated_mse")
-            ]
-            for rule, some in by_rule.items()
-        }
-        cells = [f"{now:.5f} ({own:.5f})" for now, own in (means["backprop"], means["sideways"])]
-        ratio = means["backprop"][0] / means["sideways"][0]
-        rates = [by_rule[rule][0]["learning_rate"] for rule in ("backprop", "sideways")]
+    for (source, stride, arriving, protocol), by_rule in groups.items():
+        errors = {rule: _mean(some, "streaming_mse") for rule, some in by_rule.items()}
+        own = {rule: _mean(some, "compensated_mse") for rule, some in by_rule.items()}
+        rules = ("backprop", "sideways")
+        cells = [f"{errors[rule]:.5f} ({own[rule]:.5f})" for rule in rules]
+        half = groups.get((source, stride, arriving // 2, protocol), {})
+        of_half = [errors[rule] / _mean(half[rule], "streaming_mse") for rule in rules if half]
+        rates = [by_rule[rule][0]["learning_rate"] for rule in rules]
         searched = sorted(map(float, _RATES.value))
         shown = [
             f"{rate:g}" + "*" * (len(searched) > 1 and rate in (searched[0], searched[-1]))
             for rate in rates
         ]
-        source = os.path.basename(place[0])
-        table.add_row(source, *place[1:], *cells, f"{ratio:.2f}", " ".join(shown))
+        table.add_row(
+            os.path.basename(source), str(stride), str(arriving), protocol, *cells,
+            f"{errors['backprop'] / errors['sideways']:.2f}",
+            " ".join(f"{ratio:.2f}" for ratio in of_half), " ".join(shown),
+        )  # fmt: skip
     console.print(table)
+
+
+def _mean(rows: Sequence[dict], name: str) -> float:
+    return sum(math.nan if row[name] is None else row[name] for row in rows) / len(rows)
 
 
 def _draw(setting, chosen):

@@ -46,6 +46,14 @@ def test_table3(tmp_path):
     again = _run(file, "--frames=1056,528", "--rates=0.1", "--seeds=1")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("moving_solids") == 6
+    errors = [
+        next(
+            row["streaming_mse"] for row in rows
+            if (row["rule"], row["arriving"], row["protocol"]) == (rule, arriving, "held_out")
+        )
+        for rule in ("backprop", "sideways") for arriving in (1056, 528)
+    ]  # fmt: skip
+    assert f"{errors[0] / errors[1]:.2f} {errors[2] / errors[3]:.2f}" in again.stdout  # of half
     assert file.stat().st_mtime_ns == before
 
 
