@@ -10,6 +10,7 @@ from sideways_jax import blocking, step
 from tests.sideways_jax import networks
 from tests.sideways_jax.comparison import assert_same
 from tests.sideways_jax.networks import squared_error
+from tests.sideways_jax.reference import sideways_episode
 
 RATE = 0.05
 
@@ -106,6 +107,23 @@ def test_online_learning_is_the_loop(depth, update_every, target):
     assert_same(train_state.params, expected, atol=1e-10)
     hidden = shown < 0
     assert depth == 1 or hidden.any()
+
+
+@pytest.mark.usefixtures("x64")
+def test_dropout_draws_by_module_and_frame():
+    """A key is the same when a frame goes up and when its gradient comes down, over calls, too."""
+    network, params, state = networks.start(networks.dropout_network, 4)
+    clip = networks.random_clip(14)
+    init, train_step = step.make_train_step(network, squared_error, optax.sgd(RATE), update_every=1)
+    train_state = init(jax.random.key(0), clip[0][0])._replace(params=params, state=state)
+    expected = sideways_episode(
+        network, squared_error, params, state, *clip, target="stream", train=True,
+        rng=train_state.rng, learning_rate=RATE,
+    )  # fmt: skip
+    train_step = jax.jit(train_step)
+    for k in (slice(0, 5), slice(5, 14)):
+        train_state, _ = train_step(train_state, *(x[k] for x in clip))
+    assert_same(train_state.params, expected.params, atol=1e-10)
 
 
 def test_nothing_of_the_stream_before_leaks():
