@@ -13,7 +13,8 @@ the error of the last eighth of the stream over that of the one before.
 
 Several `--frames` are milestones of one stream: at each both protocols are scored, so that rows,
 and the picture beside FILE, say how the errors fall as frames arrive; the rate is chosen anew. "of
-half" is both errors over those after half as many frames: about 1 where the curves are flat.
+half" is the error of backprop, and that of Sideways, over those after half as many frames: about 1
+where the curves are flat.
 Sources are moving_solids or video files (their last quarter is held out). `--strides` makes things
 move faster. Rows that are in the JSON file already are not computed again.
 """
@@ -309,7 +310,8 @@ def make_network():
 def print_table(rows: Sequence[dict], console: Console) -> None:
     """Prints means over seeds, and how many times larger the error of backprop is.
 
-    "of half" is what is left of both errors after twice as many frames.
+    "of half": of backprop and of Sideways, the error against the frame of now over that after half
+    as many frames, each with the rate that was best then; nothing if that was no milestone.
     """
     table = Table(title="Mean squared error against the frame of now (own frame), mean of seeds")
     names = ["source", "stride", "frames", "protocol", "backprop", "sideways", "ratio", "of half"]

@@ -39,7 +39,9 @@ def conv_general_dilated(
     `lax.scan` they take 10 to 60 times longer (https://github.com/jax-ml/jax/issues/12868). Here
     the gradients come out in the fast layout, with explicit transpositions around them, at any
     order of `jax.jit`, `lax.scan`, `jax.vmap` and `jax.vjp`. The result is that of lax bit for bit,
-    the gradients are equal to rounding, and every derivative exists.
+    the gradients are equal to rounding, and every derivative exists, but only reverse mode is fast:
+    `jax.jvp` with respect to the kernel, and second derivatives, may take tens of times longer than
+    with lax.
 
     This covers 2-D NHWC/HWIO/NHWC convolutions of floats of one dtype, of any strides, padding and
     kernel size and with dilated inputs (that is, transposed convolutions), without dilated kernels
@@ -128,7 +130,7 @@ def _conv_jvp(strides, padding, lhs_dilation, precision, primals, tangents):
         kernel = rhs.transpose(0, 1, 3, 2)
         out_dot.append(conv(lhs_dot, kernel, dimension_numbers=TRANSPOSES_CANONICALLY_IN_LHS))
     if not isinstance(rhs_dot, SymbolicZero):
-        if _cotangent_as_image(rhs, strides, lhs_dilation):
+        if lhs.size and out.size and _cotangent_as_image(rhs, strides, lhs_dilation):
             out_dot.append(
                 _tangent_with_cotangent_as_image(lhs, rhs_dot, padding, lhs_dilation, precision)
             )
@@ -142,12 +144,13 @@ def _conv_jvp(strides, padding, lhs_dilation, precision, primals, tangents):
 
 
 def _cotangent_as_image(rhs, strides, lhs_dilation) -> bool:
-    """Which of two convolutions gives the gradient of the kernel faster.
+    """Which of two convolutions gives the gradient of a kernel faster, on the CPU.
 
-    It is the correlation of the input with the cotangent. Of these, the one that XLA takes for the
-    image has its patches copied out, as often as the kernel has pixels; so that should not be the
-    one that is dilated, as zeros are copied and multiplied like all else (in an auto-encoder up to
-    27 times slower), and if none is, it should be the one with fewer channels.
+    The gradient is the correlation of the input with the cotangent. One of them is the image for
+    XLA: its patches are copied out, as often as the kernel has pixels. That should not be the one
+    which is dilated, since zeros are copied and multiplied like all else (tens of times slower in
+    an auto-encoder); if none is, it should be the one with fewer channels. If both are, it is the
+    input.
     """
     if strides == lhs_dilation == (1, 1):
         *_, channels, features = rhs.shape

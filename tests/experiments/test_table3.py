@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+
+from experiments.stream_report import draw_milestones
 from tests.experiments import tiny
 
 
@@ -53,7 +56,10 @@ def test_table3(tmp_path):
         )
         for rule in ("backprop", "sideways") for arriving in (1056, 528)
     ]  # fmt: skip
-    assert f"{errors[0] / errors[1]:.2f} {errors[2] / errors[3]:.2f}" in again.stdout  # of half
+    [line] = [
+        line for line in again.stdout.splitlines() if "1056" in line and "held_out" in line
+    ]  # fmt: skip
+    assert f"{errors[0] / errors[1]:.2f} {errors[2] / errors[3]:.2f}" in line  # of half
     assert file.stat().st_mtime_ns == before
 
 
@@ -68,3 +74,25 @@ def test_milestones_are_whole_eighths(tmp_path):
     done = _run(tmp_path / "table3.json", "--frames=528,1000")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "Error: --frames=528,1000 must be multiples of 528"
+
+
+def test_a_picture_for_every_source_and_stride():
+    rows = [
+        {"source": source, "stride": stride, "rule": rule, "protocol": protocol, "seed": seed,
+         "arriving": arriving, "streaming_mse": None if seed == 2 else 1 / (arriving + seed)}
+        for source in ("moving_solids", "/a/clip.mp4") for stride in (1, 4)
+        for rule in ("backprop", "sideways") for protocol in ("in_stream", "held_out", "copying")
+        for seed in range(3) for arriving in (528, 1056)
+    ]  # fmt: skip
+    figure = draw_milestones(rows)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [
+        f"{name}, stride {stride}" for name in ("moving_solids", "clip.mp4") for stride in (1, 4)
+    ]
+    for axes in figure.axes:
+        means = [line for line in axes.lines if line.get_linestyle() != "None"]
+        assert len(means) == 6
+        for line in means:
+            expected = [(1 / n + 1 / (n + 1)) / 2 for n in (528, 1056)]  # without what diverged
+            np.testing.assert_allclose(line.get_ydata(), expected)
+    figure.canvas.draw()

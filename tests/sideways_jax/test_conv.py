@@ -150,9 +150,10 @@ def test_bit_equal_to_flax_conv(strides, padding):
     np.testing.assert_array_equal(ours.apply(variables, x), default.apply(variables, x))
 
 
-def test_bfloat16():
-    x, k = arrays((8, 8), (3, 3), dtype=jnp.bfloat16)
-    ours, reference = both((2, 2), "SAME")
+@pytest.mark.parametrize(("strides", "features"), [((2, 2), 4), ((1, 1), 2)])
+def test_bfloat16(strides, features):
+    x, k = arrays((8, 8), (3, 3), features=features, dtype=jnp.bfloat16)
+    ours, reference = both(strides, "SAME")
     y, gradients = pulled_back(ours)(x, k)
     assert y.dtype == jnp.bfloat16
     desired_y, desired_gradients = pulled_back(reference)(x, k)
@@ -225,17 +226,30 @@ def test_gradients_are_canonical_convolutions(strides, features):
         assert_close(jax.jit(run)(k, x), desired, 1e-5)
 
 
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_what_is_dilated_is_never_the_image(dilation):
-    """Of the cotangent, and of the input of a transposed convolution."""
-    x, k = arrays((8, 8), (3, 3), batch=(2,))
-    ours, _ = both((3 - dilation,) * 2, ((1, 1), (1, 1)), lhs_dilation=(dilation,) * 2)
+def images_of_kernel_gradient(conv, x, k):
+    """The shape of the image in the convolution that gives the gradient of the kernel."""
+    y = conv(x, k)
+    jaxpr = jax.make_jaxpr(lambda y: jax.vjp(lambda k: conv(x, k), k)[1](y))(y).jaxpr
+    outer = [e for e in jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+    return outer[-1].invars[0].aval.shape, outer[-1].params
 
-    def gradient(k):
-        return jax.vjp(lambda k: ours(x, k), k)[1](ours(x, k))
 
-    found = convolutions(jax.make_jaxpr(gradient)(k).jaxpr)
-    assert [p["lhs_dilation"] for p in found if p["rhs_dilation"] == (2, 2)] == [(1, 1)]
+@pytest.mark.parametrize(("features", "channels"), [(4, 3), (2, 2)])
+def test_the_image_has_the_fewer_channels(features, channels):
+    """3 of the input or as many as the cotangent has: they are in the place of the batch."""
+    x, k = arrays((8, 8), (3, 3), features=features)
+    image, _ = images_of_kernel_gradient(both((1, 1), "SAME")[0], x, k)
+    assert image == (channels, 8, 8, 2)
+
+
+@pytest.mark.parametrize(("strides", "dilation", "channels"), [(2, 1, 3), (1, 2, 4)])
+def test_the_image_is_not_what_is_dilated(strides, dilation, channels):
+    """A stride dilates the cotangent, and a transposed convolution its input."""
+    x, k = arrays((8, 8), (3, 3))
+    ours, _ = both((strides,) * 2, ((1, 1), (1, 1)), lhs_dilation=(dilation,) * 2)
+    image, params = images_of_kernel_gradient(ours, x, k)
+    assert image[0] == channels
+    assert (params["lhs_dilation"], params["rhs_dilation"]) == ((1, 1), (2, 2))
 
 
 def test_compiled_loop_holds_canonical_convolutions_only():
@@ -325,12 +339,24 @@ def test_integers_are_left_to_lax():
     np.testing.assert_array_equal(y, jnp.full((1, 2, 2, 1), 9, jnp.int32))
 
 
-def test_no_pixels_in_the_output():
-    x, k = arrays((2, 2), (3, 3))
-    ours, reference = both((1, 1), "VALID")
-    y, gradients = pulled_back(ours)(x, k)
-    assert y.shape == (2, 0, 0, 4)
-    assert_close(gradients, pulled_back(reference)(x, k)[1], 0)
+@pytest.mark.parametrize("features", [4, 2])
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding", "dilation"),
+    [
+        ((2, 2), (5, 5), "VALID", 1),
+        ((1, 6), (3, 3), "VALID", 1),
+        ((0, 4), (3, 3), ((2, 2), (1, 1)), 1),
+        ((2, 2), (6, 6), ((1, 0), (0, 1)), 2),
+        ((0, 4), (3, 3), ((2, 2), (1, 1)), 2),
+    ],
+)
+def test_no_pixels(size, kernel, padding, dilation, features):
+    x, k = arrays(size, kernel, features=features)
+    options = {"lhs_dilation": (dilation,) * 2} if dilation > 1 else {}
+    ours, reference = both((1, 1), padding, **options)
+    actual, desired = pulled_back(ours)(x, k), pulled_back(reference)(x, k)
+    assert 0 in (x.size, actual[0].size)
+    assert_close(actual, desired, 0)
 
 
 def test_mismatched_channels_raise_the_error_of_lax():
