@@ -11,12 +11,12 @@ import pathlib
 import sys
 
 from absl import app, flags
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from experiments import command_line
 from experiments.benchmarks import (
     chip,
     measure,
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
     """Runs one suite."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}: settings are given as --name=value")
-    console = Console(width=None if sys.stdout.isatty() else 140)  # A file has no width.
+    console = command_line.console()
     suite = SUITES[FLAGS.suite]
     settings = {
         "model": FLAGS.model,

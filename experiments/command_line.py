@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from experiments.closest import did_you_mean
 
@@ -18,6 +19,11 @@ def quiet() -> None:
     """Leaves out what libraries log below a warning, unless `--verbosity` asks for it."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+
+
+def console() -> Console:
+    """For tables on stdout; a file has no width, and would cut them to 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else 140)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -81,7 +81,7 @@ def _milestones() -> list[int]:
 
 
 def _compare() -> None:
-    from experiments import stream_report
+    from experiments import command_line, stream_report
 
     results = _Results(Path(_JSON.value))
     settings = list(itertools.product(_SOURCES.value, map(int, _STRIDES.value)))
@@ -95,7 +95,7 @@ def _compare() -> None:
             best = _best(found, rates)
             for seed in range(_SEEDS.value):
                 chosen += results.get(source, stride, rule, seed, best, milestone)
-    print_table(chosen, Console(width=None if sys.stdout.isatty() else 140))
+    print_table(chosen, command_line.console())
     curves = Path(_JSON.value).with_suffix(".png")
     stream_report.draw_milestones(chosen).savefig(curves)
     if _PICTURE.value:

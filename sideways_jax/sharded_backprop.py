@@ -26,7 +26,6 @@ class _Carry(NamedTuple):
     """What a device keeps from one step to the next."""
 
     state: Packed
-    grads: Packed  # sums; inside a step, what it adds
     stash: Packed  # [places, length]
     outputs: PyTree  # [K, B, ...]
     losses: jax.Array  # [K]
@@ -145,16 +144,16 @@ def backprop_steps(
         grads, down = jax.lax.cond(
             b >= 0, partial(backward, n), lambda *_: (no_grads, nothing_down), carry, b
         )
-        return carry._replace(grads=grads, from_below=up, from_above=down)
+        return carry._replace(from_below=up, from_above=down), grads
 
-    def body(carry, clock):
+    def body(carry_and_sums, clock):
+        carry, sums = carry_and_sums
         branches = [partial(branch, n) for n in range(layout.num_devices)]
-        sums = carry.grads
-        carry = run_branch(branches, carry._replace(grads=()), *clock)
+        carry, grads = run_branch(branches, carry, *clock)
         below, above = exchange(carry.from_below, carry.from_above, layout.num_devices)
         # Added here, in place: what goes through a branch is copied.
-        sums = jax.tree.map(jnp.add, sums, carry.grads)
-        return carry._replace(grads=sums, from_below=below, from_above=above), None
+        sums = jax.tree.map(jnp.add, sums, grads)
+        return (carry._replace(from_below=below, from_above=above), sums), None
 
     loss_shape = jax.eval_shape(loss_fn, layout.output, first_of(targets))
     by_frame = jax.tree.map(
@@ -163,7 +162,6 @@ def backprop_steps(
     outputs, losses = zeros(by_frame)
     start = _Carry(
         state=state,
-        grads=filled(layout.params, 0),
         stash={
             name: jnp.tile(row, (table.stash, 1))
             for name, row in filled(stash_packing, bubble).items()
@@ -174,8 +172,8 @@ def backprop_steps(
         from_above=filled(layout.signals, bubble),
     )
     clock = jnp.asarray(table.forward), jnp.asarray(table.backward)
-    end, _ = jax.lax.scan(body, start, clock)
-    return Sums(end.grads, end.state, end.outputs, end.losses)
+    (end, sums), _ = jax.lax.scan(body, (start, no_grads), clock)
+    return Sums(sums, end.state, end.outputs, end.losses)
 
 
 def _make_stage(network, loss_fn, layout, n, frame, target, *, recompute, train, rng) -> _Stage:

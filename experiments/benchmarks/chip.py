@@ -25,6 +25,7 @@ from rich.progress import Progress
 
 from experiments.benchmarks import measure
 from experiments.benchmarks.rules import loss_fn
+from experiments.configs.common import DTYPES
 from sideways_jax import models, step
 
 SHOWN = {
@@ -47,7 +48,6 @@ HEADERS = {
     "fraction": "of it",
     "paper_steps_per_second": "paper",
 }
-DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 PAPER = {
     ("simple_cnn", "sideways"): 8.4, ("simple_cnn", "backprop"): 1.7,
     ("vgg8", "sideways"): 0.6, ("vgg8", "backprop"): 0.1,
@@ -59,7 +59,7 @@ PAPER_SETTING = (8, 64, 112)  # batch, frames, size
 def prepare(*, models: tuple[str, ...], batch: int, size: int, **_: Any) -> None:
     """Raises ValueError for a network that does not exist or does not take frames of this size."""
     for name in models:
-        _shapes(_network(name, "float32"), _frame(batch, size))
+        jax.eval_shape(_network(name, "float32").init, jax.random.key(0), _frame(batch, size))
 
 
 def rows(
@@ -151,15 +151,11 @@ def product_of_matrices(size: int, dtype: str):
 
 
 def _network(name: str, dtype: str):
-    return models.make(name, num_classes=10, dtype=DTYPES[dtype])
+    return models.make(name, num_classes=10, dtype=dtype)
 
 
 def _frame(batch: int, size: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
-
-
-def _shapes(network, frame: jax.ShapeDtypeStruct) -> tuple:
-    return jax.eval_shape(lambda key: network.init(key, frame), jax.random.key(0))
 
 
 def picture(result: list[dict], path: str) -> None:
@@ -187,9 +183,6 @@ def picture(result: list[dict], path: str) -> None:
     left.set_yscale("log")
     left.legend(fontsize=8)
     first = result[0]
-    figure.suptitle(
-        f"one chip, all frames at once; batch {first['batch']}, {first['frames']} frames, "
-        f"{first['size']}x{first['size']}"
-    )
+    figure.suptitle(f"one chip, all frames at once; {measure.clips_of(first)}")
     figure.savefig(path, dpi=120)
     plt.close(figure)

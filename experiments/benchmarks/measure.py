@@ -78,6 +78,15 @@ def seconds(
     return {name: all_times[1:] for name, all_times in times.items()}  # The first is the warm-up.
 
 
+def clips_of(row: Mapping[str, object]) -> str:
+    """The clips of a row, for the title of a picture.
+
+    >>> clips_of({"batch": 8, "frames": 64, "size": 32})
+    'batch 8, 64 frames, 32x32'
+    """
+    return f"batch {row['batch']}, {row['frames']} frames, {row['size']}x{row['size']}"
+
+
 def ratio(times: list[float], baseline: list[float]) -> float:
     """The median of the ratios round by round: what of two measurements in turn can be trusted."""
     return statistics.median(a / b for a, b in zip(times, baseline, strict=True))

@@ -220,9 +220,6 @@ def picture(result: list[dict], path: str) -> None:
         axes.tick_params(axis="y", labelsize=8)
         axes.set(xlabel="clips per second (relative to Sideways)", title=f"{number} devices")
     first = result[0]
-    figure.suptitle(
-        f"{first['model']}, batch {first['batch']}, {first['frames']} frames, "
-        f"{first['size']}x{first['size']}"
-    )
+    figure.suptitle(f"{first['model']}, {measure.clips_of(first)}")
     figure.savefig(path, dpi=120)
     plt.close(figure)

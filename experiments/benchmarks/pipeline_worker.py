@@ -37,18 +37,29 @@ _FORCED = flags.DEFINE_integer("forced", 0, "devices of one process instead of s
 
 
 def main(argv: list[str]) -> None:
-    """Measures."""
+    """Measures, or answers."""
     del argv
+    start()
+    if _KIND.value == "peers":
+        serve(build())
+    else:
+        tell(measure())
+
+
+def start() -> None:
+    """Finds the devices: those of all processes, or the forced ones of this."""
     import jax
 
     if _FORCED.value:
         jax.config.update("jax_num_cpu_devices", _FORCED.value)
     else:
         distributed.initialize()
-    if _KIND.value == "peers":
-        serve(build())
-        return
-    result = measure()
+
+
+def tell(result: dict) -> None:
+    """Prints what was measured for `rig.measure`; process 0 does."""
+    import jax
+
     if jax.process_index() == 0:
         print("RESULT " + json.dumps(result), flush=True)
 
@@ -66,7 +77,6 @@ class Built(NamedTuple):
 def build() -> Built:
     """Compiles what `kind` asks for."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
     import optax
     from jax.experimental import multihost_utils
@@ -79,8 +89,7 @@ def build() -> Built:
     # The first message needs all processes within half a minute, compilation may take one longer.
     multihost_utils.sync_global_devices("start")
     num_devices = jax.device_count()
-    dtype = jnp.bfloat16 if _DTYPE.value == "bfloat16" else None
-    network = models.make(_MODEL.value, num_classes=10, dtype=dtype)
+    network = models.make(_MODEL.value, num_classes=10, dtype=_DTYPE.value)
     rng = np.random.default_rng(0)
     shape = (_FRAMES.value, _BATCH.value, _SIZE.value, _SIZE.value, 3)
     frames = rng.random(shape, np.float32)
@@ -133,7 +142,7 @@ def build() -> Built:
             ),
         )  # fmt: skip
         programs["inference pipelined depth_sharded"] = pipelined(
-            network, frames, mesh=mesh, groups=sizes
+            network, frame, frames, mesh=mesh, groups=sizes
         )
     if _KIND.value == "peers" and _BATCH.value % num_devices == 0:
         replicas = make_mesh(1, data=num_devices)
@@ -163,7 +172,7 @@ def build() -> Built:
             clip=None,
         )
         if jax.process_index() == 0:
-            programs["inference pipelined scan"] = pipelined(network, frames)
+            programs["inference pipelined scan"] = pipelined(network, frame, frames)
     group_programs = {
         f"group {n}": group_alone(network, frame, groups[n])
         for n in range(num_devices)
@@ -225,14 +234,11 @@ def temporary_bytes(programs) -> dict[str, int]:
     }
 
 
-def pipelined(network, frames, **where):
+def pipelined(network, frame, frames, **where):
     """A function that shows frame after frame to a `PipelinedModel`, and its argument."""
-    import jax
-
     from sideways_jax.stream import PipelinedModel
 
-    params, state = jax.jit(network.init)(jax.random.key(0), frames[0])
-    model = PipelinedModel(network, params, state, **where)
+    model = PipelinedModel(network, *initial(network, frame), **where)
 
     def show(frames):
         for frame in frames:

@@ -8,7 +8,6 @@ module for each device.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -19,7 +18,6 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments import distributed
 from experiments.benchmarks import pipeline_worker
 from experiments.benchmarks.cost_model import RULES
 
@@ -34,21 +32,13 @@ LINK_BYTES = (2**12, 2**15, 2**18, 2**20)
 def main(argv: list[str]) -> None:
     """Measures."""
     del argv
-    import jax
-
-    if FLAGS.forced:
-        jax.config.update("jax_num_cpu_devices", FLAGS.forced)
-    else:
-        distributed.initialize()
-    result = measure()
-    if jax.process_index() == 0:
-        print("RESULT " + json.dumps(result), flush=True)
+    pipeline_worker.start()
+    pipeline_worker.tell(measure())
 
 
 def measure() -> dict:
     """What everything takes; lists are by round."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
     from jax.experimental import multihost_utils
 
@@ -56,7 +46,7 @@ def measure() -> dict:
 
     devices = jax.device_count()
     mesh = make_mesh(devices)
-    dtype = jnp.bfloat16 if FLAGS.dtype == "bfloat16" else None
+    dtype = FLAGS.dtype
     batch, size, num_frames = FLAGS.batch, FLAGS.size, FLAGS.frames
     programs, alone, networks, light = {}, {}, {}, []
 

@@ -107,8 +107,7 @@ def picture(result: list[dict], path: str) -> None:
     axes.set(
         xlabel="devices",
         ylabel="speedup over blocking backprop",
-        title=f"{first['model']}, batch {first['batch']}, {first['frames']} frames, "
-        f"{first['size']}x{first['size']}",
+        title=f"{first['model']}, {measure.clips_of(first)}",
     )
     figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=120)
