@@ -3,18 +3,18 @@
 python experiments/table3.py --sources=moving_solids,FILE,... --seeds=3 --json=/tmp/table3.json
 
 Both rules see the same frames in the same order and start from the same parameters; the learning
-rate of each is searched among `--rates`, on the first seed, by the error in the stream (an asterisk
-says that it lies at the edge of what was searched). Two protocols: "in_stream", scored while it
-learns, over the last quarter of the frames; and "held_out", on test streams with the weights
-frozen, Sideways as pipelined inference and backprop blocking. A third kind of row, "copying", has
-no network: the error of somebody who shows the very frames, as late as each rule does on the test
-streams. It is not a bound: Sideways learns to show what will be there by then. "still_falling" is
-the error of the last eighth of the stream over that of the one before.
+rate of each is searched among `--rates`, on the first seed, by the error in the stream after
+`--search_frames` (an asterisk says that it lies at the edge of what was searched). Two protocols:
+"in_stream", scored while it learns, over the last quarter of the frames; and "held_out", on test
+streams with the weights frozen, Sideways as pipelined inference and backprop blocking. A third kind
+of row, "copying", has no network: the error of somebody who shows the very frames, as late as each
+rule does on the test streams. It is not a bound: Sideways learns to show what will be there by
+then. "still_falling" is the error of the last eighth of the stream over that of the one before.
 
 Several `--frames` are milestones of one stream: at each both protocols are scored, so that rows,
-and the picture beside FILE, say how the errors fall as frames arrive; the rate is chosen anew. "of
-half" is the error of backprop, and that of Sideways, over those after half as many frames: about 1
-where the curves are flat.
+and the picture beside FILE, say how the errors fall as frames arrive. "of half" is the error of
+backprop, and that of Sideways, over those after half as many frames: about 1 where the curves are
+flat.
 Sources are moving_solids or video files (their last quarter is held out). `--strides` makes things
 move faster. Rows that are in the JSON file already are not computed again.
 """
@@ -42,6 +42,9 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "how many", lower_bound=1)
 _FRAMES = flags.DEFINE_list(
     "frames", ["8448"], "that arrive in each training stream by each milestone; multiples of 528"
 )
+_SEARCH_FRAMES = flags.DEFINE_integer(
+    "search_frames", None, "the milestone at which rates are compared; the last one if not given"
+)
 _STRIDES = flags.DEFINE_list("strides", ["1"], "every how many-th frame of the source arrives")
 _OPTIMIZER = flags.DEFINE_enum("optimizer", "sgd", ["sgd", "momentum", "adam"], "of both rules")
 _RATES = flags.DEFINE_list("rates", ["0.1", "0.3", "1"], "learning rates to choose from")
@@ -67,6 +70,11 @@ def main(argv: list[str]) -> int:
             raise ValueError(
                 f"--frames={','.join(_FRAMES.value)} must be multiples of {8 * _CHUNK}"
             )
+        if _SEARCH_FRAMES.value not in (None, *_milestones()):
+            raise ValueError(
+                f"--search_frames={_SEARCH_FRAMES.value} must be one of --frames="
+                f"{','.join(_FRAMES.value)}"
+            )
         for file in filter(None, (_JSON.value, _PICTURE.value)):
             Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
         _compare()
@@ -88,13 +96,17 @@ def _compare() -> None:
     rates = [float(rate) for rate in _RATES.value]
     for source, stride in settings:  # Before anything is computed.
         _load(source, stride, 0, "test").close()
-    chosen = []  # the rows with the learning rate that did best in the stream of the first seed
+    chosen = []  # the rows with the best learning rate, by milestone
+    search = _SEARCH_FRAMES.value or _milestones()[-1]
+    short = [milestone for milestone in _milestones() if milestone <= search]
     for source, stride in track(settings, "sources", console=Console(stderr=True)):
-        for milestone, rule in itertools.product(_milestones(), ("backprop", "sideways")):
-            found = [results.get(source, stride, rule, 0, rate, milestone) for rate in rates]
+        rows = []
+        for rule in ("backprop", "sideways"):
+            found = [results.get(source, stride, rule, 0, rate, short) for rate in rates]
             best = _best(found, rates)
             for seed in range(_SEEDS.value):
-                chosen += results.get(source, stride, rule, seed, best, milestone)
+                rows += results.get(source, stride, rule, seed, best, _milestones())
+        chosen += sorted(rows, key=lambda row: row["arriving"])
     print_table(chosen, command_line.console())
     curves = Path(_JSON.value).with_suffix(".png")
     stream_report.draw_milestones(chosen).savefig(curves)
@@ -104,10 +116,10 @@ def _compare() -> None:
 
 
 def _best(found: list[list[dict[str, Any]]], rates: Sequence[float]) -> float:
-    """The rate with the least error in the stream; one that diverged is the worst."""
+    """The rate with the least error in the stream at last; one that diverged is the worst."""
 
     def in_stream(rows):
-        error = next(row["streaming_mse"] for row in rows if row["protocol"] == "in_stream")
+        *_, error = (row["streaming_mse"] for row in rows if row["protocol"] == "in_stream")
         return math.inf if error is None else error
 
     return min(zip(map(in_stream, found), rates, strict=True))[1]
@@ -128,24 +140,22 @@ class _Results:
                 ) from error
 
     def get(
-        self, source: str, stride: int, rule: str, seed: int, rate: float, milestone: int
+        self, source: str, stride: int, rule: str, seed: int, rate: float, milestones: Sequence[int]
     ) -> list[dict]:
-        """The rows of one run at one milestone."""
+        """The rows of one run, by milestone."""
         key = _key(source, stride, rule, seed, rate)
-        wanted = key | {"arriving": milestone}
-        if not (found := [row for row in self.rows if wanted.items() <= row.items()]):
+
+        def of_this_run(row):
+            return key.items() <= row.items() and row["arriving"] in milestones
+
+        if {row["arriving"] for row in filter(of_this_run, self.rows)} != set(milestones):
             from experiments.benchmarks.measure import machine
 
-            rows = [key | row | {"machine": machine()} for row in run(**key)]
-            again = {row["arriving"] for row in rows}  # Other milestones stay.
-            self.rows = [
-                row
-                for row in self.rows
-                if not (key.items() <= row.items() and row["arriving"] in again)
-            ] + rows
+            rows = [key | row | {"machine": machine()} for row in run(milestones, **key)]
+            # Other milestones stay.
+            self.rows = [row for row in self.rows if not of_this_run(row)] + rows
             self._save()
-            found = [row for row in rows if wanted.items() <= row.items()]
-        return found
+        return sorted(filter(of_this_run, self.rows), key=lambda row: row["arriving"])
 
     def _save(self) -> None:
         from experiments.workdir import write_atomically
@@ -182,14 +192,14 @@ def _load(source: str, stride: int, seed: int, split: str):
     return load_streams(config, seed=seed, split=split)
 
 
-def _chunks(source: str, stride: int, seed: int, split: str) -> Iterator[dict]:
+def _chunks(
+    source: str, stride: int, seed: int, split: str, num_frames: int | None = None
+) -> Iterator[dict]:
     from experiments.chunks import Chunks
 
     chunks = Chunks(_load(source, stride, seed, split), _CHUNK, keep_rest=split == "test")
     try:
-        for chunk in itertools.islice(
-            chunks, None if split == "test" else _milestones()[-1] // _CHUNK
-        ):
+        for chunk in itertools.islice(chunks, num_frames and num_frames // _CHUNK):
             yield {name: one.swapaxes(0, 1) for name, one in chunk.items()}
         if chunks.failure is not None:
             raise chunks.failure
@@ -197,11 +207,11 @@ def _chunks(source: str, stride: int, seed: int, split: str) -> Iterator[dict]:
         chunks.close()
 
 
-def run(source, stride, rule, seed, learning_rate, **_) -> list[dict[str, Any]]:
+def run(milestones, source, stride, rule, seed, learning_rate, **_) -> list[dict[str, Any]]:
     """Trains once, and scores it at every milestone by both protocols."""
     rows = []
     for arriving, network, train_state, in_stream in _train(
-        source, stride, rule, seed, learning_rate
+        milestones, source, stride, rule, seed, learning_rate
     ):
         held_out, copying = _held_out(network, train_state, source, stride, rule, seed)
         *eighths, quarter = in_stream
@@ -243,7 +253,7 @@ def _held_out(network, train_state, source, stride, rule, seed):
     return held_out, copying
 
 
-def _train(source, stride, rule, seed, learning_rate):
+def _train(milestones, source, stride, rule, seed, learning_rate):
     """Yields at every milestone: how many frames arrived, the network, its train state, and scores
     of the last eighth but one, of the last, and of both."""
     import jax
@@ -260,7 +270,7 @@ def _train(source, stride, rule, seed, learning_rate):
     init, train_step = stream_rules.make_learning(rule, network, squared_error(), tx)
     train_step = jax.jit(train_step, donate_argnums=0)
     scored = {}
-    for milestone in _milestones():
+    for milestone in milestones:
         eighth = milestone // _CHUNK // 8
         windows = (6 * eighth, 7 * eighth), (7 * eighth, 8 * eighth), (6 * eighth, 8 * eighth)
         # One chunk before, for the frames that the first outputs are of.
@@ -269,7 +279,7 @@ def _train(source, stride, rule, seed, learning_rate):
             for start, stop in windows
         ]
     train_state = None
-    for n, chunk in enumerate(_chunks(source, stride, seed, "train")):
+    for n, chunk in enumerate(_chunks(source, stride, seed, "train", milestones[-1])):
         frames = chunk["frames"]
         if train_state is None:
             train_state = jax.jit(init)(jax.random.key(seed), frames[0], frames[0])
@@ -311,7 +321,7 @@ def print_table(rows: Sequence[dict], console: Console) -> None:
     """Prints means over seeds, and how many times larger the error of backprop is.
 
     "of half": of backprop and of Sideways, the error against the frame of now over that after half
-    as many frames, each with the rate that was best then; nothing if that was no milestone.
+    as many frames; nothing if that was no milestone.
     """
     table = Table(title="Mean squared error against the frame of now (own frame), mean of seeds")
     names = ["source", "stride", "frames", "protocol", "backprop", "sideways", "ratio", "of half"]
@@ -356,7 +366,7 @@ def _draw(setting, chosen):
     rows = {}
     for rule in ("backprop", "sideways"):
         rate = next(row["learning_rate"] for row in chosen if row["rule"] == rule)
-        *_, (_, network, train_state, _) = _train(source, stride, rule, 0, rate)
+        *_, (_, network, train_state, _) = _train(_milestones()[-1:], source, stride, rule, 0, rate)
         middle = stream_report.MiddleFrames()
         for frames, outputs, _, reset in _test(network, train_state, source, stride, rule, 0):
             middle.add(frames[:, 0], np.asarray(outputs.outputs[:, 0]), reset[:, 0])

@@ -1,6 +1,5 @@
 """Table 3 as users run it, tiny; what is in the file already is not computed again."""
 
-import itertools
 import json
 import os
 import subprocess
@@ -25,16 +24,20 @@ def test_table3(tmp_path):
     file = tmp_path / "table3.json"
     first = _run(file, "--frames=528", "--rates=0.1", "--seeds=1")
     assert first.returncode == 0, first.stderr
-    # One milestone more does not cost those that are there.
-    done = _run(file, "--frames=1056", "--rates=0.1", "--seeds=1")
+    # One milestone more does not cost those that are there; the search ends earlier.
+    more = ["--frames=1056,528", "--search_frames=528", "--rates=0.1,1e-9", "--seeds=1"]
+    done = _run(file, *more)
     assert done.returncode == 0, done.stderr
     assert "copying" in done.stdout
     rows = json.loads(file.read_text())["rows"]
-    assert sorted((row["rule"], row["arriving"], row["protocol"]) for row in rows) == sorted(
-        itertools.product(
-            ("backprop", "sideways"), (528, 1056), ("in_stream", "held_out", "copying")
-        )
-    )
+    assert sorted(
+        (row["rule"], row["learning_rate"], row["arriving"], row["protocol"]) for row in rows
+    ) == sorted(
+        (rule, *run, protocol)
+        for rule in ("backprop", "sideways") for run in ((1e-9, 528), (0.1, 528), (0.1, 1056))
+        for protocol in ("in_stream", "held_out", "copying")
+    )  # fmt: skip
+    rows = [row for row in rows if row["learning_rate"] == 0.1]
     by_place = {(row["rule"], row["protocol"]): row for row in rows if row["arriving"] == 528}
     for rule, lag in (("sideways", 5), ("backprop", 10)):
         held_out, alone = by_place[rule, "held_out"], by_place[rule, "copying"]
@@ -46,7 +49,7 @@ def test_table3(tmp_path):
         assert in_stream["streaming_mse"] != held_out["streaming_mse"]
     assert file.with_suffix(".png").stat().st_size > 5000
     before = file.stat().st_mtime_ns
-    again = _run(file, "--frames=1056,528", "--rates=0.1", "--seeds=1")
+    again = _run(file, *more)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("moving_solids") == 6
     errors = [
@@ -74,6 +77,9 @@ def test_milestones_are_whole_eighths(tmp_path):
     done = _run(tmp_path / "table3.json", "--frames=528,1000")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "Error: --frames=528,1000 must be multiples of 528"
+    done = _run(tmp_path / "table3.json", "--frames=528,1056", "--search_frames=600")
+    assert done.returncode == 1
+    assert "Error: --search_frames=600 must be one of --frames=528,1056" in done.stderr
 
 
 def test_a_picture_for_every_source_and_stride():
