@@ -26,6 +26,34 @@ def zeros(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
 
 
+def wide(dtype: Any) -> jnp.dtype:
+    """The dtype to add up values of `dtype` in: float32 for narrower floats, else `dtype` itself.
+
+    bfloat16 has 8 significant bits: 256 + 1 is 256, so that a sum of ones over frames stops there;
+    float16 ends at 65,504. What is held in the wide dtype takes two times the bytes of these two.
+
+    >>> wide(jnp.bfloat16), wide(jnp.dtype("float64")), wide(jnp.dtype("int8"))
+    (dtype('float32'), dtype('float64'), dtype('int8'))
+    """
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.dtype(jnp.float32) if narrow else dtype
+
+
+def wide_zeros(tree: PyTree) -> PyTree:
+    """Where sums of such trees start: zeros in the `wide` dtype of every leaf, or of its shape."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x.dtype)), tree)
+
+
+def accumulate(sums: PyTree, tree: PyTree) -> PyTree:
+    """`sums + tree` in the dtypes of `sums`, which `wide_zeros` began."""
+    return jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, tree)
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """`tree` in the dtypes of `like`, of arrays or their shapes."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
 def select(condition: jax.Array, tree: PyTree, otherwise: PyTree = None) -> PyTree:
     """Every leaf of `tree` where `condition` holds, else of `otherwise` (default: zeros).
 
@@ -45,9 +73,31 @@ def select(condition: jax.Array, tree: PyTree, otherwise: PyTree = None) -> PyTr
     return jax.tree.map(choose, tree, otherwise)
 
 
-def average(total: PyTree, count: jax.Array) -> PyTree:
-    """`total / count`, and zero where nothing was counted."""
-    return jax.tree.map(lambda x: x / jnp.maximum(count, 1).astype(x.dtype), total)
+def average(total: PyTree, count: jax.Array | int, like: PyTree = None) -> PyTree:
+    """`total / count`, and zero where nothing was counted.
+
+    The division is in the `wide` dtype of the total, so that no count is too large for it.
+
+    Args:
+      total: sums.
+      count: of what was added, one number.
+      like: a tree of arrays, or of their shapes, whose dtypes the means get: the parameters, say,
+        for sums of their gradients. By default means have the dtypes of the total, which for
+        integers is a float.
+
+    >>> total = jnp.asarray(70_000.0, jnp.float32)
+    >>> average(total, 70_000, like=jnp.zeros((), jnp.float16))
+    Array(1., dtype=float16)
+    """
+
+    def divide(x):
+        mean = x.astype(wide(x.dtype)) / jnp.maximum(count, 1).astype(wide(x.dtype))
+        return mean.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else mean
+
+    if like is None:
+        return jax.tree.map(divide, total)
+    wider = jax.tree.map(lambda x: x.astype(wide(x.dtype)), total)
+    return cast_like(jax.tree.map(divide, wider), like)
 
 
 def each_example(function: Callable, *batches: PyTree) -> PyTree:
@@ -64,5 +114,9 @@ def each_example(function: Callable, *batches: PyTree) -> PyTree:
 
 
 def masked_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
-    """The mean of those `values` that are `valid`, of the same shape; zero if there are none."""
+    """The mean of those `values` that are `valid`, of the same shape; zero if there are none.
+
+    In the `wide` dtype of the values: the mean of bfloat16 losses is float32.
+    """
+    values = values.astype(wide(values.dtype))
     return average(jnp.sum(jnp.where(valid, values, jnp.zeros_like(values))), jnp.sum(valid))
