@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from sideways_jax import Network, make_mesh
 from sideways_jax.layout import DATA, DEPTH
-from sideways_jax.sharded_training import per_module
+from sideways_jax.step import per_module
 from sideways_jax.train_state import TrainState
 
 

@@ -8,13 +8,11 @@ frames D-1 are dropped.
 All streams of a batch have one clock. It does not start anew with a stream: what another stream
 left running is finished first.
 
-The clock is a table (`clock`), and a train step that follows it has the same form as that of
-`step.make_train_step(..., update_every=1)`.
+The clock is a table (`clock`); `step.make_train_step(rule="backprop", update_every=1)` follows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sideways_jax.episode import LossFn
 from sideways_jax.network import Network
-from sideways_jax.online import Outputs, check_stream, stream_metrics
-from sideways_jax.train_state import TrainState
+from sideways_jax.streams import Outputs, check_stream, example_metrics, result, stream_metrics
+from sideways_jax.task import Task
+from sideways_jax.train_state import Training, new_train_state
 from sideways_jax.trees import PyTree, each_example, masked_mean, select, zeros
 
 
@@ -111,44 +109,38 @@ def _tick(held: Held, output, frame_id, reset, depth, each) -> Held:
     )
 
 
-def make_train_step(
-    network: Network,
-    loss_fn: LossFn,
-    tx: optax.GradientTransformation,
-    *,
-    metrics_fn: Callable | None = None,
-    with_outputs: bool = False,
-) -> tuple[Callable, Callable]:
+def make_training(task: Task, tx: optax.GradientTransformation, *, with_outputs: bool) -> Training:
     """Blocking BP on a stream: one exact update for every 2D-1 frames that arrive.
 
+    A frame that is taken is learned from with its own target; what is shown is scored against the
+    target of now. The update is made when the frame is taken, not 2D-2 steps later: its output does
+    not depend on it and the next frame comes after it, so that both give the same.
+
     Args:
-      network, loss_fn, tx, metrics_fn, with_outputs: as in `step.make_train_step`. A frame that is
-        taken is learned from with its own target; what is shown is scored against the target of
-        now.
+      task, tx: what is trained, and by which transformation.
+      with_outputs: whether `train_step` returns `(train_state, metrics, Outputs)`.
 
     Returns:
-      `(init, train_step)`, to be called as those of `step.make_train_step` with `update_every=1`.
-      `TrainState.step` counts the frames that arrived. The update is made when the frame is taken:
-      nobody can tell, since its output does not depend on it and the next frame comes after it.
-      "loss" and the metrics are means over the steps that show an output, "grad_norm" one over
-      updates.
+      What `step.make_train_step(rule="backprop", update_every=1)` does. "loss" and the metrics are
+      means over the steps that show an output, "grad_norm" one over updates.
     """
+    network = task.network
     each = period(network.depth, train=True)
 
-    def init(key, frame, target_like=None):
-        del target_like
+    def init(key, frame, target=None):
+        del target
         params_key, rng = jax.random.split(key)
         params, state = network.init(params_key, frame)
         in_flight = init_held(network, params, state, frame)
-        return TrainState(jnp.zeros((), jnp.int32), params, state, tx.init(params), in_flight, rng)
+        return new_train_state(params, state, tx.init(params), in_flight, rng)
 
     def learn(train_state, frame, target):
         def frame_loss(params):
             output, state = network.apply(
-                params, train_state.state, frame,
-                train=True, rng=train_state.rng, frame_id=train_state.step,
+                params, train_state.state, frame, train=True, rng=train_state.rng,
+                frame_id=train_state.frames,
             )  # fmt: skip
-            return loss_fn(output, target), (output, state)
+            return task.loss_fn(output, target), (output, state)
 
         grads, (output, state) = jax.grad(frame_loss, has_aux=True)(train_state.params)
         updates, opt_state = tx.update(grads, train_state.opt_state, train_state.params)
@@ -168,28 +160,32 @@ def make_train_step(
             taken, learn, wait, train_state, frame, target
         )
         held = _tick(
-            train_state.in_flight, output, train_state.step, reset, network.depth, each
+            train_state.in_flight, output, train_state.frames, reset, network.depth, each
         )  # fmt: skip
-        loss = masked_mean(each_example(loss_fn, held.shown, target), held.shown_frames >= 0)
-        new = TrainState(
-            train_state.step + 1, params, state, opt_state, held, train_state.rng
-        )  # fmt: skip
+        loss = masked_mean(each_example(task.loss_fn, held.shown, target), held.shown_frames >= 0)
+        new = train_state._replace(
+            step=train_state.step + taken.astype(jnp.int32),
+            params=params,
+            state=state,
+            opt_state=opt_state,
+            in_flight=held,
+            frames=train_state.frames + 1,
+        )
         shown = select(held.shown_frames >= 0, held.shown)
         return new, (shown, held.shown_frames, loss, norm, taken)
 
     def train_step(train_state, frames, targets, reset=None):
         batch = train_state.in_flight.shown_frames.shape[0]
-        reset = check_stream(network, batch, frames, targets, reset)
+        reset = check_stream(batch, frames, targets, reset)
+        train_state = train_state._replace(frames=jnp.asarray(train_state.frames, jnp.int32))
         train_state, (outputs, shown, losses, norms, taken) = jax.lax.scan(
             body, train_state, (frames, targets, reset)
         )
-        metrics = stream_metrics(outputs, targets, losses, shown, metrics_fn)
+        metrics = stream_metrics(losses, shown, example_metrics(task, outputs, targets))
         metrics["grad_norm"] = masked_mean(norms, taken)
-        if with_outputs:
-            return train_state, metrics, Outputs(outputs, shown)
-        return train_state, metrics
+        return result(train_state, metrics, outputs, shown, with_outputs)
 
-    return init, train_step
+    return Training(init, train_step)
 
 
 def show(
@@ -204,11 +200,12 @@ def show(
     """Blocking inference: of D frames that arrive one is used, with the weights as they are.
 
     Args:
-      network, params, state: as everywhere; the modules run with `train=False`.
+      network: D modules, which run with `train=False`.
+      params, state: tuples of D pytrees.
       held: `init_held`, or what the call before gave.
       frames: `[K, B, ...]`.
       first_frame_id: the number of the first of them.
-      reset: bool `[K, B]`, as in `step.make_train_step`.
+      reset: bool `[K, B]`, where the frame of an example is the first of another stream.
     """
     num_frames, batch = jax.tree.leaves(frames)[0].shape[:2]
     if reset is None:

@@ -11,64 +11,84 @@ devices may be inserted for parameters; jax-ml/jax#40823 is what can go wrong wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from sideways_jax import placement, schedules
-from sideways_jax.episode import Episode, LossFn, align_targets
+from sideways_jax.episode import Episode, paired_targets
 from sideways_jax.layout import DATA, DEPTH, Layout, Sums, make_layout, pack, unpack
 from sideways_jax.layout import report as layout_report
 from sideways_jax.mesh import check_mesh, data_axis
 from sideways_jax.network import Network
 from sideways_jax.packing import Packed
 from sideways_jax.sharded_backprop import backprop_steps
-from sideways_jax.sharded_sideways import episode_clock, no_signals, sideways_steps
+from sideways_jax.sharded_sideways import (
+    episode_numbers,
+    metrics_of,
+    no_signals,
+    sideways_steps,
+)
+from sideways_jax.task import Task
 from sideways_jax.trees import PyTree, average, first_of, masked_mean, shape_of
 
 
+class Schedule(NamedTuple):
+    """The order of backprop's passes, and what a stage keeps; Sideways has none."""
+
+    name: str | None = None  # "blocking", "gpipe" or "1f1b"
+    recompute: bool = True  # keep inputs and run forward passes again, rather than keep residuals
+
+
 def episode(
-    network: Network,
-    loss_fn: LossFn,
+    task: Task,
+    mesh: Mesh,
+    schedule: Schedule,
+    groups: tuple[int, ...] | None,
     params: tuple,
     state: tuple,
     frames: PyTree,
     targets: PyTree,
-    *,
-    rule: str,
-    schedule: str | None,
-    mesh: Mesh,
-    groups: Sequence[int] | None,
-    recompute: bool,
-    target: str,
-    train: bool,
     rng: jax.Array | None,
+    *,
     bubble: float = 0.0,
 ) -> Episode:
-    """An episode on a mesh; arguments and result are those of `step.episode_gradients`."""
-    layout = plan(network, params, state, first_of(frames), mesh, groups)
-    replicas, _ = check_mesh(mesh)
+    """An episode on a mesh, in one jitted program, which is kept for the next call.
+
+    Args:
+      task: what is trained.
+      mesh, schedule, groups: where and in which order.
+      params, state: tuples of D pytrees.
+      frames, targets: `[K, B, ...]`.
+      rng: the key of the episode, or None.
+      bubble: the value of padding and of what has not arrived; tests put NaN there.
+    """
+    where = task, mesh, schedule, groups, bubble
+    return _episode(where, params, state, frames, targets, rng)
+
+
+@partial(jax.jit, static_argnums=0)
+def _episode(where, params, state, frames, targets, rng):
+    task, mesh, schedule, groups, bubble = where
+    layout = plan(task.network, params, state, first_of(frames), mesh, groups)
     data = data_axis(mesh)
     run = episode_on_device(
-        network, loss_fn, layout, rule=rule, schedule=schedule, recompute=recompute, target=target,
-        train=train, replicas=replicas, bubble=bubble,
-    )  # fmt: skip
+        task._replace(metrics_fn=None), mesh, schedule, layout, keep_outputs=True, bubble=bubble
+    )
 
     def on_device(params, state, frames, targets, rng):
-        sums = run(*_own((params, state)), frames, targets, rng)
-        return jax.tree.map(lambda x: x[None], sums)
+        return jax.tree.map(lambda x: x[None], run(*own((params, state)), frames, targets, rng))
 
-    spec = PartitionSpec
-    sums = jax.jit(
-        jax.shard_map(
-            on_device,
-            mesh=mesh,
-            in_specs=(spec(DEPTH), spec(DEPTH), spec(None, data), spec(None, data), spec()),
-            out_specs=Sums(spec(DEPTH), spec(DEPTH), spec(DEPTH, None, data), spec(DEPTH)),
-            check_vma=False,
-        )
+    spec, by_device = PartitionSpec, PartitionSpec(DEPTH)
+    sums = on_mesh(
+        mesh,
+        on_device,
+        (by_device, by_device, spec(None, data), spec(None, data), spec()),
+        Sums(by_device, by_device, spec(DEPTH, None, data), by_device, by_device),
     )(
         pack(layout.params, layout.groups, params, padding=bubble),
         pack(layout.state, layout.groups, state, padding=bubble),
@@ -76,10 +96,10 @@ def episode(
         targets,
         rng,
     )
-    num_grads, valid = counts(rule, network.depth, jax.tree.leaves(frames)[0].shape[0])
-    total = unpack(layout.params, layout.groups, sums.grads)
+    num_grads, valid = counts(task, jax.tree.leaves(frames)[0].shape[0])
+    total = unpack(layout.grads, layout.groups, sums.grads)
     return Episode(
-        grads=tuple(average(one, num_grads[i]) for i, one in enumerate(total)),
+        grads=tuple(map(average, total, num_grads, params)),
         num_grads=num_grads,
         loss=masked_mean(sums.losses[-1], valid),
         outputs=jax.tree.map(lambda x: x[-1], sums.outputs),
@@ -153,32 +173,42 @@ def _share_of(frame: PyTree, mesh: Mesh) -> PyTree:
 
 
 def episode_on_device(
-    network, loss_fn, layout, *, rule, schedule, recompute, target, train, replicas, bubble=0.0
-):
+    task: Task,
+    mesh: Mesh,
+    schedule: Schedule,
+    layout: Layout,
+    *,
+    keep_outputs: bool,
+    bubble: float = 0.0,
+) -> Callable[..., Sums]:
     """The function `(params, state, frames, targets, rng) -> Sums` that every device runs.
 
     Gradients and losses are reduced over `data` once, after the last step, and so are running
     statistics, which replicas update from their own share of the batch.
     """
+    replicas, _ = check_mesh(mesh)
 
     def run(params: Packed, state: Packed, frames, targets, rng) -> Sums:
-        if rng is not None and replicas > 1:  # Masks of dropout are drawn per replica.
-            rng = jax.random.fold_in(rng, jax.lax.axis_index(DATA))
-        options = {"train": train, "rng": rng, "bubble": bubble}
+        rng = key_of_replica(rng, replicas)
         num_frames = jax.tree.leaves(frames)[0].shape[0]
-        if rule == "sideways":
-            targets = align_targets(targets, network.depth, target)
-            clock = episode_clock(num_frames, network.depth)
+        paired = paired_targets(task, targets)
+        if task.rule == "sideways":
             sums, _ = sideways_steps(
-                network, loss_fn, layout, params, state, no_signals(layout, bubble), frames,
-                targets, clock, **options,
+                task, layout, params, state, no_signals(layout, bubble), frames, paired,
+                episode_numbers(num_frames, task.depth), rng=rng, keep_outputs=keep_outputs,
+                replicas=replicas, bubble=bubble,
             )  # fmt: skip
         else:
-            table = schedules.make(schedule, num_frames, layout.num_devices)
+            table = schedules.make(schedule.name, num_frames, layout.num_devices)
             sums = backprop_steps(
-                network, loss_fn, layout, table, params, state, frames, targets,
-                recompute=recompute, **options,
+                task.network, task.loss_fn, layout, table, params, state, frames, targets,
+                recompute=schedule.recompute, train=task.train, rng=rng, bubble=bubble,
             )  # fmt: skip
+            metrics = jax.lax.map(
+                lambda one: metrics_of(task, *one, replicas, per_example=False),
+                (sums.outputs, paired),
+            )
+            sums = sums._replace(metrics=metrics, outputs=sums.outputs if keep_outputs else ())
         if replicas == 1:
             return sums
         return sums._replace(
@@ -190,18 +220,32 @@ def episode_on_device(
     return run
 
 
-def counts(rule: str, depth: int, num_frames: int) -> tuple[jax.Array, jax.Array]:
+def key_of_replica(rng: jax.Array | None, replicas: int) -> jax.Array | None:
+    """The key that masks of dropout are drawn from: each replica has its own."""
+    if rng is None or replicas == 1:
+        return rng
+    return jax.random.fold_in(rng, jax.lax.axis_index(DATA))
+
+
+def counts(task: Task, num_frames: int) -> tuple[jax.Array, jax.Array]:
     """gamma_i and the validity of the outputs by step, as the clock tables have them."""
-    if rule == "backprop":
-        return jnp.full((depth,), num_frames, jnp.int32), jnp.ones((num_frames,), bool)
-    table = schedules.sideways(num_frames, depth)
+    if task.rule == "backprop":
+        return jnp.full((task.depth,), num_frames, jnp.int32), jnp.ones((num_frames,), bool)
+    table = schedules.sideways(num_frames, task.depth)
     return (
         jnp.asarray((table.backward >= 0).sum(0), jnp.int32),
         jnp.asarray(table.forward[:, -1] >= 0),
     )
 
 
-def _own(tree: PyTree) -> PyTree:
+def on_mesh(mesh: Mesh, function: Callable, in_specs: PyTree, out_specs: PyTree) -> Callable:
+    """`function`, run by every device of the mesh on its shards."""
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def own(tree: PyTree) -> PyTree:
     """This device's row of arrays that are sharded over `depth`."""
     return jax.tree.map(lambda x: x[0], tree)
 

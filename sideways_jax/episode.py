@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sideways_jax.mesh import check_mesh
-from sideways_jax.names import check_name
-from sideways_jax.network import Network
-from sideways_jax.schedules import SCHEDULES
+from sideways_jax.task import LossFn, Task  # noqa: F401
 from sideways_jax.trees import PyTree
-
-LossFn = Callable[[PyTree, PyTree], jax.Array]  # (output, target) -> scalar, mean over the batch
-
-RULES = ("sideways", "backprop")
-EXECUTIONS = ("scan", "time_parallel", "depth_sharded")
-TARGETS = ("stream", "origin")
 
 
 class Episode(NamedTuple):
@@ -32,32 +22,12 @@ class Episode(NamedTuple):
     state: tuple  # D pytrees, after the episode
 
 
-def check_names(rule: str, execution: str, target: str) -> None:
-    """Raises ValueError, with the closest valid name, for a name that is none."""
-    check_name("rule", rule, RULES)
-    check_name("execution", execution, EXECUTIONS)
-    check_name("target", target, TARGETS)
+def check_clip(frames: PyTree, targets: PyTree) -> int:
+    """K, the length of a clip or of a part of a stream.
 
-
-def check_devices(rule: str, execution: str, mesh, schedule: str | None) -> None:
-    """Raises ValueError unless a mesh and a schedule are there exactly where they are used."""
-    if execution != "depth_sharded":
-        for name, value in (("mesh", mesh), ("schedule", schedule)):
-            if value is not None:
-                raise ValueError(
-                    f"{name}={value!r}: execution={execution!r} runs on one device and takes no "
-                    f"{name}; leave it out, or set execution='depth_sharded'"
-                )
-        return
-    check_mesh(mesh)
-    if rule == "backprop":
-        check_name("schedule", schedule, SCHEDULES)
-    elif schedule is not None:
-        raise ValueError(f"schedule={schedule!r}: Sideways is its own schedule; leave it out")
-
-
-def check_episode(network: Network, frames: PyTree, targets: PyTree, rule: str) -> None:
-    """Raises ValueError unless an episode can be made of these frames and targets."""
+    Raises:
+      ValueError: unless frames and targets have the same leading axis.
+    """
     num_frames = _length("frames", frames)
     num_targets = _length("targets", targets)
     if num_frames != num_targets:
@@ -65,14 +35,41 @@ def check_episode(network: Network, frames: PyTree, targets: PyTree, rule: str) 
             f"there are {num_frames} frames but {num_targets} targets: both need the same leading "
             "axis K, one target for every frame (repeat the label of a clip K times)"
         )
-    shortest = 2 * network.depth - 1
-    if rule == "sideways" and num_frames < shortest:
+    return num_frames
+
+
+def check_batch(frames: PyTree, targets: PyTree, batch: int) -> None:
+    """Raises ValueError for a leaf without the batch axis: a loss would broadcast it in silence."""
+    for name, tree in (("frames", frames), ("targets", targets)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if jnp.shape(leaf)[1:2] != (batch,):
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)} have the shape {jnp.shape(leaf)}; they "
+                    f"need [K, B, ...] with the batch B = {batch} of the frames, one entry for "
+                    "every frame and example (repeat the label of a clip K times)"
+                )
+
+
+def check_episode(task: Task, frames: PyTree, targets: PyTree) -> int:
+    """K.
+
+    Raises:
+      ValueError: unless an episode can be made of these frames and targets.
+    """
+    num_frames = check_clip(frames, targets)
+    first = jnp.shape(jax.tree.leaves(frames)[0])
+    if len(first) < 2:
+        raise ValueError(f"frames have the shape {first}; they need a batch axis, [K, B, ...]")
+    check_batch(frames, targets, first[1])
+    shortest = 2 * task.depth - 1
+    if task.rule == "sideways" and num_frames < shortest:
         raise ValueError(
-            f"an episode of {num_frames} frames is too short for {network.depth} modules: "
+            f"an episode of {num_frames} frames is too short for {task.depth} modules: "
             f"Sideways needs 2D-1 = {shortest} computation steps until the lowest module gets its "
             f"first gradient. Use at least {shortest} frames, or cut the network into at most "
             f"{(num_frames + 1) // 2} modules"
         )
+    return num_frames
 
 
 def align_targets(targets: PyTree, depth: int, target: str) -> PyTree:
@@ -86,11 +83,18 @@ def align_targets(targets: PyTree, depth: int, target: str) -> PyTree:
     return jax.tree.map(lambda y: jnp.roll(y, depth - 1, axis=0), targets)
 
 
+def paired_targets(task: Task, targets: PyTree) -> PyTree:
+    """`align_targets` for this task; the outputs of backprop are not late."""
+    if task.rule == "backprop":
+        return targets
+    return align_targets(targets, task.depth, task.target)
+
+
 def _length(name: str, tree: PyTree) -> int:
-    leaves = jax.tree.leaves(tree)
-    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    leaves = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    lengths = {shape[0] if shape else None for shape in leaves}
     if len(lengths) != 1 or None in lengths or 0 in lengths:
-        shapes = ", ".join(str(leaf.shape) for leaf in leaves) or "nothing"
+        shapes = ", ".join(map(str, leaves)) or "nothing"
         raise ValueError(
             f"{name} need a leading axis of K >= 1 entries, [K, B, ...]; they have {shapes}"
         )

@@ -1,4 +1,4 @@
-"""The signals on their way between modules, and the clock that says what they are worth."""
+"""The signals between modules, and the frame numbers that say which of them are valid."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def init_in_flight(
     """The empty pipeline: zeros ("restart", section 3.4), all marked as bubbles.
 
     Args:
-      network, params, state: as everywhere.
+      network: D modules.
+      params, state: tuples of D pytrees.
       frame: a batch of frames `[B, ...]`, or its shape.
       target: a batch of targets, or its shape; used for `target_alignment="origin"` alone.
       target_alignment: "stream" or "origin", see `step.episode_gradients`.
@@ -48,8 +49,9 @@ def init_in_flight(
     Raises:
       ValueError: if a module does not fit the one below it.
     """
-    shapes = network.activation_shapes(params, state, frame)[:-1]
-    batch = jax.tree.leaves(frame)[0].shape[:1] if per_example else ()
+    shapes = network.activation_shapes(params, state, frame)
+    batch = (check_examples(frame, shapes),) if per_example else ()
+    shapes = shapes[:-1]
     target_shapes = (shape_of(target),) * len(shapes) if target_alignment == "origin" else ()
     return InFlight(
         activations=zeros(shapes),
@@ -59,6 +61,31 @@ def init_in_flight(
         pseudo_gradient_frames=no_frames(network.depth, *batch),
         targets=zeros(target_shapes),
     )
+
+
+def check_examples(frame: PyTree, shapes: tuple) -> int:
+    """B, if every signal has an entry for each example of a batch.
+
+    Args:
+      frame: a batch of frames, or its shape.
+      shapes: of `h_1 ... h_D`.
+
+    Raises:
+      ValueError: for a leaf without that axis: it could not be a bubble for one example alone.
+    """
+    leaves = jax.tree.leaves(frame)
+    batch = (jnp.shape(leaves[0]) or (None,))[0] if leaves else None
+    named = [("the frame", frame)]
+    named += [(f"the output of module {i} (0-based)", shape) for i, shape in enumerate(shapes)]
+    for name, tree in named:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if jnp.shape(leaf)[:1] != (batch,):
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)} has the shape {jnp.shape(leaf)}; on a "
+                    f"stream every signal needs an entry for each example, [B, ...] with "
+                    f"B = {batch}: give it a batch axis"
+                )
+    return batch
 
 
 def no_frames(depth: int, *batch: int) -> jax.Array:
@@ -79,7 +106,31 @@ def restart(in_flight: InFlight, reset: jax.Array) -> InFlight:
     )
 
 
-def tick(in_flight: InFlight, frame_id: jax.Array) -> tuple[InFlight, jax.Array, jax.Array]:
+class Numbers(NamedTuple):
+    """Which frame every module works on at a step; a leading axis K for several steps.
+
+    What is valid follows from it: a module holds an activation where `frames >= 0`, and has a
+    gradient where `origins >= 0`.
+    """
+
+    frames: jax.Array  # int32[D] or [D, B], the frame of its activation, -1 for a bubble
+    origins: jax.Array  # likewise, the frame whose loss is back-propagated, -1 for none
+    # Of the whole batch, also where a replica sees only its share of it:
+    complete: jax.Array  # bool[D], no example is a bubble: only then the state of a module moves
+    trained: jax.Array  # bool[D], there is an example with a gradient
+    paired: jax.Array  # bool[D], no example has an activation without a pseudo-gradient
+
+
+def numbers_of(frames: jax.Array, origins: jax.Array, *, per_example: bool) -> Numbers:
+    """`Numbers` of a whole batch; with `per_example` the last axis is the batch."""
+    held, trained = frames >= 0, origins >= 0
+    paired = held == trained
+    if per_example:
+        return Numbers(frames, origins, held.all(-1), trained.any(-1), paired.all(-1))
+    return Numbers(frames, origins, held, trained, paired)
+
+
+def tick(in_flight: InFlight, frame_id: jax.Array) -> tuple[InFlight, Numbers]:
     """The clock of one computation step: frame numbers alone, the signals stay as they are.
 
     Args:
@@ -87,13 +138,13 @@ def tick(in_flight: InFlight, frame_id: jax.Array) -> tuple[InFlight, jax.Array,
       frame_id: int32, or `[B]`: the number of the frame that enters, -1 for none.
 
     Returns:
-      `(in_flight, frames, origins)`: the numbers after the step; and int32 `[D]` or `[D, B]`, the
-      frame that each module works on, and the one whose loss its pseudo-gradient comes from, -1
-      for none: without an activation there is nothing to back-propagate through.
+      `in_flight` with the numbers after the step, and what every module works on in it. Without an
+      activation there is nothing to back-propagate through, so that a pseudo-gradient which meets
+      a bubble counts as none.
     """
     frames = jnp.concatenate([frame_id[None], in_flight.activation_frames])
     # The top module's gradient is the exact one of the activation that it just computed.
     origins = jnp.concatenate([in_flight.pseudo_gradient_frames, frames[-1:]])
     origins = jnp.where(frames >= 0, origins, -1)
     moved = in_flight._replace(activation_frames=frames[:-1], pseudo_gradient_frames=origins[1:])
-    return moved, frames, origins
+    return moved, numbers_of(frames, origins, per_example=frames.ndim == 2)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sideways_jax.network import Network
 from sideways_jax.packing import Packed, Packing
 from sideways_jax.placement import Groups, table
-from sideways_jax.trees import PyTree
+from sideways_jax.trees import PyTree, wide_zeros
 
 DATA, DEPTH = "data", "depth"  # the names of the axes of the mesh
 
@@ -24,6 +24,7 @@ class Layout(NamedTuple):
     groups: Groups  # the modules of every device
     params: Packing
     state: Packing
+    grads: Packing  # sums of gradients: like the parameters, in float32 at least
     signals: Packing  # [n]: what goes up from device n, and comes down to it
     inner: Packing  # [n]: (activations, pseudo-gradients) between the modules of device n
     output: PyTree  # shapes of the network's output
@@ -52,6 +53,7 @@ def make_layout(
         groups=groups,
         params=Packing.of([tuple(params[i] for i in group) for group in groups]),
         state=Packing.of([tuple(state[i] for i in group) for group in groups]),
+        grads=Packing.of([wide_shapes(tuple(params[i] for i in group)) for group in groups]),
         signals=Packing.of([shapes[i] for i in ends[:-1]] + [()]),
         inner=Packing.of([(b, b) for b in between]),
         output=shapes[-1],
@@ -103,13 +105,22 @@ def unpack(packing: Packing, groups: Groups, packed: Packed) -> tuple:
     return tuple(modules)
 
 
+def wide_shapes(params: PyTree) -> PyTree:
+    """The shapes of the sums of gradients."""
+    return jax.eval_shape(wide_zeros, params)
+
+
 class Sums(NamedTuple):
-    """What one device knows after several steps of its replica: an episode, or part of a stream."""
+    """What one device knows after several steps of its replica: an episode, or part of a stream.
+
+    Outputs, losses and metrics are those of the top device; on others they mean nothing.
+    """
 
     grads: Packed  # sums over frames of the gradients of its modules
     state: Packed
-    outputs: PyTree  # [K, B, ...], zero where there is none, and on all but the top device
+    outputs: PyTree  # [K, B, ...], zero where there is none
     losses: jax.Array  # [K], likewise; [K, B] where every example has a clock of its own
+    metrics: PyTree = ()  # likewise, by name
 
 
 def run_branch(branches: Sequence[Callable], *operands):
@@ -122,7 +133,7 @@ def run_branch(branches: Sequence[Callable], *operands):
 def exchange(from_below: Packed, from_above: Packed, num_devices: int) -> tuple[Packed, Packed]:
     """Activations one device up, pseudo-gradients one device down.
 
-    In open chains, not rings: whoever nobody sends to gets zeros, and does not look at them.
+    In open chains, not rings: a device without a sender receives zeros and ignores them.
     Between two devices it is one message each, at the same time: nothing goes below the first or
     above the last, so whatever arrives at the first came down, at the last up.
     """

@@ -69,3 +69,11 @@ def data_axis(mesh: Mesh) -> str | None:
     """The axis that batches are split over; None without replicas."""
     replicas, _ = check_mesh(mesh)
     return DATA if replicas > 1 else None
+
+
+def grid(mesh: Mesh) -> np.ndarray:
+    """The devices `[data, depth]`, in whichever order the mesh has its axes."""
+    replicas, num_devices = check_mesh(mesh)
+    if mesh.axis_names[0] == DEPTH:
+        return mesh.devices.reshape(num_devices, replicas).T
+    return mesh.devices.reshape(replicas, num_devices)

@@ -64,6 +64,17 @@ def empty(layout: Layout, replicas: int, batch: int, target: PyTree = None) -> S
     return ShardedInFlight(signals, no_frames(depth, batch), no_frames(depth, batch), targets)
 
 
+def check_signals(layout: Layout, in_flight: ShardedInFlight) -> None:
+    """Raises ValueError if what is in flight came from frames of another size."""
+    packings = layout.inner, layout.signals, layout.signals
+    for packing, held in zip(packings, in_flight.signals, strict=True):
+        if {name: v.shape[-1] for name, v in held.items()} != packing.lengths:
+            raise ValueError(
+                "what is in flight in this train state came from frames of another shape: a "
+                "pipeline is carried on with frames like those that `init` was called with"
+            )
+
+
 def from_modules(layout: Layout, replicas: int, in_flight: InFlight) -> ShardedInFlight:
     """An `InFlight` with frame numbers per example, on its way to the devices.
 

@@ -9,22 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from sideways_jax import schedules
-from sideways_jax.episode import LossFn
-from sideways_jax.layout import Layout, Sums, exchange, filled, run_branch
-from sideways_jax.module_step import module_step
-from sideways_jax.network import Network, module_key
+from sideways_jax.in_flight import Numbers, numbers_of
+from sideways_jax.layout import DATA, Layout, Sums, exchange, filled, run_branch
 from sideways_jax.packing import Packed
-from sideways_jax.trees import PyTree, each_example, first_of, select, zeros
-
-
-class Clock(NamedTuple):
-    """What every module works on at each of K steps, for a whole batch or every example of it."""
-
-    forward: jax.Array  # int32[K, D] or [K, D, B], the frame of its activation, -1 for a bubble
-    backward: jax.Array  # likewise, the frame whose loss is back-propagated, -1 for none
-    # Of the whole batch, not of one replica's share:
-    complete: jax.Array  # bool[K, D], whether no example is a bubble: only then a state moves
-    trained: jax.Array  # bool[K, D], whether any example has a gradient
+from sideways_jax.rule import run_group, show
+from sideways_jax.task import Task
+from sideways_jax.trees import (
+    PyTree,
+    accumulate,
+    cast_like,
+    each_example,
+    first_of,
+    zeros,
+)
+from sideways_jax.wiring import heard, returned
 
 
 class Signals(NamedTuple):
@@ -43,11 +41,11 @@ class _Carry(NamedTuple):
     signals: Signals
 
 
-def episode_clock(num_frames: int, depth: int) -> Clock:
-    """The clock of an episode: every example has its first frame at the first step."""
+def episode_numbers(num_frames: int, depth: int) -> Numbers:
+    """What every module works on in an episode: every example has its first frame at step 0."""
     table = schedules.sideways(num_frames, depth)
-    forward, backward = jnp.asarray(table.forward), jnp.asarray(table.backward)
-    return Clock(forward, backward, forward >= 0, backward >= 0)
+    frames, origins = jnp.asarray(table.forward), jnp.asarray(table.backward)
+    return numbers_of(frames, origins, per_example=False)
 
 
 def no_signals(layout: Layout, bubble: float = 0.0) -> Signals:
@@ -57,86 +55,57 @@ def no_signals(layout: Layout, bubble: float = 0.0) -> Signals:
 
 
 def sideways_steps(
-    network: Network,
-    loss_fn: LossFn,
+    task: Task,
     layout: Layout,
     params: Packed,
     state: Packed,
     signals: Signals,
     frames: PyTree,
     targets: PyTree,
-    clock: Clock,
+    numbers: Numbers,
     *,
-    train: bool,
     rng: jax.Array | None,
+    keep_outputs: bool,
+    replicas: int = 1,
     bubble: float = 0.0,
 ) -> tuple[Sums, Signals]:
-    """Several steps of Sideways on one device of the pipeline; to be called inside `shard_map`.
-
-    With a clock for every example bubbles are zeros for a module, as in `step.computation_step`.
+    """Several steps of `rule.run_group` on one device; to be called inside `shard_map`.
 
     Args:
-      network, loss_fn, layout: see above.
+      task: what is trained.
+      layout: where its modules are.
       params, state: the vectors of this device.
       signals: what the step before left, or `no_signals`.
       frames, targets: `[K, B, ...]`, the share of this replica; targets by computation step.
-      clock: likewise.
-      train, rng: passed on to the modules.
+      numbers: likewise, `[K, D]` or `[K, D, B]`.
+      rng: the key of the run, or None.
+      keep_outputs: whether the outputs of all steps are returned.
+      replicas: along `data`.
       bubble: the value of the padding of signals; tests put NaN there.
 
     Returns:
-      Sums, with `losses` `[K, B]` if the clock is one for every example; and the last signals.
+      Sums, with losses and metrics `[K, B]` if every example has a clock of its own; and the last
+      signals.
     """
-    top = network.depth - 1
-    per_example = clock.forward.ndim == 3
+    per_example = numbers.frames.ndim == 3
 
-    def zero_bubbles(frame_ids, tree):
-        return select(frame_ids >= 0, tree) if per_example else tree
-
-    def loss_of(output, target):
-        return each_example(loss_fn, output, target) if per_example else loss_fn(output, target)
-
-    def branch(n, state, signals, frame, target, clock):
-        forward, backward = clock.forward, clock.backward
-        group = layout.groups[n]
-        own_params, own_state = layout.params.unpack(n, params), layout.state.unpack(n, state)
-        activations, pseudo_gradients = layout.inner.unpack(n, signals.inner)
+    def branch(n, state, signals, frame, target, numbers):
+        group, last = layout.groups[n], n == layout.num_devices - 1
         below = frame if n == 0 else layout.signals.unpack(n - 1, signals.from_below)
-
-        def loss_gradient(output):
-            return zero_bubbles(forward[top], jax.grad(loss_fn)(output, target))
-
-        last = group[-1] == top
-        above = () if last else (layout.signals.unpack(n, signals.from_above),)
-        inputs, incoming = (below, *activations), (*pseudo_gradients, *above)
-        steps = [
-            module_step(
-                network.modules[i],
-                own_params[j],
-                own_state[j],
-                zero_bubbles(forward[i], inputs[j]),
-                loss_gradient if i == top else zero_bubbles(backward[i], incoming[j]),
-                train=train,
-                rng=module_key(rng, i, forward[i].max()),  # Of one frame, or bubbles.
-            )
-            for j, i in enumerate(group)
-        ]
-        new_state = tuple(
-            select(clock.complete[i], one.state, old)
-            for i, one, old in zip(group, steps, own_state, strict=True)
-        )
-        grads = tuple(
-            select(clock.trained[i], one.grads) for i, one in zip(group, steps, strict=True)
-        )
+        above = None if last else layout.signals.unpack(n, signals.from_above)
+        activations, pseudo_gradients = layout.inner.unpack(n, signals.inner)
+        steps = run_group(
+            task, group, layout.params.unpack(n, params), layout.state.unpack(n, state),
+            heard(group, below, activations), returned(group, above, pseudo_gradients),
+            target, numbers, rng, DATA if replicas > 1 else None,
+        )  # fmt: skip
         inner = (
             tuple(one.output for one in steps[:-1]),
             tuple(one.pseudo_gradient for one in steps[1:]),
         )
-        output, loss = zeros(layout.output), zeros(loss_shape)
+        output, loss = zeros(shown)
         if last:
-            valid = forward[top] >= 0
-            output = select(valid, steps[-1].output)
-            loss = select(valid, loss_of(steps[-1].output, target))
+            output, loss = show(task, steps[-1].output, target, numbers)
         # The top sends nothing up, the bottom nothing down.
         up, down = filled(layout.signals, bubble), filled(layout.signals, bubble)
         if not last:
@@ -144,18 +113,43 @@ def sideways_steps(
         if n > 0:
             down = layout.signals.pack(n - 1, steps[0].pseudo_gradient, padding=bubble)
         sent = Signals(layout.inner.pack(n, inner, padding=bubble), up, down)
-        return layout.state.pack(n, new_state), layout.params.pack(n, grads), sent, output, loss
+        grads = cast_like(tuple(one.grads for one in steps), layout.grads.trees[n])
+        new_state = layout.state.pack(n, tuple(one.state for one in steps))
+        return new_state, layout.grads.pack(n, grads), sent, output, loss
 
-    loss_shape = jax.eval_shape(loss_of, layout.output, first_of(targets))
+    first = first_of((targets, numbers))
+    shown = jax.eval_shape(lambda *args: show(task, *args), layout.output, *first)
     branches = [partial(branch, n) for n in range(layout.num_devices)]
 
     def body(carry, inputs):
         state, grads, sent, output, loss = run_branch(branches, carry.state, carry.signals, *inputs)
         arrived = exchange(sent.from_below, sent.from_above, layout.num_devices)
         # Added here, in place: what goes through a branch is copied.
-        sums = jax.tree.map(jnp.add, carry.grads, grads)
-        return _Carry(state, sums, Signals(sent.inner, *arrived)), (output, loss)
+        sums = accumulate(carry.grads, grads)
+        _, target, _ = inputs
+        metrics = metrics_of(task, output, target, replicas, per_example=per_example)
+        kept = output if keep_outputs else ()
+        return _Carry(state, sums, Signals(sent.inner, *arrived)), (kept, loss, metrics)
 
-    start = _Carry(state, filled(layout.params, 0), signals)
-    end, (outputs, losses) = jax.lax.scan(body, start, (frames, targets, clock))
-    return Sums(end.grads, end.state, outputs, losses), end.signals
+    start = _Carry(state, filled(layout.grads, 0), signals)
+    end, by_step = jax.lax.scan(body, start, (frames, targets, numbers))
+    return Sums(end.grads, end.state, *by_step), end.signals
+
+
+def metrics_of(
+    task: Task, output: PyTree, target: PyTree, replicas: int, *, per_example: bool
+) -> dict[str, jax.Array]:
+    """`task.metrics_fn` of one step's output `[B, ...]`, `[B]` each if `per_example`.
+
+    Otherwise of the whole batch, which is put together from all replicas: not every metric is a
+    mean over examples.
+    """
+    if task.metrics_fn is None:
+        return {}
+    if per_example:
+        return each_example(task.metrics_fn, output, target)
+    if replicas > 1:
+        output, target = jax.tree.map(
+            lambda x: jax.lax.all_gather(x, DATA, tiled=True), (output, target)
+        )
+    return task.metrics_fn(output, target)

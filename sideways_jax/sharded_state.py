@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sideways_jax import sharded_optimizer
+from sideways_jax.depth_sharded import on_mesh
 from sideways_jax.depth_sharded import plan as place
 from sideways_jax.hold_back import hold_back
 from sideways_jax.layout import DEPTH, Layout, run_branch
 from sideways_jax.network import Network
 from sideways_jax.packing import Packed, Packing
-from sideways_jax.train_state import TrainState
+from sideways_jax.placement import Groups
+from sideways_jax.train_state import TrainState, new_train_state
 from sideways_jax.trees import PyTree, average, select, shape_of, zeros
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["vectors"], meta_fields=["groups"])
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """What all devices hold of one kind (parameters, say), and whose it is."""
+
+    vectors: Packed  # [N, length], sharded over `depth`
+    groups: Groups  # the modules of every device; part of the structure, not a value
 
 
 class Plan(NamedTuple):
@@ -27,7 +38,7 @@ class Plan(NamedTuple):
     layout: Layout
     params: tuple  # shapes, per module
     state: tuple
-    owner: PyTree  # the module of every leaf of the optimiser's state over the whole tree, or None
+    owner: PyTree  # the module of every leaf of the optimizer's state over the whole tree, or None
     opt_packing: Packing  # of the state that each device's view gives
 
 
@@ -41,7 +52,7 @@ def plan(
     """Only shapes are looked at; `frame` is that of a whole batch, or its shape.
 
     Raises:
-      ValueError: if the modules or the batch do not go into the mesh, or for an optimiser that
+      ValueError: if the modules or the batch do not go into the mesh, or for an optimizer that
         would give other updates.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -56,8 +67,12 @@ def plan(
     return Plan(layout, params, state, owner, opt_packing)
 
 
-def check_lengths(plan: Plan, train_state: TrainState) -> None:
-    """Raises ValueError if the state was made for other groups of modules."""
+def open_state(plan: Plan, train_state: TrainState) -> tuple[Packed, Packed, Packed]:
+    """The vectors of parameters, state and state of the optimizer, `[N, length]`.
+
+    Raises:
+      ValueError: if the train state was made for other groups of modules, or other modules.
+    """
     packings = {
         "params": plan.layout.params,
         "state": plan.layout.state,
@@ -65,22 +80,40 @@ def check_lengths(plan: Plan, train_state: TrainState) -> None:
     }
     for name, packing in packings.items():
         held = getattr(train_state, name)
-        is_packed = isinstance(held, dict) and all(hasattr(v, "shape") for v in held.values())
         expected = {key: (plan.layout.num_devices, n) for key, n in packing.lengths.items()}
-        if not is_packed or {key: v.shape for key, v in held.items()} != expected:
+        if (
+            not isinstance(held, Placed)
+            or held.groups != plan.layout.groups
+            or {key: v.shape for key, v in held.vectors.items()} != expected
+        ):
+            made_for = f", but for {held.groups}" if isinstance(held, Placed) else ""
             raise ValueError(
-                f"the {name} of this train state do not lie as groups {plan.layout.groups} need "
-                "them: make it with `init` of the same make_train_step and frames of the same "
-                "shape, or put one with a pytree for every module on the mesh with "
-                "sharded_training.per_module; give groups= to fix who has what"
+                f"the {name} of this train state were not made for frames of this shape and groups "
+                f"{plan.layout.groups} of modules{made_for}: make it with `init` of the same "
+                "make_train_step, or put one with a pytree for every module on the mesh with "
+                "step.per_module"
             )
+    return tuple(getattr(train_state, name).vectors for name in packings)
 
 
-def on_mesh(mesh: Mesh, function: Callable, in_specs: PyTree, out_specs: PyTree) -> Callable:
-    """`function`, run by every device of the mesh on its shards."""
-    return jax.jit(
-        jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    )
+def close_state(
+    plan: Plan, train_state: TrainState, params: Packed, state: Packed, opt_state: Packed
+) -> TrainState:
+    """The train state with new vectors in the place of those that `open_state` gave."""
+    new = (Placed(vectors, plan.layout.groups) for vectors in (params, state, opt_state))
+    return train_state._replace(**dict(zip(("params", "state", "opt_state"), new, strict=True)))
+
+
+def groups_of(train_state: TrainState, sizes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """How many modules each device has in this train state; `sizes` if it does not say.
+
+    They were chosen when it was made, from the costs at the size that frames had then. A given
+    choice stays as it is, so that a state made for another is noticed.
+    """
+    held = train_state.params
+    if sizes is None and isinstance(held, Placed):
+        return tuple(map(len, held.groups))
+    return sizes
 
 
 def init(
@@ -115,11 +148,14 @@ def init(
     def on_device(key, rng):
         branches = [partial(branch, n) for n in range(plan.layout.num_devices)]
         own = jax.tree.map(lambda x: x[None], run_branch(branches, key))
-        return jnp.zeros((), jnp.int32), own, rng
+        return own, rng
 
     one, by_device = PartitionSpec(), PartitionSpec(DEPTH)
-    step, own, rng = on_mesh(mesh, on_device, (one, one), (one, by_device, one))(params_key, rng)
-    return TrainState(step, *own, (), rng)
+    run = jax.jit(on_mesh(mesh, on_device, (one, one), (by_device, one)))
+    held, rng = run(params_key, rng)
+    everywhere = NamedSharding(mesh, one)
+    empty = jax.jit(lambda: new_train_state((), (), (), (), ()), out_shardings=everywhere)()
+    return close_state(plan, empty._replace(rng=rng), *held)
 
 
 def update_on_device(
@@ -139,7 +175,7 @@ def update_on_device(
       params, opt_state, sums: the vectors of this device; sums of gradients over all replicas.
       num_grads: `[D]`, what the sum of each module is divided by for the mean.
       hold: whether a module without any gradient, which there may be, keeps its weights and its
-        part of the optimiser's state.
+        part of the optimizer's state.
 
     Returns:
       `(params, opt_state, grad_norm)`, the global norm of the means.
@@ -149,8 +185,8 @@ def update_on_device(
 
     def mean(n, sums, num_grads):
         """The averaged gradients of device n's modules, and the norms of all their leaves."""
-        modules = zip(layout.groups[n], layout.params.unpack(n, sums), strict=True)
-        own = {i: average(module_sums, num_grads[i]) for i, module_sums in modules}
+        modules = zip(layout.groups[n], layout.grads.unpack(n, sums), strict=True)
+        own = {i: average(one, num_grads[i], plan.params[i]) for i, one in modules}
         known = {i: sharded_optimizer.norms(one) for i, one in own.items()}
         nothing = zeros(jax.eval_shape(sharded_optimizer.norms, plan.params))
         return layout.params.pack(n, tuple(own.values())), sharded_optimizer.view(known, nothing)

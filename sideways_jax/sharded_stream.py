@@ -14,13 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sideways_jax.depth_sharded import plan
+from sideways_jax.depth_sharded import on_mesh, plan
 from sideways_jax.in_flight import no_frames
 from sideways_jax.layout import DEPTH, Layout, filled, pack, run_branch, send_up
-from sideways_jax.mesh import check_mesh, data_axis
+from sideways_jax.mesh import check_mesh, data_axis, grid
 from sideways_jax.network import Network
 from sideways_jax.packing import Packed, Packing
+from sideways_jax.rule import forward_group
 from sideways_jax.trees import PyTree, select, shape_of, zeros
+from sideways_jax.wiring import heard
 
 
 class ShardedPipeline(NamedTuple):
@@ -55,7 +57,8 @@ def make_pipelined_step(
     Staleness is that of D modules, however many share a device: the output is late by D-1 steps.
 
     Args:
-      network, params, state: as everywhere; the modules run with `train=False`.
+      network: D modules, which run with `train=False`.
+      params, state: tuples of D pytrees.
       frame: a batch of frames `[B, ...]`, or its shape.
       mesh, groups: as in `step.make_train_step`.
       bubble: the value of padding and of what has not arrived; tests put NaN there.
@@ -64,7 +67,7 @@ def make_pipelined_step(
       A `Pipelined`. Its `step(variables, pipeline, frame, reset=None)` takes what
       `stream.pipelined_step` takes and gives the same `(pipeline, output, frames)`, except that
       `output` is `[N, B, ...]`, each row on a device along `depth`. The last is `h_D`; on the
-      others, which have none, there are zeros. Whoever wants it elsewhere takes `[-1]`.
+      others, which have none, there are zeros. To have it elsewhere, take `[-1]`.
 
     Raises:
       ValueError: if the modules or the batch do not go into the mesh.
@@ -112,18 +115,18 @@ def make_pipelined_step(
         pipeline = ShardedPipeline(*rows, frames[:-1], pipeline.next_frame + 1)
         return pipeline, jax.tree.map(lambda x: x[None], output), frames[-1]
 
-    sharded = jax.shard_map(
+    sharded = on_mesh(
+        mesh,
         on_device,
-        mesh=mesh,
-        in_specs=(spec(DEPTH), pipeline_specs, spec(data), spec(data)),
-        out_specs=(pipeline_specs, signals, spec(data)),
-        check_vma=False,
+        (spec(DEPTH), pipeline_specs, spec(data), spec(data)),
+        (pipeline_specs, signals, spec(data)),
     )
 
+    @jax.jit
     def step(variables, pipeline, frame, reset=None):
         if reset is None:
             reset = jnp.zeros(pipeline.frames.shape[1:], bool)
-        return jax.jit(sharded)(variables, pipeline, frame, reset)
+        return sharded(variables, pipeline, frame, reset)
 
     shardings = jax.tree.map(
         lambda one: NamedSharding(mesh, one), pipeline_specs, is_leaf=lambda x: isinstance(x, spec)
@@ -152,11 +155,7 @@ def top_row(output: PyTree, mesh: Mesh) -> PyTree:
 @functools.lru_cache
 def _on_top(mesh: Mesh) -> NamedSharding:
     """Batches over the top devices of all replicas; asked for at every step."""
-    num_replicas, num_devices = check_mesh(mesh)
-    grid = mesh.devices.reshape(num_replicas, num_devices)
-    if mesh.axis_names[0] == DEPTH:
-        grid = mesh.devices.reshape(num_devices, num_replicas).T
-    return NamedSharding(Mesh(grid[:, -1], ("data",)), PartitionSpec("data"))
+    return NamedSharding(Mesh(grid(mesh)[:, -1], ("data",)), PartitionSpec("data"))
 
 
 def _run(
@@ -167,15 +166,11 @@ def _run(
     """Device n at one step: what its modules send each other, what goes up, and the output."""
     group = layout.groups[n]
     below = frame if n == 0 else layout.signals.unpack(n - 1, from_below)
-    inputs = (below, *inner.unpack(n, between))
-    own_params, own_state = layout.params.unpack(n, params), layout.state.unpack(n, state)
-    sent = []
-    for j, i in enumerate(group):
-        x = select(frames[i] >= 0, inputs[j])
-        output, _ = network.modules[i].apply(own_params[j], own_state[j], x, train=False, rng=None)
-        sent.append(output)
-    own = inner.pack(n, tuple(sent[:-1]), padding=bubble)
+    sent = forward_group(
+        network, group, layout.params.unpack(n, params), layout.state.unpack(n, state),
+        heard(group, below, inner.unpack(n, between)), frames,
+    )  # fmt: skip
+    between = inner.pack(n, sent[:-1], padding=bubble)
     if n + 1 < layout.num_devices:
-        up = layout.signals.pack(n, sent[-1], padding=bubble)
-        return own, up, zeros(layout.output)
-    return own, filled(layout.signals, bubble), select(frames[-1] >= 0, sent[-1])
+        return between, layout.signals.pack(n, sent[-1], padding=bubble), zeros(layout.output)
+    return between, filled(layout.signals, bubble), select(frames[-1] >= 0, sent[-1])

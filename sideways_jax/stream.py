@@ -18,8 +18,10 @@ import numpy as np
 
 from sideways_jax import sharded_stream
 from sideways_jax.network import Network
-from sideways_jax.online import Outputs
+from sideways_jax.rule import forward_group
+from sideways_jax.streams import Outputs
 from sideways_jax.trees import PyTree, select, shape_of, zeros
+from sideways_jax.wiring import heard
 
 __all__ = [
     "Outputs",
@@ -58,7 +60,8 @@ def pipelined_step(
     """One step of all modules, each on the activation that the step before sent it.
 
     Args:
-      network, params, state: as everywhere; the modules run with `train=False`.
+      network: D modules, which run with `train=False`.
+      params, state: tuples of D pytrees.
       pipeline: `init_pipeline`, or what the step before gave.
       frame: a batch `[B, ...]`, one frame of each of B streams.
       reset: bool `[B]`, whether it is the first of another stream, of which nothing is in the
@@ -74,12 +77,10 @@ def pipelined_step(
     batch = below.shape[1]
     entering = jnp.full((1, batch), pipeline.next_frame)
     frames = jnp.concatenate([entering, below])
-    inputs = (frame, *pipeline.activations)
-    sent = []
-    for i, module in enumerate(network.modules):
-        x = select(frames[i] >= 0, inputs[i])
-        sent.append(module.apply(params[i], state[i], x, train=False, rng=None)[0])
-    new = Pipeline(tuple(sent[:-1]), frames[:-1], pipeline.next_frame + 1)
+    group = tuple(range(network.depth))
+    inputs = heard(group, frame, pipeline.activations)
+    sent = forward_group(network, group, params, state, inputs, frames)
+    new = Pipeline(sent[:-1], frames[:-1], pipeline.next_frame + 1)
     return new, select(frames[-1] >= 0, sent[-1]), frames[-1]
 
 
@@ -113,7 +114,8 @@ class PipelinedModel:
     """A network that takes a frame of each of B streams, and gives the output of an older one.
 
     Args:
-      network, params, state: as everywhere.
+      network: D modules.
+      params, state: tuples of D pytrees.
       mesh: with an axis "depth", to put the modules on devices of their own, and maybe "data" to
         split the batch; None for one device. The outputs are the same, and as late; they stay on
         the last device of "depth".

@@ -5,7 +5,7 @@ import pytest
 
 from experiments.stream_score import StreamScore
 from sideways_jax import blocking
-from sideways_jax.online import Outputs
+from sideways_jax.stream import Outputs
 
 BLACK, WHITE = 0, 255
 

@@ -64,6 +64,27 @@ def tanh():
     return Module(_nothing, apply)
 
 
+def unit():
+    """`x / ||x||` of every example: no number at zero, and no gradient."""
+
+    def apply(params, state, x, *, train, rng):
+        return x / jnp.sqrt(jnp.sum(x**2, axis=-1, keepdims=True)), state
+
+    return Module(_nothing, apply)
+
+
+def root():
+    """`sqrt(|x| w)`: zero at zero, where its gradient is no number."""
+
+    def init(key, x):
+        return 1 + jnp.abs(_draw(key, (1, x.shape[-1]), x.dtype)), ()
+
+    def apply(params, state, x, *, train, rng):
+        return jnp.sqrt(jnp.abs(x) * params), state
+
+    return Module(init, apply)
+
+
 def conv(features, stride=1):
     """A 3x3 convolution without bias, NHWC, `SAME`; its parameters are a bare array."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from sideways_jax import blocking
+from sideways_jax import blocking, step
 from tests.sideways_jax import networks
 from tests.sideways_jax.comparison import assert_same
 from tests.sideways_jax.networks import BATCH, squared_error
@@ -31,8 +31,9 @@ def test_the_clock_of_inference():
 
 def _step(depth):
     network, params, state = networks.start(networks.batch_norm_network, depth)
-    init, train_step = blocking.make_train_step(
+    init, train_step = step.make_train_step(
         network, squared_error, optax.sgd(RATE, momentum=0.9), with_outputs=True,
+        rule="backprop", update_every=1,
         metrics_fn=lambda y, t: {"again": squared_error(y, t)},
     )  # fmt: skip
     frames, targets = networks.random_clip(5 * (2 * depth - 1))
@@ -69,6 +70,8 @@ def test_every_frame_that_is_taken_is_one_step_of_backprop(depth):
     assert_same(np.concatenate(seen), np.stack([outputs[t] for t in clock.shown]))
     assert_same(train_state.params, params)
     assert_same(train_state.state, state)
+    assert int(train_state.step) == (clock.taken >= 0).sum()
+    assert int(train_state.frames) == len(frames)
     late = [
         squared_error(outputs[n], targets[t])
         for t, n in enumerate(clock.shown)

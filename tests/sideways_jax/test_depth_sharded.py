@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from sideways_jax import Module, Network, depth_sharded, make_mesh, step
 from sideways_jax.layout import run_branch
+from sideways_jax.task import Task
 from tests.sideways_jax import networks, sharding
 from tests.sideways_jax.networks import squared_error
 from tests.sideways_jax.sharding import (
@@ -145,15 +146,8 @@ def test_a_mesh_of_the_user():
 
 
 def _poisoned(network, start, frames, *, num_devices, bubble=jnp.nan, **options):
-    options = {"rule": "sideways", "schedule": None, "recompute": True, "groups": None} | options
-
-    def run(params, state, frames, targets):
-        return depth_sharded.episode(
-            network, squared_error, params, state, frames, targets, mesh=make_mesh(num_devices),
-            target="stream", train=True, rng=RNG(), bubble=bubble, **options,
-        )  # fmt: skip
-
-    return jax.jit(run)(*start, *frames)
+    pipeline = step.Pipeline(make_mesh(num_devices), **options)
+    return pipeline.episode(Task(network, squared_error), *start, *frames, RNG(), bubble=bubble)
 
 
 @pytest.mark.usefixtures("x64", "quick_compile")

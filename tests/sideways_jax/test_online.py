@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from sideways_jax import blocking, step
+from sideways_jax import make_mesh, step
 from tests.sideways_jax import networks
 from tests.sideways_jax.comparison import assert_same
 from tests.sideways_jax.networks import squared_error
@@ -27,13 +27,14 @@ def _resets(num_frames, batch, seed=0):
     return reset
 
 
-def _reference(network, params, frames, targets, reset, *, update_every, target):
+def _reference(network, params, frames, targets, reset, *, update_every, target, state=None):
     """A Python loop over steps, examples and modules; every example has inboxes of its own.
 
     Returns the parameters, and by step and example the frame that is shown (or -1) and the loss.
     """
     depth, batch = network.depth, frames.shape[1]
     params = list(params)
+    state = state or [()] * depth
     above = [[None] * depth for _ in range(batch)]  # [b][i]: (cotangent, frame), for module i
     below = [[None] * depth for _ in range(batch)]  # [b][i]: (activation, target, frame)
     shown = np.full(reset.shape, -1)
@@ -51,8 +52,8 @@ def _reference(network, params, frames, targets, reset, *, update_every, target)
                 x, own_target, frame = below[b][i]
                 module = network.modules[i]
 
-                def forward(params, x, module=module):
-                    return module.apply(params, (), x, train=True, rng=None)[0]
+                def forward(params, x, module=module, state=state[i]):
+                    return module.apply(params, state, x, train=True, rng=None)[0]
 
                 y, vjp = jax.vjp(forward, params[i], x[None])
                 cotangent = above[b][i]
@@ -107,6 +108,47 @@ def test_online_learning_is_the_loop(depth, update_every, target):
     assert_same(train_state.params, expected, atol=1e-10)
     hidden = shown < 0
     assert depth == 1 or hidden.any()
+
+
+def _singular():
+    """Modules without a gradient at zero, where a bubble is; and streams that begin black."""
+    network = networks.Network(
+        [
+            networks.root(),
+            networks.chain(networks.dense(4), networks.unit()),
+            networks.chain(networks.root(), networks.unit(), networks.dense(5)),
+            networks.chain(networks.unit(), networks.root(), networks.linear(networks.NUM_OUTPUTS)),
+        ]
+    )
+    frames, targets = networks.random_clip(24)
+    reset = _resets(24, networks.BATCH, seed=3)
+    return network, jnp.where(reset[..., None], 0, frames), targets, reset
+
+
+@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.parametrize("mesh", [None, (2, 1), (2, 3)])
+def test_nothing_of_a_bubble_reaches_a_parameter_whatever_a_module_computes(mesh):
+    network, frames, targets, reset = _singular()
+    options = {}
+    if mesh is not None:
+        options = {"execution": step.Pipeline(make_mesh(*mesh), groups=(1, 3))}
+    tx = optax.sgd(RATE)
+    init, train_step = step.make_train_step(
+        network, squared_error, tx, update_every=1, with_outputs=True, **options
+    )
+    start = init(jax.random.key(0), frames[0])
+    params, state, to_modules = start.params, start.state, lambda train_state: train_state
+    if mesh is not None:
+        to_modules, _ = step.per_module(network, tx, make_mesh(*mesh), frames[0], (1, 3))
+        params, state = to_modules(start)[1:3]
+    expected, shown, losses = _reference(
+        network, params, frames, targets, reset, update_every=1, target="stream", state=state
+    )
+    assert np.isfinite(jax.tree.leaves(expected)[0]).all()
+    train_state, metrics, outputs = jax.jit(train_step)(start, frames, targets, reset)
+    np.testing.assert_array_equal(outputs.frames, shown)
+    assert_same(to_modules(train_state).params, jax.tree.map(np.asarray, expected), atol=1e-10)
+    assert metrics["loss"] == pytest.approx(np.nanmean(losses), abs=1e-10)
 
 
 @pytest.mark.usefixtures("x64")
@@ -171,7 +213,7 @@ def test_statistics_move_only_when_no_example_is_a_bubble():
 
 @pytest.mark.parametrize("make", [
     lambda *arguments: step.make_train_step(*arguments, update_every=1, target="origin"),
-    blocking.make_train_step,
+    lambda *arguments: step.make_train_step(*arguments, rule="backprop", update_every=1),
 ])  # fmt: skip
 def test_what_init_gives_can_be_donated(make):
     """No array is in two places."""

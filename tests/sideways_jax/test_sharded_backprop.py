@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sideways_jax import depth_sharded, make_mesh
+from sideways_jax import make_mesh
+from sideways_jax.pipeline import Pipeline
 from sideways_jax.schedules import SCHEDULES
+from sideways_jax.task import Task
 from tests.sideways_jax import networks, sharding
 from tests.sideways_jax.networks import squared_error
 from tests.sideways_jax.sharding import TOLERANCE, assert_close, case, clip, episode, variables
@@ -117,15 +119,11 @@ def test_bubbles_and_padding_leak_nothing(schedule, recompute):
     start = variables(network, (5,))
     frames = clip(4, (5,))
 
-    def run(params, state, frames, targets):
-        return depth_sharded.episode(
-            network, squared_error, params, state, frames, targets, mesh=make_mesh(3),
-            rule="backprop", schedule=schedule, recompute=recompute, groups=None, target="stream",
-            train=True, rng=None, bubble=jnp.nan,
-        )  # fmt: skip
-
+    pipeline = Pipeline(make_mesh(3), schedule=schedule, recompute=recompute)
+    task = Task(network, squared_error, "backprop")
+    actual = pipeline.episode(task, *start, *frames, None, bubble=jnp.nan)
     expected = episode(network, *start, *frames, rule="backprop")
-    assert_close(jax.jit(run)(*start, *frames), expected, TOLERANCE["float64"])
+    assert_close(actual, expected, TOLERANCE["float64"])
 
 
 def _times_run(schedule, num_devices, recompute):
@@ -169,11 +167,9 @@ def test_residuals_that_are_parameters_are_not_kept():
     frames = clip(6, (16,), "float32", batch=1)
 
     def run(params, state, frames, targets):
-        return depth_sharded.episode(
-            network, squared_error, params, state, frames, targets, mesh=make_mesh(3),
-            rule="backprop", schedule="gpipe", recompute=False, groups=None, target="stream",
-            train=True, rng=None,
-        )  # fmt: skip
+        pipeline = Pipeline(make_mesh(3), schedule="gpipe", recompute=False)
+        task = Task(network, squared_error, "backprop")
+        return pipeline.episode(task, params, state, frames, targets, None)
 
     hlo = jax.jit(run).lower(*start, *frames).compile().as_text()
     stashes = {int(n) for n in re.findall(r"f32\[6,(\d+)\]", hlo)}

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from sideways_jax import Network, make_mesh, sharded_online, sharded_training, step
+from sideways_jax import Network, make_mesh, step
+from sideways_jax.task import Task
 from tests.sideways_jax import networks, sharding
 from tests.sideways_jax.comparison import largest_difference
 from tests.sideways_jax.networks import squared_error
@@ -58,7 +59,7 @@ class _Run:
         self.shape = jax.ShapeDtypeStruct((BATCH, *frame), dtype)
         self.target = jax.ShapeDtypeStruct((BATCH, networks.NUM_OUTPUTS), dtype)
         if mesh is not None:
-            self.to_modules, self.from_modules = sharded_training.per_module(
+            self.to_modules, self.from_modules = step.per_module(
                 network, tx, mesh, self.shape, groups
             )
 
@@ -188,15 +189,13 @@ def test_a_run_starts_as_on_one_device():
 def test_nothing_of_the_stream_before_leaks():
     network, frame = networks.dense_network(4), (5,)
     mesh, groups = make_mesh(3), (2, 1, 1)
-    init, train_step = sharded_online.make_train_step(
-        network, squared_error, _optimizer(), mesh=mesh, groups=groups, update_every=2,
-        target="origin", metrics_fn=None, with_outputs=True, bubble=jnp.nan,
+    init, train_step = step.Pipeline(mesh, groups).stream_training(
+        Task(network, squared_error, target="origin"), _optimizer(),
+        update_every=2, with_outputs=True, bubble=jnp.nan,
     )  # fmt: skip
     train_step = jax.jit(train_step)
     first, (frames, targets, _), _ = _calls(frame)
-    to_modules, from_modules = sharded_training.per_module(
-        network, _optimizer(), mesh, frames[0], groups
-    )
+    to_modules, from_modules = step.per_module(network, _optimizer(), mesh, frames[0], groups)
     train_state, *_ = train_step(init(jax.random.key(0), frames[0], targets[0]), *first)
     modules = to_modules(train_state)
 
@@ -237,13 +236,29 @@ def test_one_program_with_two_messages_a_step():
 
 
 @pytest.mark.parametrize(
-    "options", [{"execution": "time_parallel"}, {"rule": "backprop", "execution": "scan"}]
+    ("options", "message"),
+    [
+        ({"execution": "time_parallel"}, "set execution='scan' or 'depth_sharded'"),
+        ({"execution": "time_parallel", "rule": "backprop"}, "set execution='scan'"),
+        (
+            {"rule": "backprop", "update_every": 2},
+            "one frame of 2D-1 = 3.*set update_every=1",
+        ),
+        (
+            {"rule": "backprop", "execution": "depth_sharded", "schedule": "1f1b"},
+            "is for one device, set execution='scan'",
+        ),
+        ({"update_every": 0}, "update_every=0: give None or a number of at least 1"),
+    ],
 )
-def test_where_weights_cannot_change_between_steps(options):
-    with pytest.raises(ValueError, match="needs rule='sideways' and execution='scan' or 'depth_"):
+def test_where_weights_cannot_change_between_steps(options, message):
+    if options.get("execution") == "depth_sharded":
+        options = options | {"mesh": make_mesh(2)}
+    with pytest.raises(ValueError, match=message):
         step.make_train_step(
-            networks.dense_network(2), squared_error, optax.sgd(1.0), update_every=1, **options
-        )
+            networks.dense_network(2), squared_error, optax.sgd(1.0),
+            **{"update_every": 1, **options},
+        )  # fmt: skip
 
 
 @pytest.mark.usefixtures("quick_compile")

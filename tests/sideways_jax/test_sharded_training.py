@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from sideways_jax import make_mesh, sharded_training, step
+from sideways_jax import make_mesh, step
 from tests.sideways_jax import networks, sharding
 from tests.sideways_jax.networks import squared_error
 from tests.sideways_jax.sharding import BATCH, TOLERANCE, assert_close, case, variables
@@ -50,7 +50,7 @@ class _Run:
         shape = jax.ShapeDtypeStruct((BATCH, *frame), dtype)
         self.init = lambda: init(jax.random.key(3), shape)
         if mesh is not None:
-            self.to_modules, self.from_modules = sharded_training.per_module(
+            self.to_modules, self.from_modules = step.per_module(
                 network, tx, options["mesh"], shape, groups
             )
 
@@ -242,7 +242,7 @@ def test_no_device_holds_the_gradients_of_all_modules():
         int(np.prod([int(n) for n in shape.split(",")]))
         for shape in re.findall(r"f32\[([\d,]+)\]", hlo)
     }
-    held = [rows.shape[1] for rows in train_state.params.values()]
+    held = [rows.shape[1] for rows in train_state.params.vectors.values()]
     assert sum(held) == max(sizes)  # What every device holds, in padded vectors.
     assert max(held) in arrays
     assert max(arrays) < sum(sizes)

@@ -1,0 +1,262 @@
+"""Inputs at the edge: the right answer, or a clear error before anything is computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sideways_jax import Module, Network, make_mesh, step
+from tests.sideways_jax import networks
+from tests.sideways_jax.networks import squared_error
+from tests.sideways_jax.sharding import assert_close, clip, episode, variables
+
+EXECUTIONS = {
+    "scan": lambda: step.Scan(),
+    "time_parallel": lambda: step.TimeParallel(),
+    "depth_sharded": lambda: step.Pipeline(make_mesh(2)),
+}
+
+
+# Options that an execution does not have ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("execution", ["scan", "time_parallel"])
+@pytest.mark.parametrize(
+    "option", [{"groups": (1, 1)}, {"recompute": False}, {"recompute": True}, {"schedule": "1f1b"}]
+)
+def test_options_of_a_pipeline_on_one_device(execution, option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name}=.*runs on one device and takes no {name}"):
+        step.make_train_step(
+            networks.dense_network(2), squared_error, optax.sgd(0.1), execution=execution, **option
+        )
+
+
+def test_options_beside_a_value():
+    with pytest.raises(ValueError, match=r"groups=\(1, 1\): execution=Pipeline.*takes no groups"):
+        step.make_train_step(
+            networks.dense_network(2), squared_error, optax.sgd(0.1), groups=(1, 1),
+            execution=step.Pipeline(make_mesh(2)),
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="recompute=True: Sideways keeps nothing"):
+        step.make_train_step(
+            networks.dense_network(2), squared_error, optax.sgd(0.1),
+            execution=step.Pipeline(make_mesh(2), recompute=True),
+        )  # fmt: skip
+
+
+# Frames and targets -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((4, 2, 5), (4,)), r"targets have the shape \(4,\); they need \[K, B, ...\].* B = 2"),
+        (((4, 2, 5), (4, 1, 3)), r"targets have the shape \(4, 1, 3\).* B = 2"),
+        (((4,), (4,)), r"frames have the shape \(4,\); they need a batch axis"),
+    ],
+)
+def test_a_missing_batch_axis_is_not_broadcast(execution, shapes, message):
+    network = networks.dense_network(2)
+    frames, targets = (np.zeros(shape, np.float32) for shape in shapes)
+    init, train_step = step.make_train_step(
+        network, squared_error, optax.sgd(0.1), execution=EXECUTIONS[execution]()
+    )
+    start = init(jax.random.key(0), jax.ShapeDtypeStruct((2, 5), jnp.float32))
+    with pytest.raises(ValueError, match=message):
+        train_step(start, frames, targets)
+
+
+@pytest.mark.parametrize("execution", ["scan", "depth_sharded"])
+def test_an_entry_without_a_batch_axis_on_a_stream(execution):
+    """Nothing of it could be a bubble for one stream, and not for another."""
+    first = Module(
+        lambda key, x: ((), ()),
+        lambda params, state, x, *, train, rng: ({"x": x, "mean": jnp.mean(x)}, state),
+    )
+    second = Module(
+        lambda key, x: ((), ()),
+        lambda params, state, x, *, train, rng: (x["x"] + x["mean"], state),
+    )
+    network = Network([first, second, networks.linear(3)])
+    init, _ = step.make_train_step(
+        network, squared_error, optax.sgd(0.1), update_every=1, execution=EXECUTIONS[execution]()
+    )
+    with pytest.raises(ValueError, match=r"output of module 0.*\['mean'\].*shape \(\).*B = 2"):
+        init(jax.random.key(0), jax.ShapeDtypeStruct((2, 5), jnp.float32))
+
+
+def test_restarts_are_truth_values():
+    network = networks.dense_network(2)
+    init, train_step = step.make_train_step(network, squared_error, optax.sgd(0.1), update_every=1)
+    frames, targets = clip(3, (5,), "float32", batch=2)
+    with pytest.raises(ValueError, match="reset has dtype int32: give bool"):
+        train_step(
+            init(jax.random.key(0), frames[0]), frames, targets, jnp.zeros((3, 2), jnp.int32)
+        )
+
+
+# Narrow floats ------------------------------------------------------------------------------------
+
+
+def _ones(dtype):
+    """A network whose gradient is one at every frame, in parameters and loss."""
+    add = Module(
+        lambda key, x: (jnp.zeros((), dtype), ()),
+        lambda params, state, x, *, train, rng: (x + params, state),
+    )
+    return Network([add, add])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("rule", ["sideways", "backprop"])
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_sums_over_many_frames_do_not_stall(execution, rule, dtype):
+    frames = jnp.ones((1024, 1, 1), dtype)
+    network = _ones(dtype)
+    options = {"schedule": "1f1b"} if (execution, rule) == ("depth_sharded", "backprop") else {}
+    if execution == "depth_sharded":
+        options["mesh"] = make_mesh(2)
+    done = episode(
+        network, (jnp.zeros((), dtype),) * 2, ((), ()), frames, frames, rule=rule,
+        execution=execution, loss_fn=lambda output, target: jnp.mean(output), **options,
+    )  # fmt: skip
+    for grad in done.grads:
+        assert grad.dtype == dtype
+        assert float(grad) == 1.0
+    assert float(done.loss) == 1.0
+
+
+@pytest.mark.parametrize("execution", ["scan", "depth_sharded"])
+def test_sums_of_an_update_on_a_stream_do_not_stall(execution):
+    frames = jnp.ones((1024, 1, 1), jnp.bfloat16)
+    init, train_step = step.make_train_step(
+        _ones(jnp.bfloat16), lambda output, target: jnp.mean(output), optax.sgd(1.0),
+        update_every=1024, execution=EXECUTIONS[execution](),
+    )  # fmt: skip
+    _, metrics = jax.jit(train_step)(init(jax.random.key(0), frames[0]), frames, frames)
+    assert float(metrics["grad_norm"]) == pytest.approx(2**0.5, rel=1e-2)
+    assert float(metrics["loss"]) == 1.0
+
+
+# What lies on a mesh ------------------------------------------------------------------------------
+
+
+def _equal_modules():
+    layer = networks.dense(5)
+    return Network([layer, layer, networks.chain(layer, networks.linear(3))])
+
+
+def _training(network, groups=None, **options):
+    tx = optax.sgd(1e-2, momentum=0.9)
+    pipeline = step.Pipeline(make_mesh(2), groups)
+    return tx, *step.make_train_step(network, squared_error, tx, execution=pipeline, **options)
+
+
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("update_every", [None, 1])
+def test_a_state_made_for_other_groups_of_equal_modules(update_every):
+    network = Network([networks.dense(5)] * 3)
+    frames, targets = clip(6, (5,), "float32")[0], clip(6, (5,), "float32")[0]
+    _, init, _ = _training(network, (1, 2), update_every=update_every)
+    _, _, train_step = _training(network, (2, 1), update_every=update_every)
+    start = init(jax.random.key(0), frames[0])
+    with pytest.raises(ValueError, match=r"groups \(\(0, 1\), \(2,\)\).*but for \(\(0,\), \(1, 2"):
+        train_step(start, frames, targets)
+
+
+def _costs_follow_the_frame():
+    """The first module is cheap for small frames, and costs the most for large ones."""
+
+    def pooled(features):
+        layer = networks.conv(features)
+
+        def apply(params, state, x, *, train, rng):
+            y, state = layer.apply(params, state, x, train=train, rng=rng)
+            return jnp.mean(y, axis=(1, 2), keepdims=True), state
+
+        return Module(layer.init, apply)
+
+    dense = networks.chain(networks.flatten(), networks.dense(16), networks.dense(16))
+    return Network([pooled(4), dense, networks.chain(networks.dense(16), networks.linear(3))])
+
+
+@pytest.mark.usefixtures("x64", "quick_compile")
+def test_frames_of_another_size_do_not_move_modules():
+    """Groups balance costs at the size of `init`; afterwards they are those of the state."""
+    network = _costs_follow_the_frame()
+    small, large = (clip(6, (n, n, 2)) for n in (2, 16))
+    tx, init, train_step = _training(network)
+    assert init(jax.random.key(0), large[0][0]).params.groups == ((0,), (1, 2))
+    start = init(jax.random.key(0), small[0][0])
+    assert start.params.groups == ((0, 1), (2,))
+    after, metrics = train_step(start, *large)
+    one_init, one_step = step.make_train_step(network, squared_error, tx)
+    one, expected = jax.jit(one_step)(one_init(jax.random.key(0), small[0][0]), *large)
+    assert_close(metrics, expected, 1e-10)
+    for frame in (small[0][0], large[0][0]):  # Of whichever size the conversion was asked for.
+        to_modules, _ = step.per_module(network, tx, make_mesh(2), frame)
+        assert_close(to_modules(after).params, one.params, 1e-10)
+    _, init, train_step = _training(network, update_every=1)
+    start = init(jax.random.key(0), large[0][0])
+    with pytest.raises(ValueError, match="came from frames of another shape"):
+        train_step(start, *clip(6, (16, 18, 2)))
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_a_call_that_is_not_jitted_compiles_once(caplog):
+    network = _equal_modules()
+    frames, targets = clip(6, (5,), "float32")
+    _, init, train_step = _training(network)
+    _, stream_init, stream_step = _training(network, update_every=2)
+    params, state = variables(network, (5,), "float32")
+    pipeline = step.Pipeline(make_mesh(2))
+
+    def all_of_them():
+        train_step(init(jax.random.key(0), frames[0]), frames, targets)
+        stream_step(stream_init(jax.random.key(0), frames[0]), frames, targets)
+        step.episode_gradients(
+            network, squared_error, params, state, frames, targets, execution=pipeline
+        )
+
+    all_of_them()
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        all_of_them()
+    compiled = [one.message for one in caplog.records if "Finished XLA compilation" in one.message]
+    assert not [name for name in compiled if "train_step" in name or "_episode" in name]
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_metrics_do_not_gather_outputs():
+    """One number a step leaves a device, whatever the size of an output."""
+    network = Network([networks.dense(4), networks.dense(128)])
+    frames = clip(8, (5,), "float32")[0]
+    targets = jnp.zeros((8, 4, 128), jnp.float32)
+    _, init, train_step = _training(
+        network, metrics_fn=lambda y, t: {"distance": jnp.mean(jnp.abs(y - t))}
+    )
+    start = init(jax.random.key(0), frames[0])
+    compiled = jax.jit(train_step).lower(start, frames, targets).compile()
+    outputs = 8 * 4 * 128 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < outputs
+    assert "all-gather" not in compiled.as_text()
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_a_state_in_host_memory_and_back():
+    """No device gets what is another's on the way to a checkpoint, or from it."""
+    network = _equal_modules()
+    frame = jax.ShapeDtypeStruct((4, 5), jnp.float32)
+    tx, init, _ = _training(network)
+    start = init(jax.random.key(0), frame)
+    to_modules, from_modules = step.per_module(network, tx, make_mesh(2), frame)
+    modules = to_modules(start)
+    kept = jax.tree.leaves((modules.params, modules.state, modules.opt_state))
+    assert all(isinstance(leaf, np.ndarray) for leaf in kept)
+    back = from_modules(modules)
+    assert_close(back, start, 0)
+    for leaf in jax.tree.leaves((back.params, back.opt_state)):
+        assert {piece.data.shape[0] for piece in leaf.addressable_shards} == {1}
+        assert len(leaf.sharding.device_set) == 2
