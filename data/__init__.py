@@ -4,7 +4,6 @@ Clips with labels come from `load`, streams of frames without end or label from 
 """
 
 import difflib
-from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -17,10 +16,11 @@ from data import (
     video_file,
     video_folder,
 )
-from data.pipeline import Source
+from data.pipeline import ClipOptions, Source, make_source
+from data.protocol import ClipSet, StreamSet
 from data.streams import Streams
 
-_CLIPS: dict[str, ModuleType | recorded.RecordedDataSet] = {
+_CLIPS: dict[str, ClipSet] = {
     "cater": recorded.CATER,
     "hmdb51": recorded.HMDB51,
     "kinetics_csv": kinetics_csv,
@@ -28,7 +28,7 @@ _CLIPS: dict[str, ModuleType | recorded.RecordedDataSet] = {
     "ucf101": recorded.UCF101,
     "video_folder": video_folder,
 }
-_STREAMS: dict[str, ModuleType] = {
+_STREAMS: dict[str, StreamSet] = {
     "moving_solids": moving_solids,
     "video_file": video_file,
 }
@@ -67,8 +67,12 @@ def load(
       ValueError: if there is no such data set or field (the message names the closest one), or a
         value is out of range.
     """
-    return _checked(config, _CLIPS).load(
-        config, seed=seed, process_index=process_index, process_count=process_count
+    return make_source(
+        _checked(config, _CLIPS).splits(config, seed=seed),
+        ClipOptions.of(config),
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
     )
 
 
@@ -87,7 +91,7 @@ def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str = "
       ValueError: if there is no such data set or field (the message names the closest one), or a
         value is out of range.
     """
-    return _checked(config, _STREAMS).load_streams(config, seed=seed, split=split)
+    return Streams(_checked(config, _STREAMS).programme(config, seed=seed, split=split))
 
 
 def _checked(config: ml_collections.ConfigDict, data_sets: dict[str, Any]) -> Any:

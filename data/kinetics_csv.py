@@ -23,7 +23,9 @@ from typing import NamedTuple
 import av
 import ml_collections
 
-from data import pipeline, scan, video
+from data import scan, video
+from data.pipeline import Splits
+from data.protocol import clip_config
 from data.video_folder import FolderVideos, Video, skip_bad
 
 _COLUMNS = ("path", "label", "start", "end")
@@ -41,26 +43,17 @@ class Row(NamedTuple):
 
 def default_config() -> ml_collections.ConfigDict:
     """The fields of `config.data` for lists of videos, with their defaults."""
-    config = ml_collections.ConfigDict()
-    config.name = "kinetics_csv"
+    config = clip_config("kinetics_csv")
     config.path = ""  # the CSV file of the training videos
     config.test_path = ""  # that of the test videos; empty: no tests
     config.root = ""  # what paths are relative to; empty: the folder of each CSV file
-    config.num_frames = 64  # K, frames of a clip
     config.resize = 128  # pixels of the shorter side before the crop; 0 does not resize
-    config.size = 112  # height and width of the crop, pixels
-    config.stride = 1  # take every stride-th frame
-    config.batch_size = 8  # clips of a batch, over all processes
-    config.num_workers = 0  # processes that make training batches; 0 makes them in this one
-    config.flip = True  # mirror half of the training clips
     config.max_bad_fraction = 0.25  # loading fails when more of the files than this are bad
     config.cache_dir = ""  # where to remember which files are good; empty: the user's cache
     return config
 
 
-def load(
-    config: ml_collections.ConfigDict, *, seed: int, process_index: int, process_count: int
-) -> pipeline.Source:
+def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
     """The videos that `config.path` and `config.test_path` list.
 
     Raises:
@@ -68,6 +61,7 @@ def load(
       ValueError: if a list makes no sense, a test video has a class that no training video has, too
         many files are bad, or a value of `config` is out of range.
     """
+    del seed
     if not config.path:
         raise ValueError("path is empty; give the list of videos: --config.data.path=FILE.csv")
     if config.resize and config.size > config.resize:
@@ -99,16 +93,7 @@ def load(
     train, test = (
         FolderVideos(root, part, config.resize) for root, part in zip(roots, parts, strict=False)
     )
-    return pipeline.make_source(
-        classes,
-        train,
-        test,
-        pipeline.ClipOptions.of(config),
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-        skipped=skipped,
-    )
+    return Splits(classes, train, test, skipped)
 
 
 def read(path: str) -> list[Row]:

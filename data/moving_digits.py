@@ -15,7 +15,9 @@ from collections.abc import Iterator
 import ml_collections
 import numpy as np
 
-from data import clips, pipeline
+from data import clips
+from data.pipeline import Splits
+from data.protocol import clip_config
 
 _PIXELS = 8  # height and width of the digits as they are stored
 _LEVELS = 16  # their brightest value
@@ -23,14 +25,8 @@ _LEVELS = 16  # their brightest value
 
 def default_config() -> ml_collections.ConfigDict:
     """The fields of `config.data` for this data set, with their defaults."""
-    config = ml_collections.ConfigDict()
-    config.name = "moving_digits"
-    config.num_frames = 16  # K, frames of a clip
-    config.size = 64  # height and width of the canvas, pixels
-    config.stride = 1  # take every stride-th frame
-    config.batch_size = 8  # clips of a batch, over all processes
-    config.num_workers = 0  # processes that make training batches; 0 makes them in this one
-    config.flip = False  # mirror half of the training clips; a mirrored digit is another sign
+    # A mirrored digit is another sign.
+    config = clip_config("moving_digits", num_frames=16, size=64, flip=False)
     config.length = 32  # frames of a video
     config.digit_size = 32  # height and width of a digit, pixels
     config.speed = 1.5  # pixels a frame
@@ -39,10 +35,8 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
-def load(
-    config: ml_collections.ConfigDict, *, seed: int, process_index: int, process_count: int
-) -> pipeline.Source:
-    """The data set as `config` describes it.
+def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
+    """Other digits for training than for testing.
 
     Raises:
       ValueError: if a digit does not fit on the canvas, or there are not enough digits.
@@ -80,14 +74,10 @@ def load(
             seed=seed,
         )
 
-    return pipeline.make_source(
-        [str(digit) for digit in range(10)],
-        videos(slice(config.num_train)),
-        videos(slice(first_test, None)),
-        pipeline.ClipOptions.of(config),
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
+    return Splits(
+        classes=[str(digit) for digit in range(10)],
+        train=videos(slice(config.num_train)),
+        test=videos(slice(first_test, None)),
     )
 
 

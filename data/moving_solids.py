@@ -22,7 +22,7 @@ import numpy as np
 
 from data import ray_caster
 from data.solid_scenes import Scene
-from data.streams import Piece, Programme, Streams
+from data.streams import Piece, Programme
 
 FRAMES_PER_SECOND = 24
 _SPLITS = ("train", "test")
@@ -45,7 +45,7 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
-def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Streams:
+def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Programme:
     """Streams of scenes, as the head of this file says.
 
     Raises:
@@ -70,19 +70,17 @@ def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str) ->
             times = config.stride * np.arange(first, min(first + at_once, stop))
             yield from ray_caster.draw(scenery, scene.solids, scene.places(times))
 
-    return Streams(
-        Programme(
-            batch_size=batch_size,
-            size=size,
-            piece=piece,
-            frames=frames,
-            num_steps=None if split == "train" else length * -(-config.num_test // batch_size),
-            stall_seconds=None,
-            name="moving_solids",
-            live=False,
-            ahead=_MOST_AT_ONCE,
-            what={**config.to_dict(), "seed": seed, "split": split},
-        )
+    return Programme(
+        batch_size=batch_size,
+        size=size,
+        piece=piece,
+        frames=frames,
+        num_steps=None if split == "train" else length * -(-config.num_test // batch_size),
+        stall_seconds=None,
+        name="moving_solids",
+        live=False,
+        ahead=_MOST_AT_ONCE,
+        what={**config.to_dict(), "seed": seed, "split": split},
     )
 
 

@@ -70,6 +70,15 @@ class Videos(Protocol):
         """Yields the part `box` of every frame of a test video: uint8 [height, width, 3]."""
 
 
+class Splits(NamedTuple):
+    """What there is to train on and to test."""
+
+    classes: Sequence[str]  # their names, in the order of the labels
+    train: Videos
+    test: Videos
+    skipped: Sequence[tuple[str, str]] = ()  # bad files that were left out, `(path, reason)` each
+
+
 class ClipOptions(NamedTuple):
     """What clips and batches are made like; the fields of `config.data` with the same names."""
 
@@ -133,23 +142,21 @@ class Source:
 
 
 def make_source(
-    classes: Sequence[str],
-    train: Videos,
-    test: Videos,
+    splits: Splits,
     options: ClipOptions,
     *,
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-    skipped: Sequence[tuple[str, str]] = (),
 ) -> Source:
-    """Puts the pieces together.
+    """Makes batches of the videos of `splits`.
 
     Raises:
       ValueError: if an option is out of range, the batch size is no multiple of `process_count`,
         there is no training video, or the crop does not fit into some video.
     """
     _check(options, seed, process_index, process_count)
+    train, test = splits.train, splits.test
     if not len(train.labels):
         raise ValueError("there is no training video")
     for videos in (train, test):
@@ -162,12 +169,12 @@ def make_source(
         return make_test(_per_process(batch_size or options.batch_size, process_count))
 
     return Source(
-        classes=tuple(classes),
+        classes=tuple(splits.classes),
         num_train=len(train.labels),
         num_test=len(test.labels),
         steps_per_epoch=math.ceil(len(train.labels) / options.batch_size),
         train=_TrainBatches(train, options, seed, process_index, process_count),
-        skipped=tuple(skipped),
+        skipped=tuple(splits.skipped),
         videos={"train": train, "test": test},
         _test=test_batches,
     )

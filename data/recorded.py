@@ -22,7 +22,9 @@ import numpy as np
 from absl import logging
 from array_record.python import array_record_data_source
 
-from data import clips, pipeline
+from data import clips
+from data.pipeline import Splits
+from data.protocol import clip_config
 
 # Of the metadata of a build, as in `data.builder`, which would import TFDS.
 FORMAT = 1
@@ -49,7 +51,7 @@ class Build(NamedTuple):
 
 
 class RecordedDataSet(NamedTuple):
-    """One data set of this kind: `default_config` and `load`, as the modules of the others have."""
+    """One data set of this kind (`protocol.ClipSet`)."""
 
     name: str
     variant: str  # the builder's configuration
@@ -59,8 +61,7 @@ class RecordedDataSet(NamedTuple):
 
     def default_config(self) -> ml_collections.ConfigDict:
         """The fields of `config.data` for this data set, with their defaults."""
-        config = ml_collections.ConfigDict()
-        config.name = self.name
+        config = clip_config(self.name, size=self.size)
         config.path = ""  # the --data_dir of the build; empty: ~/tensorflow_datasets, as there
         config.variant = self.variant  # the configuration of the builder
         config.split = self.split  # the official split; for CATER the task
@@ -68,28 +69,16 @@ class RecordedDataSet(NamedTuple):
             # Frames alone, for auto-encoding: one class, "video". Else the classes of the task,
             # which have to be one for each video.
             config.labels = False
-        config.num_frames = 64  # K, frames of a clip
-        config.size = self.size  # height and width of the crop, pixels
-        config.stride = 1  # take every stride-th frame
-        config.batch_size = 8  # clips of a batch, over all processes
-        config.num_workers = 0  # processes that make training batches; 0 makes them in this one
-        config.flip = True  # mirror half of the training clips
         return config
 
-    def load(
-        self,
-        config: ml_collections.ConfigDict,
-        *,
-        seed: int,
-        process_index: int,
-        process_count: int,
-    ) -> pipeline.Source:
-        """The data set as `config` describes it.
+    def splits(self, config: ml_collections.ConfigDict, *, seed: int) -> Splits:
+        """The official split that `config` names.
 
         Raises:
           FileNotFoundError: if it has not been built.
           ValueError: for a split that there is not, or labels that the list does not have.
         """
+        del seed
         build = read_build(self.name, config.path, config.variant)
         split = _split(build, self.name, str(config.split))
         with_labels = self.needs_labels or config.labels
@@ -108,16 +97,8 @@ class RecordedDataSet(NamedTuple):
             )
             for part in ("train", "test")
         )
-        return pipeline.make_source(
-            split["classes"] if with_labels else ("video",),
-            train,
-            test,
-            pipeline.ClipOptions.of(config),
-            seed=seed,
-            process_index=process_index,
-            process_count=process_count,
-            skipped=build.excluded,
-        )
+        classes = split["classes"] if with_labels else ("video",)
+        return Splits(classes, train, test, skipped=build.excluded)
 
 
 UCF101 = RecordedDataSet("ucf101", "side_128", "1", size=112, needs_labels=True)

@@ -34,7 +34,7 @@ import numpy as np
 from absl import logging
 
 from data import clips, scan, video
-from data.streams import Piece, Programme, Streams
+from data.streams import Piece, Programme
 
 _TRAIN_SHARE = 0.75
 _AHEAD = 8  # frames that are decoded before they are asked for, for every slot
@@ -55,7 +55,7 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
-def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Streams:
+def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Programme:
     """The stream, or several from segments of it. The seed has no say in it.
 
     Raises:
@@ -93,24 +93,22 @@ def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str) ->
         return _frames(path, piece, 0 if live else start, config.size, config.stride, live)
 
     lengths = [num_frames for _, num_frames in segments]
-    return Streams(
-        Programme(
-            batch_size=config.batch_size,
-            size=config.size,
-            piece=piece,
-            frames=frames,
-            num_steps=None if repeat or None in lengths else max(lengths),
-            stall_seconds=config.stall_seconds or None,
-            name=path,
-            live=live,
-            ahead=1 if live else _AHEAD,  # the newest frames are wanted, not old ones
-            what={
-                "name": "video_file",
-                "path": path,
-                "split": split,
-                **{field: config[field] for field in ("size", "stride", "batch_size", "repeat")},
-            },
-        )
+    return Programme(
+        batch_size=config.batch_size,
+        size=config.size,
+        piece=piece,
+        frames=frames,
+        num_steps=None if repeat or None in lengths else max(lengths),
+        stall_seconds=config.stall_seconds or None,
+        name=path,
+        live=live,
+        ahead=1 if live else _AHEAD,  # the newest frames are wanted, not old ones
+        what={
+            "name": "video_file",
+            "path": path,
+            "split": split,
+            **{field: config[field] for field in ("size", "stride", "batch_size", "repeat")},
+        },
     )
 
 

@@ -29,23 +29,18 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from data import clips, pipeline, scan, video
+from data import clips, scan, video
+from data.pipeline import Splits
+from data.protocol import clip_config
 
 EXTENSIONS = (".avi", ".mp4", ".mkv", ".mov", ".webm")
 
 
 def default_config() -> ml_collections.ConfigDict:
     """The fields of `config.data` for a folder of videos, with their defaults."""
-    config = ml_collections.ConfigDict()
-    config.name = "video_folder"
+    config = clip_config("video_folder")
     config.path = ""  # the folder
-    config.num_frames = 64  # K, frames of a clip
     config.resize = 128  # pixels of the shorter side before the crop; 0 does not resize
-    config.size = 112  # height and width of the crop, pixels
-    config.stride = 1  # take every stride-th frame
-    config.batch_size = 8  # clips of a batch, over all processes
-    config.num_workers = 0  # processes that make training batches; 0 makes them in this one
-    config.flip = True  # mirror half of the training clips
     config.test_fraction = 0.2  # how much of each class is for testing, without train/ and test/
     config.max_bad_fraction = 0.25  # loading fails when more of the files than this are bad
     config.cache_dir = ""  # where to remember which files are good; empty: the user's cache
@@ -63,9 +58,7 @@ class Video(NamedTuple):
     width: int
 
 
-def load(
-    config: ml_collections.ConfigDict, *, seed: int, process_index: int, process_count: int
-) -> pipeline.Source:
+def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
     """The videos below `config.path`.
 
     Raises:
@@ -73,6 +66,7 @@ def load(
       ValueError: if the folder has no classes, a class has no videos, too many files are bad, or a
         value of `config` is out of range.
     """
+    del seed
     if not config.path:
         raise ValueError("path is empty; give the folder of videos: --config.data.path=DIR")
     if not 0 <= config.test_fraction < 1:
@@ -99,15 +93,11 @@ def load(
             f"size is {config.size}, but the shorter side of a frame is resized to "
             f"{config.resize} pixels; resize to {config.size} or more"
         )
-    return pipeline.make_source(
+    return Splits(
         classes,
         FolderVideos(root, train, config.resize),
         FolderVideos(root, test, config.resize),
-        pipeline.ClipOptions.of(config),
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-        skipped=skipped,
+        skipped,
     )
 
 

@@ -95,12 +95,10 @@ def sources(folder: Path, num_workers: int) -> dict:
     made = {}
     for name, config in (("records", records), ("files", files)):
         videos = data.load(config, seed=0).videos
-        options = {field: config[field] for field in pipeline.ClipOptions._fields}
+        repeated = Repeated(videos["train"], UCF101_TRAIN // len(videos["train"].labels))
         made[name] = pipeline.make_source(
-            ["YoYo"],
-            Repeated(videos["train"], UCF101_TRAIN // len(videos["train"].labels)),
-            videos["test"],
-            pipeline.ClipOptions(**options),
+            pipeline.Splits(["YoYo"], repeated, videos["test"]),
+            pipeline.ClipOptions.of(config),
             seed=0,
         )
     return made

@@ -33,15 +33,8 @@ def write(config, text, name="train.csv"):
     return path
 
 
-def loaded(config, monkeypatch):
+def loaded(config):
     """The videos and their frames, as training would see them."""
-    given = []
-    make = kinetics_csv.pipeline.make_source
-    monkeypatch.setattr(
-        kinetics_csv.pipeline,
-        "make_source",
-        lambda classes, *args, **kw: given.extend(args[:2]) or make(classes, *args, **kw),
-    )
     source = data.load(config, seed=0)
     box = clips.Box(0, 0, videos.HEIGHT, videos.WIDTH)
     parts = [
@@ -49,15 +42,15 @@ def loaded(config, monkeypatch):
             (source.classes[part.labels[n]], videos.numbers_of(np.stack(list(part.stream(n, box)))))
             for n in range(len(part.labels))
         ]
-        for part in given
+        for part in source.videos.values()
     ]
     return source, *parts
 
 
-def test_whole_videos_and_parts(config, monkeypatch):
+def test_whole_videos_and_parts(config):
     write(config, 'a/one.avi,x\n"b/two, too.mp4",y,0.2,0.6\na/one.avi,y,1.0,99\n\n')
     config.test_path = write(config, "label,path\nx,a/one.avi\n", "test.csv")
-    source, train, test = loaded(config, monkeypatch)
+    source, train, test = loaded(config)
     assert source.classes == ("x", "y")
     assert train == [
         ("x", list(range(40))),
@@ -67,9 +60,9 @@ def test_whole_videos_and_parts(config, monkeypatch):
     assert test == [("x", list(range(40)))]
 
 
-def test_columns_by_name_among_others(config, monkeypatch):
+def test_columns_by_name_among_others(config):
     write(config, "start,id,label,end,path\n0.4,7,x,0.8,a/one.avi\n,8,x,,a/one.avi\n")
-    source, train, test = loaded(config, monkeypatch)
+    source, train, test = loaded(config)
     assert train == [("x", list(range(10, 20))), ("x", list(range(40)))]
     assert test == []
     assert source.num_test == 0
@@ -83,12 +76,12 @@ def test_both_lists_are_remembered(config, monkeypatch):
     assert data.load(config, seed=0).num_test == 1
 
 
-def test_bad_files_are_left_out_and_named(config, monkeypatch):
+def test_bad_files_are_left_out_and_named(config):
     write(config, "a/one.avi,x\na/none.avi,x\n")
     with pytest.raises(ValueError, match=r"1 of 2 videos are bad(.|\n)*none.avi: cannot be read"):
         data.load(config, seed=0)
     config.max_bad_fraction = 0.5
-    source, train, _ = loaded(config, monkeypatch)
+    source, train, _ = loaded(config)
     assert len(train) == 1
     assert [path[-8:] for path, _ in source.skipped] == ["none.avi"]
 

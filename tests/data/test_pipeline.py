@@ -22,9 +22,11 @@ LENGTHS = [9, 12, 3, 20, 6, 11, 30]
 
 def source(train=LENGTHS, test=LENGTHS, *, seed=0, index=0, count=1, **options):
     return pipeline.make_source(
-        [str(video) for video in range(len(train))],
-        videos.CodedVideos(train),
-        videos.CodedVideos(test),
+        pipeline.Splits(
+            [str(video) for video in range(len(train))],
+            videos.CodedVideos(train),
+            videos.CodedVideos(test),
+        ),
         OPTIONS._replace(**options),
         seed=seed,
         process_index=index,
@@ -154,7 +156,9 @@ def test_an_error_in_a_worker_arrives(tmp_path):
     gone = video_folder.Video(str(tmp_path / "gone.avi"), 0, 0, 9, 48, 64)
     videos_of_files = video_folder.FolderVideos(str(tmp_path), [gone], 0)
     made = pipeline.make_source(
-        ["a"], videos_of_files, videos_of_files, OPTIONS._replace(num_workers=1), seed=0
+        pipeline.Splits(["a"], videos_of_files, videos_of_files),
+        OPTIONS._replace(num_workers=1),
+        seed=0,
     )
     stream = iter(made.train)
     with videos.closing_all(stream), pytest.raises(BadVideo, match=r"gone\.avi: cannot be read"):
