@@ -153,15 +153,15 @@ def make_source(
 
     Raises:
       ValueError: if an option is out of range, the batch size is no multiple of `process_count`,
-        there is no training video, or the crop does not fit into some video.
+        there is no training video, the crop does not fit into some video, or a video has no frames
+        or a label that is not the number of a class.
     """
     _check(options, seed, process_index, process_count)
     train, test = splits.train, splits.test
     if not len(train.labels):
         raise ValueError("there is no training video")
-    for videos in (train, test):
-        for video in range(len(videos.labels)):
-            clips.centre_crop(*videos.frame_size(video), options.size)  # raises if it does not fit
+    for part, videos in (("training", train), ("test", test)):
+        _check_videos(part, videos, len(splits.classes), options.size)
     make_test = functools.partial(_test_batches, test, options, process_index, process_count)
 
     def test_batches(batch_size: int | None) -> Iterator[Batch]:
@@ -415,6 +415,18 @@ def _per_process(batch_size: int, process_count: int) -> int:
             f"processes, {process_count}, because every process makes an equal part of each batch"
         )
     return batch_size // process_count
+
+
+def _check_videos(part: str, videos: Videos, num_classes: int, size: int) -> None:
+    for video, (label, num_frames) in enumerate(zip(videos.labels, videos.num_frames, strict=True)):
+        if not 0 <= label < num_classes:
+            raise ValueError(
+                f"{part} video {video} has the label {label}; it must be the number of a class, "
+                f"from 0 to {num_classes - 1}"
+            )
+        if num_frames < 1:
+            raise ValueError(f"{part} video {video} has {num_frames} frames; it must be at least 1")
+        clips.centre_crop(*videos.frame_size(video), size)  # raises if it does not fit
 
 
 def _check(options: ClipOptions, seed: int, process_index: int, process_count: int) -> None:

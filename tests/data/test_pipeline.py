@@ -23,7 +23,7 @@ LENGTHS = [9, 12, 3, 20, 6, 11, 30]
 def source(train=LENGTHS, test=LENGTHS, *, seed=0, index=0, count=1, **options):
     return pipeline.make_source(
         pipeline.Splits(
-            [str(video) for video in range(len(train))],
+            [str(video) for video in range(max(len(train), len(test)))],
             videos.CodedVideos(train),
             videos.CodedVideos(test),
         ),
@@ -381,6 +381,21 @@ def test_a_test_run_that_is_given_up_leaves_no_threads():
 def test_out_of_range(wrong, message):
     with pytest.raises(ValueError, match=message):
         source(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("classes", "train", "test", "message"),
+    [
+        ("abc", [5, 5], [5] * 4, "test video 3 has the label 3; it must be .* from 0 to 2"),
+        ("a", [5, 5], [5], "training video 1 has the label 1; it must be .* from 0 to 0"),
+        ("ab", [5, 0], [5], "training video 1 has 0 frames; it must be at least 1"),
+    ],
+)
+def test_videos_that_cannot_be(classes, train, test, message):
+    """A label without a class would train and test as a class that is not there."""
+    splits = pipeline.Splits(classes, *map(videos.CodedVideos, (train, test)))
+    with pytest.raises(ValueError, match=message):
+        pipeline.make_source(splits, OPTIONS, seed=0)
 
 
 def test_a_test_batch_size_that_cannot_be_shared():
