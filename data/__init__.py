@@ -1,10 +1,16 @@
 """Data sets of videos: `load` one by its name and get batches for training and evaluation.
 
 Clips with labels come from `load`, streams of frames without end or label from `load_streams`.
+UCF101, HMDB51 and CATER have to be built once, from the files that were downloaded, with `build`.
+
+This is the only door: programs import from `data`, and not from the packages inside it. Nothing in
+here needs JAX, so worker processes can do without it, and nothing in here imports `sideways_jax`.
 """
 
 import difflib
-from typing import Any
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
@@ -16,9 +22,29 @@ from data import (
     video_file,
     video_folder,
 )
-from data.pipeline import ClipOptions, Source, make_source
+from data.clips import Box
+from data.pipeline import ClipOptions, Source, Splits, Videos, make_source
 from data.protocol import ClipSet, StreamSet
 from data.streams import Streams
+from data.video import BadVideo
+
+if TYPE_CHECKING:
+    from data.builder import VideoBuilder
+
+__all__ = [
+    "BadVideo",
+    "Box",
+    "ClipOptions",
+    "Source",
+    "Splits",
+    "Streams",
+    "Videos",
+    "build",
+    "default_config",
+    "load",
+    "load_streams",
+    "make_source",
+]
 
 _CLIPS: dict[str, ClipSet] = {
     "cater": recorded.CATER,
@@ -92,6 +118,40 @@ def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str = "
         value is out of range.
     """
     return Streams(_checked(config, _STREAMS).programme(config, seed=seed, split=split))
+
+
+def build(
+    data_set: str,
+    manual_dir: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    **config: Any,
+) -> "VideoBuilder":
+    """Builds UCF101, HMDB51 or CATER, for `load` to read; what is there already stays as it is.
+
+    `experiments/build_data.py` does the same from a shell. Here TFDS is imported, which takes
+    seconds and is needed for nothing else.
+
+    Args:
+      data_set: "ucf101", "hmdb51" or "cater".
+      manual_dir: where the downloaded files are.
+      data_dir: where data sets are kept; None takes TFDS's `~/tensorflow_datasets`.
+      **config: `name` takes one of the configurations there are; with other fields of the builder's
+        configuration, such as `resize` or `exclude_bad`, it names a new one.
+
+    Returns:
+      The builder of TFDS, after its work.
+
+    Raises:
+      ValueError: if there is no such data set to build; if listed videos are missing or damaged
+        and `exclude_bad` is not set; if the official lists are missing or make no sense.
+      OSError: without enough disk space.
+    """
+    buildable = (name for name, one in _CLIPS.items() if isinstance(one, recorded.RecordedDataSet))
+    _data_set(data_set, dict.fromkeys(buildable))
+    from data import builder
+
+    module = importlib.import_module(f"data.{data_set}.{data_set}_dataset_builder")
+    return builder.build(module.Builder, manual_dir, data_dir, **config)
 
 
 def _checked(config: ml_collections.ConfigDict, data_sets: dict[str, Any]) -> Any:

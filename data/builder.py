@@ -297,14 +297,7 @@ def build(
     data_dir: str | os.PathLike | None = None,
     **config: Any,
 ) -> VideoBuilder:
-    """Builds a data set from Python; one that is there already stays as it is.
-
-    Args:
-      builder_class: `Builder` of `data.ucf101.ucf101_dataset_builder`, for example.
-      manual_dir: where the downloaded files are.
-      data_dir: where data sets are kept; None takes TFDS's `~/tensorflow_datasets`.
-      **config: `name` takes one of the configurations there are; with other fields of `VideoConfig`
-        (of the data set's own class of it) it names a new one.
+    """`data.build` with the class of the builder instead of the name of the data set.
 
     Raises:
       BadVideosError: if listed videos are missing or damaged, unless `exclude_bad` is set.
