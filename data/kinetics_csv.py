@@ -26,7 +26,7 @@ import ml_collections
 from data import scan, video
 from data.pipeline import Splits
 from data.protocol import clip_config
-from data.video_folder import FolderVideos, Video, skip_bad
+from data.video_folder import FolderVideos, Video, check_file_options, skip_bad
 
 _COLUMNS = ("path", "label", "start", "end")
 
@@ -64,11 +64,7 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
     del seed
     if not config.path:
         raise ValueError("path is empty; give the list of videos: --config.data.path=FILE.csv")
-    if config.resize and config.size > config.resize:
-        raise ValueError(
-            f"size is {config.size}, but the shorter side of a frame is resized to "
-            f"{config.resize} pixels; resize to {config.size} or more"
-        )
+    check_file_options(config)
     lists = [config.path, *filter(None, [config.test_path])]
     roots = [config.root or os.path.dirname(os.path.abspath(path)) for path in lists]
     rows = [read(path) for path in lists]

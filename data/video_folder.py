@@ -71,10 +71,7 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
         raise ValueError("path is empty; give the folder of videos: --config.data.path=DIR")
     if not 0 <= config.test_fraction < 1:
         raise ValueError(f"test_fraction is {config.test_fraction}; it must be from 0 to below 1")
-    if not 0 <= config.max_bad_fraction <= 1:
-        raise ValueError(f"max_bad_fraction is {config.max_bad_fraction}; it must be from 0 to 1")
-    if config.resize < 0:
-        raise ValueError(f"resize is {config.resize}; it must be 0 or more pixels")
+    check_file_options(config)
     root = os.path.abspath(os.path.expanduser(config.path))
     parts = find(root)
     everything = [file for part in parts.values() for files in part.values() for file in files]
@@ -88,11 +85,6 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
         train, test = videos["train"], videos["test"]
     else:
         train, test = split(videos[""], classes, config.test_fraction)
-    if config.resize and config.size > config.resize:
-        raise ValueError(
-            f"size is {config.size}, but the shorter side of a frame is resized to "
-            f"{config.resize} pixels; resize to {config.size} or more"
-        )
     return Splits(
         classes,
         FolderVideos(root, train, config.resize),
@@ -274,6 +266,19 @@ def _usable(
             path = os.path.join(root, file)
             videos.append(Video(path, classes.index(name), 0, num_frames, height, width))
     return videos
+
+
+def check_file_options(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError if `max_bad_fraction`, `resize` or `size` is out of range."""
+    if not 0 <= config.max_bad_fraction <= 1:
+        raise ValueError(f"max_bad_fraction is {config.max_bad_fraction}; it must be from 0 to 1")
+    if config.resize < 0:
+        raise ValueError(f"resize is {config.resize}; it must be 0 or more pixels")
+    if config.resize and config.size > config.resize:
+        raise ValueError(
+            f"size is {config.size}, but the shorter side of a frame is resized to "
+            f"{config.resize} pixels; resize to {config.size} or more"
+        )
 
 
 def skip_bad(

@@ -122,6 +122,23 @@ def test_no_list(config):
         data.load(config, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("resize", -5, "resize is -5; it must be 0 or more pixels"),
+        ("resize", 47, "size is 48, but .* is resized to 47 pixels"),
+        ("max_bad_fraction", 1.5, "max_bad_fraction is 1.5; it must be from 0 to 1"),
+        ("max_bad_fraction", float("nan"), "max_bad_fraction is nan"),
+    ],
+)
+def test_options_out_of_range(config, monkeypatch, field, value, said):
+    write(config, "a/one.avi,x\n")
+    config[field] = value
+    monkeypatch.setattr(scan, "scan", None)  # said before a file is decoded
+    with pytest.raises(ValueError, match=said):
+        data.load(config, seed=0)
+
+
 @pytest.mark.parametrize("rate", [24, 25, 30, 30000 / 1001])
 def test_neighbouring_parts_share_no_frame_and_lose_none(rate):
     borders = np.arange(0, 20, 0.3)
