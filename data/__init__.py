@@ -14,22 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-from data import (
-    kinetics_csv,
-    moving_digits,
-    moving_solids,
-    recorded,
-    video_file,
-    video_folder,
-)
-from data.clips import Box
-from data.pipeline import ClipOptions, Source, Splits, Videos, make_source
-from data.protocol import ClipSet, StreamSet
-from data.streams import Streams
-from data.video import BadVideo
+from data.batches.sampling import Box
+from data.batches.source import ClipOptions, Source, Splits, Videos, make_source
+from data.batches.streams import Streams
+from data.sets import kinetics_csv, moving_digits, moving_solids, recorded, video_file, video_folder
+from data.sets.protocol import ClipSet, StreamSet
+from data.video.decoding import BadVideo
 
 if TYPE_CHECKING:
-    from data.builder import VideoBuilder
+    from data.building.builder import VideoBuilder
 
 __all__ = [
     "BadVideo",
@@ -148,9 +141,9 @@ def build(
     """
     buildable = (name for name, one in _CLIPS.items() if isinstance(one, recorded.RecordedDataSet))
     _data_set(data_set, dict.fromkeys(buildable))
-    from data import builder
+    from data.building import builder
 
-    module = importlib.import_module(f"data.{data_set}.{data_set}_dataset_builder")
+    module = importlib.import_module(f"data.building.{data_set}.{data_set}_dataset_builder")
     return builder.build(module.Builder, manual_dir, data_dir, **config)
 
 
