@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-from data.batches.sampling import Box
-from data.batches.source import ClipOptions, Source, Splits, Videos, make_source
+from data.batches.source import Source, make_source
 from data.batches.streams import Streams
-from data.sets import kinetics_csv, moving_digits, moving_solids, recorded, video_file, video_folder
-from data.sets.protocol import ClipSet, StreamSet
+from data.batches.videos import ClipOptions, Splits, Videos
+from data.sets import CLIPS, STREAMS, recorded
+from data.video.boxes import Box
 from data.video.decoding import BadVideo
 
 if TYPE_CHECKING:
@@ -39,19 +39,6 @@ __all__ = [
     "make_source",
 ]
 
-_CLIPS: dict[str, ClipSet] = {
-    "cater": recorded.CATER,
-    "hmdb51": recorded.HMDB51,
-    "kinetics_csv": kinetics_csv,
-    "moving_digits": moving_digits,
-    "ucf101": recorded.UCF101,
-    "video_folder": video_folder,
-}
-_STREAMS: dict[str, StreamSet] = {
-    "moving_solids": moving_solids,
-    "video_file": video_file,
-}
-
 
 def default_config(name: str) -> ml_collections.ConfigDict:
     """The fields of `config.data` for the data set `name`, with their defaults.
@@ -59,7 +46,7 @@ def default_config(name: str) -> ml_collections.ConfigDict:
     Raises:
       ValueError: if there is no such data set; the message names the closest one.
     """
-    return _data_set(name, _CLIPS | _STREAMS).default_config()
+    return _data_set(name, CLIPS | STREAMS).default_config()
 
 
 def load(
@@ -87,7 +74,7 @@ def load(
         value is out of range.
     """
     return make_source(
-        _checked(config, _CLIPS).splits(config, seed=seed),
+        _checked(config, CLIPS).splits(config, seed=seed),
         ClipOptions.of(config),
         seed=seed,
         process_index=process_index,
@@ -110,7 +97,7 @@ def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str = "
       ValueError: if there is no such data set or field (the message names the closest one), or a
         value is out of range.
     """
-    return Streams(_checked(config, _STREAMS).programme(config, seed=seed, split=split))
+    return Streams(_checked(config, STREAMS).programme(config, seed=seed, split=split))
 
 
 def build(
@@ -139,7 +126,7 @@ def build(
         and `exclude_bad` is not set; if the official lists are missing or make no sense.
       OSError: without enough disk space.
     """
-    buildable = (name for name, one in _CLIPS.items() if isinstance(one, recorded.RecordedDataSet))
+    buildable = (name for name, one in CLIPS.items() if isinstance(one, recorded.RecordedDataSet))
     _data_set(data_set, dict.fromkeys(buildable))
     from data.building import builder
 
@@ -165,9 +152,9 @@ def _checked(config: ml_collections.ConfigDict, data_sets: dict[str, Any]) -> An
 def _data_set(name: str, data_sets: dict[str, Any]) -> Any:
     if name in data_sets:
         return data_sets[name]
-    for others, loader in ((_CLIPS, "load"), (_STREAMS, "load_streams")):
+    for others, loader in ((CLIPS, "load"), (STREAMS, "load_streams")):
         if name in others:
-            kind = "clips with labels" if others is _CLIPS else "streams of frames"
+            kind = "clips with labels" if others is CLIPS else "streams of frames"
             raise ValueError(f"{name} is made of {kind}: it is for data.{loader}")
     raise ValueError(f"there is no data set {name!r}{_closest(name, data_sets)}")
 

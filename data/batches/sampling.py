@@ -6,18 +6,9 @@ section 4 of the Sideways paper (Malinowski et al., 2020): a random contiguous c
 a random crop and a flip that are the same in every frame, the centre crop at test time.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
-
-class Box(NamedTuple):
-    """A rectangle of a frame, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+from data.video.boxes import Box
 
 
 def clip_frames(
@@ -112,11 +103,6 @@ def centre_crop(height: int, width: int, size: int) -> Box:
     """
     _fits(height, width, size)
     return Box((height - size) // 2, (width - size) // 2, size, size)
-
-
-def crop(frames: np.ndarray, box: Box) -> np.ndarray:
-    """The part `box` of every one of `frames` [..., H, W, C]: a view."""
-    return frames[..., box.top : box.top + box.height, box.left : box.left + box.width, :]
 
 
 def flip(frames: np.ndarray) -> np.ndarray:

@@ -29,9 +29,8 @@ from array_record.python import array_record_data_source
 from tensorflow_datasets.core import example_serializer
 
 from data.building import ingest, listing, shards
+from data.building.stored import FORMAT
 
-# Of the metadata. Goes up when old builds can no longer be read.
-FORMAT = 1
 _SPARE = 64 * 2**20  # bytes that stay free on the disk
 
 

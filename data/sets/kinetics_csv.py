@@ -23,10 +23,10 @@ from typing import NamedTuple
 import av
 import ml_collections
 
-from data.batches.source import Splits
+from data.batches.videos import Splits
 from data.sets.protocol import clip_config
-from data.sets.video_folder import FolderVideos, Video, check_file_options, skip_bad
 from data.video import decoding, scan
+from data.video.files import FolderVideos, Video, check_file_options, skip_bad
 
 _COLUMNS = ("path", "label", "start", "end")
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import ml_collections
 import numpy as np
 
-from data.batches import sampling
-from data.batches.source import Splits
+from data.batches.videos import Splits
 from data.sets.protocol import clip_config
+from data.video import boxes
 
 _PIXELS = 8  # height and width of the digits as they are stored
 _LEVELS = 16  # their brightest value
@@ -111,15 +111,15 @@ class MovingDigits:
         return self._size, self._size
 
     def read(
-        self, video: int, frames: np.ndarray, box: sampling.Box, rng: np.random.Generator
+        self, video: int, frames: np.ndarray, box: boxes.Box, rng: np.random.Generator
     ) -> np.ndarray:
         """Some frames of the digit on a path drawn from `rng`: uint8 [K, H, W, 3]."""
         room = self._size - self._digit_size
         places = path(rng, frames, room=room, speed=self._speed)
         images = paint(self._images[video], places, size=self._size, digit_size=self._digit_size)
-        return sampling.crop(images, box)
+        return boxes.crop(images, box)
 
-    def stream(self, video: int, box: sampling.Box) -> Iterator[np.ndarray]:
+    def stream(self, video: int, box: boxes.Box) -> Iterator[np.ndarray]:
         """The whole video, on the path that belongs to the seed and to the video's number."""
         rng = np.random.default_rng([self._seed, video])
         yield from self.read(video, np.arange(self.num_frames[video]), box, rng)

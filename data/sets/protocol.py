@@ -12,8 +12,8 @@ from typing import Protocol
 
 from ml_collections import ConfigDict
 
-from data.batches.source import Splits
 from data.batches.streams import Programme
+from data.batches.videos import Splits
 
 
 class ClipSet(Protocol):

@@ -10,10 +10,7 @@ comes from the metadata, so loading reads no video.
 """
 
 import hashlib
-import json
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -22,32 +19,10 @@ import numpy as np
 from absl import logging
 from array_record.python import array_record_data_source
 
-from data.batches import sampling
-from data.batches.source import Splits
+from data.batches.videos import Splits
+from data.building.stored import Build, read_build, shards
 from data.sets.protocol import clip_config
-
-# Of the metadata of a build, as in `data.building.builder`, which would import TFDS.
-FORMAT = 1
-DEFAULT_PATH = "~/tensorflow_datasets"  # TFDS's own default
-
-
-class Entry(NamedTuple):
-    """One stored video."""
-
-    key: str
-    num_frames: int
-    height: int
-    width: int
-
-
-class Build(NamedTuple):
-    """What a builder left."""
-
-    folder: str
-    videos: tuple[Entry, ...]  # in the order of the records
-    splits: dict[str, dict[str, Any]]  # "classes", and "train" and "test": [[number, labels], ...]
-    excluded: tuple[tuple[str, str], ...]  # key and reason
-    unlisted: tuple[str, ...]
+from data.video import boxes
 
 
 class RecordedDataSet(NamedTuple):
@@ -132,7 +107,7 @@ class RecordVideos:
         return self._sizes[index]
 
     def read(
-        self, index: int, frames: np.ndarray, box: sampling.Box, rng: np.random.Generator
+        self, index: int, frames: np.ndarray, box: boxes.Box, rng: np.random.Generator
     ) -> np.ndarray:
         """Some frames of a video: uint8 [K, H, W, 3]."""
         del rng
@@ -145,21 +120,21 @@ class RecordVideos:
                 clip[place] = clip[first[frame]]
             else:
                 first[frame] = place
-                clip[place] = sampling.crop(self._decode(index, jpegs, frame), box)
+                clip[place] = boxes.crop(self._decode(index, jpegs, frame), box)
         return clip
 
-    def stream(self, index: int, box: sampling.Box) -> Iterator[np.ndarray]:
+    def stream(self, index: int, box: boxes.Box) -> Iterator[np.ndarray]:
         """All frames of a video."""
         jpegs = self._jpegs(index)
         for frame in range(len(jpegs)):
-            yield sampling.crop(self._decode(index, jpegs, frame), box)
+            yield boxes.crop(self._decode(index, jpegs, frame), box)
 
     def _jpegs(self, index: int) -> Sequence[bytes]:
         # Here, as it takes a second, and not everyone who imports `data` has such a data set.
         from tensorflow_datasets.proto import tf_example_pb2
 
         if self._records is None:
-            self._records = array_record_data_source.ArrayRecordDataSource(_shards(self._folder))
+            self._records = array_record_data_source.ArrayRecordDataSource(shards(self._folder))
         number = self._numbers[index]
         feature = tf_example_pb2.Example.FromString(self._records[number]).features.feature
         jpegs = feature["frames"].bytes_list.value
@@ -178,68 +153,6 @@ class RecordVideos:
                 "set again"
             )
         return pixels
-
-
-def read_build(name: str, path: str, variant: str) -> Build:
-    """What `build_data.py NAME --data_dir=PATH` left, the newest version.
-
-    Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is damaged, or of another version of this library.
-    """
-    root = Path(path or DEFAULT_PATH).expanduser()
-    folder = root / name / variant
-    versions = [
-        (tuple(map(int, version.name.split("."))), version)
-        for version in (folder.iterdir() if folder.is_dir() else ())
-        if version.name.replace(".", "").isdigit()
-    ]
-    if not versions:
-        others = [path.parent.parent.name for path in (root / name).glob("*/*/metadata.json")
-                  if path.parent.name.replace(".", "").isdigit()]  # fmt: skip
-        raise FileNotFoundError(
-            f"{name} has not been built in {root}"
-            + (f" as {variant}, but as {', '.join(sorted(set(others)))}" if others else "")
-            + f"; build it with: python experiments/build_data.py {name} --config={variant} "
-            f"--data_dir={root} --manual_dir=DOWNLOADS, or give its folder: --config.data.path=DIR"
-        )
-    [_, folder] = max(versions)
-    try:
-        metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{folder} is damaged: metadata.json cannot be read ({error}); remove it and build it "
-            "again"
-        ) from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder} has the format {metadata.get('format')}, this version reads {FORMAT}; "
-            "remove it and build it again"
-        )
-    build = Build(
-        str(folder),
-        tuple(Entry(*video) for part in metadata["videos"].values() for video in part),
-        metadata["splits"],
-        tuple(metadata["excluded"].items()),
-        tuple(metadata["unlisted"]),
-    )
-    stored = len(array_record_data_source.ArrayRecordDataSource(_shards(build.folder)))
-    if stored != len(build.videos):
-        raise ValueError(
-            f"{folder} has {stored} records, and should have {len(build.videos)}; remove it and "
-            "build again"
-        )
-    return build
-
-
-def _shards(folder: str) -> list[str]:
-    """The files with the records, in the order of the metadata: train, test, rest."""
-    shards = []
-    for part in ("train", "test", "rest"):
-        shards += sorted(map(os.fspath, Path(folder).glob(f"*-{part}.array_record-*")))
-    if not shards:
-        raise ValueError(f"{folder} is damaged: it has no *.array_record-*; build it again")
-    return shards
 
 
 def _split(build: Build, name: str, split: str) -> dict[str, Any]:

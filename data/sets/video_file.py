@@ -35,7 +35,7 @@ from absl import logging
 
 from data.batches import sampling
 from data.batches.streams import Piece, Programme
-from data.video import decoding, scan
+from data.video import boxes, decoding, scan
 
 _TRAIN_SHARE = 0.75
 _AHEAD = 8  # frames that are decoded before they are asked for, for every slot
@@ -155,7 +155,7 @@ def _frames(
                 continue
             pixels = convert(frame)
             yield np.ascontiguousarray(
-                sampling.crop(pixels, sampling.centre_crop(*pixels.shape[:2], size))
+                boxes.crop(pixels, sampling.centre_crop(*pixels.shape[:2], size))
             )
             found += 1
             wanted += stride

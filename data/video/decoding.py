@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from data.batches import sampling
+from data.video import boxes
 
 # The demuxers of video containers. Without this list FFmpeg also opens still pictures, ANSI art and
 # playlists that name other files, whatever the extension says.
@@ -99,7 +99,7 @@ def iter_frames(
     start: int = 0,
     stop: int | None = None,
     resize: int | None = None,
-    crop: sampling.Box | None = None,
+    crop: boxes.Box | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields frames `start` to `stop - 1` in order, one at a time.
 
@@ -134,7 +134,7 @@ def read_frames(
     indices: Sequence[int] | np.ndarray,
     *,
     resize: int | None = None,
-    crop: sampling.Box | None = None,
+    crop: boxes.Box | None = None,
 ) -> np.ndarray:
     """The frames of the video at `indices`.
 
@@ -184,7 +184,7 @@ def printable(path: str) -> str:
 class Converter:
     """Turns decoded frames into RGB arrays of the size that is wanted."""
 
-    def __init__(self, path: str, resize: int | None, crop: sampling.Box | None):
+    def __init__(self, path: str, resize: int | None, crop: boxes.Box | None):
         self._path = path
         self._resize = resize
         self._crop = crop
@@ -210,7 +210,7 @@ class Converter:
                 raise ValueError(f"{self._crop} leaves the frame of {height}x{width} pixels")
             if self._crop.left + self._crop.width > width:
                 raise ValueError(f"{self._crop} leaves the frame of {height}x{width} pixels")
-            pixels = sampling.crop(pixels, self._crop)
+            pixels = boxes.crop(pixels, self._crop)
         return pixels
 
 

@@ -1,9 +1,12 @@
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
 import data
+from tests.data import videos
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -112,3 +115,28 @@ def test_a_missing_field():
     del config.speed
     with pytest.raises(ValueError, match="moving_digits lacks speed"):
         data.load(config, seed=0)
+
+
+def test_no_jax_in_what_workers_run(tmp_path):
+    """Batches are made, decoding included, where JAX cannot be imported, with nothing set up."""
+    videos.write_video(tmp_path / "videos" / "a" / "1.avi", 9)
+    videos.write_video(tmp_path / "videos" / "b" / "2.avi", 9)
+    program = f"""
+import sys
+sys.modules["jax"] = None
+import data
+for name in ("moving_digits", "video_folder"):
+    config = data.default_config(name)
+    if name == "video_folder":
+        config.path, config.cache_dir = {str(tmp_path / "videos")!r}, {str(tmp_path)!r}
+    config.size = config.num_frames = 32
+    config.batch_size = 2
+    source = data.load(config, seed=0)
+    stream = iter(source.train)
+    print(next(stream)["frames"].shape, next(source.test())["frames"].shape)
+    stream.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split("\n")[:2] == ["(2, 32, 32, 32, 3) (2, 32, 32, 32, 3)"] * 2, done.stderr

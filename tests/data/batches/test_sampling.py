@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from data.batches import sampling
+from data.video import boxes
 
 
 def starts(num_frames, clip_length, stride=1, draws=4000):
@@ -98,7 +99,7 @@ def test_crop_that_does_not_fit(size):
 
 def test_crop_and_flip_move_pixels_and_nothing_else():
     frames = np.arange(2 * 4 * 5 * 3).reshape(2, 4, 5, 3)
-    cropped = sampling.crop(frames, sampling.Box(top=1, left=2, height=2, width=3))
+    cropped = boxes.crop(frames, boxes.Box(top=1, left=2, height=2, width=3))
     assert cropped.tolist() == frames[:, 1:3, 2:5].tolist()
     flipped = sampling.flip(frames)
     for t in range(2):

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import data
-from data.batches import sampling
-from data.building import archives, builder, ingest
+from data.building import archives, builder, ingest, stored
 from data.building.ucf101 import ucf101_dataset_builder
 from data.sets import recorded
+from data.video import boxes
 from tests.data import downloads, videos
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -78,7 +78,7 @@ def test_a_bad_file_is_an_error(tmp_path, noise, kind):
     assert '--config=\'{"name": "test_excluding", "exclude_bad": true, "resize": 0}\'' in message
     assert not list((tmp_path / "data" / "ucf101" / "test").glob("[!.]*"))
     with pytest.raises(FileNotFoundError, match="ucf101 has not been built in"):
-        recorded.read_build("ucf101", str(tmp_path / "data"), "test")
+        stored.read_build("ucf101", str(tmp_path / "data"), "test")
 
 
 def test_all_bad_files_are_named_at_once(tmp_path, noise):
@@ -103,7 +103,7 @@ def test_exclusion_is_recorded(tmp_path, noise, caplog):
     info = build(tmp_path / "d", tmp_path / "data", exclude_bad=True).info
     assert sum(split.num_examples for split in info.splits.values()) == 3
     assert "3 of 6 listed videos are missing or damaged" in caplog.text
-    made = recorded.read_build("ucf101", str(tmp_path / "data"), "test")
+    made = stored.read_build("ucf101", str(tmp_path / "data"), "test")
     assert [key for key, _ in made.excluded] == sorted(keys)
     assert dict(made.excluded)[keys[0]] == "missing"
     kept = {entry.key for entry in made.videos}
@@ -140,7 +140,7 @@ def test_videos_in_no_list_are_said(tmp_path, caplog):
     build(folder, tmp_path / "data")
     assert "1 videos are in no list and are left out: v_yoyo_g09_c01" in caplog.text
     assert "not the published lists of ucf101: videos: 6, not 13320" in caplog.text
-    made = recorded.read_build("ucf101", str(tmp_path / "data"), "test")
+    made = stored.read_build("ucf101", str(tmp_path / "data"), "test")
     assert made.unlisted == ("v_yoyo_g09_c01",)
 
 
@@ -230,13 +230,13 @@ def test_a_killed_build_and_its_restart(tmp_path, caplog):
         process.communicate()
     assert list(parent.glob("incomplete.*"))
     with pytest.raises(FileNotFoundError, match="ucf101 has not been built in"):
-        recorded.read_build("ucf101", str(tmp_path / "data"), "test")
+        stored.read_build("ucf101", str(tmp_path / "data"), "test")
     build(folder, tmp_path / "data")
     assert "Removing what a build that was killed left" in caplog.text
     assert [path.name for path in parent.glob("[!.]*")] == ["1.0.0"]
-    made = recorded.read_build("ucf101", str(tmp_path / "data"), "test")
+    made = stored.read_build("ucf101", str(tmp_path / "data"), "test")
     one = recorded.RecordVideos(made, range(99), None)
-    frames = one.read(98, np.arange(40), sampling.Box(0, 0, 48, 64), np.random.default_rng(0))
+    frames = one.read(98, np.arange(40), boxes.Box(0, 0, 48, 64), np.random.default_rng(0))
     assert videos.numbers_of(frames) == list(range(40))
 
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 import data
-from data.batches import sampling
-from data.building import builder, listing
+from data.building import builder, listing, stored
 from data.building.cater import cater_dataset_builder
 from data.sets import recorded
+from data.video import boxes
 from tests.data import downloads, videos
 
 
@@ -43,7 +43,7 @@ def test_the_default_is_the_protocol_of_the_paper():
 
 
 def test_tasks_labels_and_frames(data_dir):
-    made = recorded.read_build("cater", data_dir, "test")
+    made = stored.read_build("cater", data_dir, "test")
     assert list(made.splits) == ["actions_present", "localize"]
     assert [len(split["classes"]) for split in made.splits.values()] == [14, 36]
     key = [entry.key for entry in made.videos]
@@ -63,7 +63,7 @@ def test_tasks_labels_and_frames(data_dir):
     }
     chosen = recorded.RecordVideos(made, range(3), None)
     for index, name in enumerate(chosen.names):
-        frames = list(chosen.stream(index, sampling.Box(0, 0, *chosen.frame_size(index))))
+        frames = list(chosen.stream(index, boxes.Box(0, 0, *chosen.frame_size(index))))
         assert videos.numbers_of(np.stack(frames)) == list(range(downloads.CATER[name]))
 
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 import data
-from data.batches import sampling
-from data.building import builder, listing
+from data.building import builder, listing, stored
 from data.building.hmdb51 import hmdb51_dataset_builder
 from data.sets import recorded
+from data.video import boxes
 from experiments import stored_rar
 from tests.data import downloads, videos
 
@@ -50,7 +50,7 @@ def test_splits_labels_and_frames(tmp_path, prepare):
         "test": 2,
         "rest": 2,
     }
-    made = recorded.read_build("hmdb51", str(tmp_path / "data"), "test")
+    made = stored.read_build("hmdb51", str(tmp_path / "data"), "test")
     assert made.excluded == made.unlisted == ()
     for split in ("1", "2"):
         assert made.splits[split]["classes"] == ["brush_hair", "wave"]
@@ -62,7 +62,7 @@ def test_splits_labels_and_frames(tmp_path, prepare):
             assert chosen.names == list(expected)
             assert chosen.labels == [int(key.startswith("wave")) for key in expected]
             for index, num_frames in enumerate(expected.values()):
-                box = sampling.Box(0, 0, videos.HEIGHT, videos.WIDTH)
+                box = boxes.Box(0, 0, videos.HEIGHT, videos.WIDTH)
                 frames = np.stack(list(chosen.stream(index, box)))
                 assert videos.numbers_of(frames) == list(range(num_frames))
                 read = chosen.read(index, np.array([7, 3, 7, 19]), box, np.random.default_rng(0))

@@ -3,10 +3,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 import data
-from data.batches import sampling
-from data.building import builder, listing
+from data.building import builder, listing, stored
 from data.building.ucf101 import ucf101_dataset_builder
 from data.sets import recorded
+from data.video import boxes
 from experiments import stored_rar
 from tests.data import downloads, videos
 
@@ -30,13 +30,13 @@ def built(tmp_path_factory):
 
 def frames_of(one, index):
     height, width = one.frame_size(index)
-    frames = list(one.stream(index, sampling.Box(0, 0, height, width)))
+    frames = list(one.stream(index, boxes.Box(0, 0, height, width)))
     return videos.numbers_of(np.stack(frames))
 
 
 @pytest.mark.parametrize(("split", "group"), [("1", "g01"), ("2", "g02")])
 def test_splits_labels_and_frames(built, split, group):
-    made = recorded.read_build("ucf101", str(built[1]), "test")
+    made = stored.read_build("ucf101", str(built[1]), "test")
     assert made.splits[split]["classes"] == list(downloads.UCF101_CLASSES)
     for part in ("train", "test"):
         numbers, labels = zip(*made.splits[split][part], strict=True)
@@ -86,7 +86,7 @@ def test_archives_give_the_same(tmp_path, built, pack):
     )
     build(tmp_path, tmp_path / "data")
     one, other = (
-        recorded.read_build("ucf101", str(path), "test") for path in (built[1], tmp_path / "data")
+        stored.read_build("ucf101", str(path), "test") for path in (built[1], tmp_path / "data")
     )
     assert one._replace(folder="") == other._replace(folder="")
     record = [recorded.RecordVideos(made, [4], None)._jpegs(0) for made in (one, other)]

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 import data
-from data.batches import sampling
 from data.sets import kinetics_csv
-from data.video import scan
+from data.video import boxes, scan
 from tests.data import downloads, videos
 
 
@@ -38,7 +37,7 @@ def write(config, text, name="train.csv"):
 def loaded(config):
     """The videos and their frames, as training would see them."""
     source = data.load(config, seed=0)
-    box = sampling.Box(0, 0, videos.HEIGHT, videos.WIDTH)
+    box = boxes.Box(0, 0, videos.HEIGHT, videos.WIDTH)
     parts = [
         [
             (source.classes[part.labels[n]], videos.numbers_of(np.stack(list(part.stream(n, box)))))

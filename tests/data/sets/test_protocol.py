@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import data
-from data.batches.source import ClipOptions, Splits
 from data.batches.streams import Piece, Programme
-from data.sets import protocol
+from data.batches.videos import ClipOptions, Splits
+from data.sets import CLIPS, STREAMS, protocol
 from tests.data.videos import CodedVideos
 
-KINDS = [(data._CLIPS, protocol.ClipSet), (data._STREAMS, protocol.StreamSet)]
+KINDS = [(CLIPS, protocol.ClipSet), (STREAMS, protocol.StreamSet)]
 EVERY = [(name, sets[name], kind) for sets, kind in KINDS for name in sets]
 
 
@@ -52,7 +52,7 @@ def test_a_data_set_of_clips_is_two_functions(monkeypatch):
         )
 
     mine = types.SimpleNamespace(default_config=default_config, splits=splits)
-    monkeypatch.setitem(data._CLIPS, "mine", mine)
+    monkeypatch.setitem(CLIPS, "mine", mine)
     config = data.default_config("mine")
     config.batch_size = 2
     source = data.load(config, seed=3, process_index=1, process_count=2)
@@ -90,7 +90,7 @@ def test_a_data_set_of_streams_is_two_functions(monkeypatch):
         return protocol.ConfigDict({"name": "mine", "size": 4, "stride": 1, "batch_size": 2})
 
     mine = types.SimpleNamespace(default_config=default_config, programme=programme)
-    monkeypatch.setitem(data._STREAMS, "mine", mine)
+    monkeypatch.setitem(STREAMS, "mine", mine)
     with contextlib.closing(data.load_streams(data.default_config("mine"), seed=3)) as streams:
         shown = [batch["frames"][:, 0, 0, 0].tolist() for batch in streams]
         assert shown == [[30, 35], [31, 36]]

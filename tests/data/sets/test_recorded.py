@@ -10,12 +10,13 @@ import pytest
 
 import data
 from data.batches import sampling
-from data.building import builder
+from data.building import builder, stored
 from data.building.hmdb51 import hmdb51_dataset_builder
 from data.sets import recorded
+from data.video import boxes
 from tests.data import downloads, videos
 
-BOX = sampling.Box(0, 0, videos.HEIGHT, videos.WIDTH)
+BOX = boxes.Box(0, 0, videos.HEIGHT, videos.WIDTH)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def assert_same(some, others):
 
 @pytest.mark.parametrize("stride", [1, 2, 6])
 def test_clips_are_contiguous_and_padded(folder, stride):
-    made = recorded.read_build("hmdb51", str(folder), "test")
+    made = stored.read_build("hmdb51", str(folder), "test")
     one = recorded.RecordVideos(made, range(7), None)
     rng = np.random.default_rng(0)
     starts = set()
@@ -75,10 +76,10 @@ def test_clips_are_contiguous_and_padded(folder, stride):
 
 
 def test_crops_are_of_the_stored_frame(folder):
-    made = recorded.read_build("hmdb51", str(folder), "test")
+    made = stored.read_build("hmdb51", str(folder), "test")
     one = recorded.RecordVideos(made, [2], None)
     whole = one.read(0, np.arange(5), BOX, np.random.default_rng(0))
-    box = sampling.Box(3, 9, 20, 30)
+    box = boxes.Box(3, 9, 20, 30)
     part = one.read(0, np.arange(5), box, np.random.default_rng(0))
     np.testing.assert_array_equal(part, whole[:, 3:23, 9:39])
     np.testing.assert_array_equal(part, list(one.stream(0, box))[:5])
@@ -137,7 +138,7 @@ def test_other_videos_are_noticed(folder):
 
 
 def test_it_can_be_pickled_after_reading(folder):
-    made = recorded.read_build("hmdb51", str(folder), "test")
+    made = stored.read_build("hmdb51", str(folder), "test")
     one = recorded.RecordVideos(made, [1], None)
     before = one.read(0, np.array([4]), BOX, np.random.default_rng(0))
     again = pickle.loads(pickle.dumps(one))

@@ -5,6 +5,7 @@ import pytest
 
 import data
 from data.sets import video_folder
+from data.video import boxes, files
 from tests.data import videos
 
 
@@ -75,10 +76,10 @@ def test_clips_are_the_frames_of_the_files(fill):
     """Through the whole pipeline, the numbers in the pixels are consecutive."""
     config = fill("a/1.avi", "b/2.avi")
     config.flip, config.test_fraction = False, 0.0
-    folder = video_folder.FolderVideos(
-        config.path, [video_folder.Video(f"{config.path}/a/1.avi", 0, 5, 17, 48, 64)], 0
+    folder = files.FolderVideos(
+        config.path, [files.Video(f"{config.path}/a/1.avi", 0, 5, 17, 48, 64)], 0
     )
-    whole = video_folder.sampling.Box(0, 0, 48, 64)
+    whole = boxes.Box(0, 0, 48, 64)
     rng = np.random.default_rng(0)
     assert videos.numbers_of(folder.read(0, np.array([0, 3, 11]), whole, rng)) == [5, 8, 16]
     assert videos.numbers_of(np.stack(list(folder.stream(0, whole)))) == list(range(5, 17))

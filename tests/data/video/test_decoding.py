@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.batches import sampling
-from data.video import decoding
+from data.video import boxes, decoding
 from tests.data import videos
 
 
@@ -81,14 +80,14 @@ def test_resize_is_bilinear_and_the_crop_comes_after_it(folder):
     whole = decoding.read_frames(path, [3, 21])
     expected = [cv2.resize(frame, (27, 20), interpolation=cv2.INTER_LINEAR) for frame in whole]
     np.testing.assert_array_equal(decoding.read_frames(path, [3, 21], resize=20), expected)
-    box = sampling.Box(top=2, left=9, height=18, width=15)
+    box = boxes.Box(top=2, left=9, height=18, width=15)
     cropped = decoding.read_frames(path, [3, 21], resize=20, crop=box)
     np.testing.assert_array_equal(cropped, np.stack(expected)[:, 2:20, 9:24])
     streamed = list(decoding.iter_frames(path, resize=20, crop=box))
     np.testing.assert_array_equal(np.stack(streamed)[[3, 21]], cropped)
 
 
-@pytest.mark.parametrize("box", [sampling.Box(40, 0, 9, 9), sampling.Box(0, 56, 9, 9)])
+@pytest.mark.parametrize("box", [boxes.Box(40, 0, 9, 9), boxes.Box(0, 56, 9, 9)])
 def test_a_crop_that_leaves_the_frame(folder, box):
     with pytest.raises(ValueError, match="leaves the frame of 48x64"):
         decoding.read_frames(folder / "h264.mp4", [0], crop=box)
