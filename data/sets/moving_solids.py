@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 
 from data.batches.streams import Piece, Programme
-from data.drawing import ray_caster
+from data.drawing import ray_caster, views
 from data.drawing.solid_scenes import Scene
 
 FRAMES_PER_SECOND = 24
@@ -63,7 +63,7 @@ def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Pr
 
     def frames(piece: Piece, start: int) -> Iterator[np.ndarray]:
         scene = make_scene(seed, split, piece.stream)
-        scenery = ray_caster.view(size, config.supersample)
+        scenery = views.view(size, config.supersample)
         at_once = max(1, min(_SAMPLES_AT_ONCE // len(scenery.ray[0]), _MOST_AT_ONCE))
         stop = piece.first + piece.num_frames
         for first in range(piece.first + start, stop, at_once):
@@ -106,7 +106,7 @@ def render(
     (8, 8, 3)
     """
     which = make_scene(seed, split, scene)
-    scenery = ray_caster.view(size, supersample)
+    scenery = views.view(size, supersample)
     return ray_caster.draw(scenery, which.solids, which.places(np.array([frame])))[0]
 
 

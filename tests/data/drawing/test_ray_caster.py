@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from data.drawing import ray_caster
+from data.drawing import ray_caster, views
 from data.drawing.solid_scenes import SHAPES, Places, Scene, Solid
+from data.drawing.stage import Stage, normals
 
 
 def alone(shape, *, height=0.0, angle=0.0, metal=False, radius=0.7, x=0.0, y=0.0):
@@ -32,7 +33,7 @@ def inside(solid, x, y, z):
 def test_rays_meet_exactly_what_small_steps_along_them_meet(shape):
     """Every ray, walked in steps of 2 mm through the definition of the solid."""
     [solid], places = alone(shape)
-    stage = ray_caster._Stage([solid], places)
+    stage = Stage([solid], places)
     rng = np.random.default_rng(0)
     start = rng.uniform(-1, 1, (3, 300)) * 0.2 + [[2.0], [-2.0], [2.5]]
     ray = rng.uniform([[-0.8], [-0.8], [-0.1]], [[0.8], [0.8], [1.5]], (3, 300)) - start
@@ -54,7 +55,7 @@ def test_rays_meet_exactly_what_small_steps_along_them_meet(shape):
 def test_normals_are_across_the_surface(shape):
     """Two neighbouring points of a surface differ by something at right angles to the normal."""
     [solid], places = alone(shape, angle=0.4)
-    stage = ray_caster._Stage([solid], places)
+    stage = Stage([solid], places)
     frame = np.zeros(4000, int)
     rng = np.random.default_rng(1)
     start = np.repeat([[1.5], [-3.0], [3.5]], 4000, 1)
@@ -70,9 +71,7 @@ def test_normals_are_across_the_surface(shape):
         meet(np.array(o)[:, None]) for o in ([0, 0, 0], [0.01, 0, 0], [0, 0, 0.01])
     )
     hit = np.isfinite(point + beside + above).all(0)
-    normal = ray_caster._normals(
-        stage, frame[hit], frame[hit], tuple(point[:, hit].astype(np.float32))
-    )
+    normal = normals(stage, frame[hit], frame[hit], tuple(point[:, hit].astype(np.float32)))
     normal = np.stack(normal)
     np.testing.assert_allclose(np.linalg.norm(normal, axis=0), 1, rtol=1e-5)
     point, beside, above = point[:, hit], beside[:, hit], above[:, hit]
@@ -87,8 +86,8 @@ def test_normals_are_across_the_surface(shape):
 def test_supersampling_is_the_mean_of_samples():
     """Where no shadow falls: four samples a pixel are the pixels of a picture twice as large."""
     solids, places = alone("sphere", x=-0.5)
-    one = ray_caster.draw(ray_caster.view(96, 1), solids, places)[0]
-    two = ray_caster.draw(ray_caster.view(48, 2), solids, places)[0]
+    one = ray_caster.draw(views.view(96, 1), solids, places)[0]
+    two = ray_caster.draw(views.view(48, 2), solids, places)[0]
     linear = (one.astype(float) / 255) ** 2
     mean = linear.reshape(48, 2, 48, 2, 3).mean((1, 3))
     red = is_red(two)
@@ -100,7 +99,7 @@ def test_nearer_hides_farther():
     red = Solid("cube", 0.5, 1.0, (0.7, 0.05, 0.05), metal=False)
     blue = Solid("cube", 0.5, 1.0, (0.05, 0.05, 0.7), metal=False)
     near, far = [0.0, -1.2, 0.0], [0.0, 0.0, 0.0]
-    view = ray_caster.view(48, 1)
+    view = views.view(48, 1)
     angle = np.zeros((1, 2))
     both = [
         ray_caster.draw(view, order, Places(np.array([places]), angle))[0]
@@ -115,15 +114,15 @@ def test_a_cone_hides_what_it_is_put_over():
     cone = Solid("cone", 0.805, 1.61, (0.05, 0.5, 0.05), metal=False)
     small = Solid("sphere", 0.35, 0.7, (0.7, 0.05, 0.05), metal=False)
     places = Places(np.array([[[0.3, 0.2, 0.0]] * 2]), np.zeros((1, 2)))
-    assert not is_red(ray_caster.draw(ray_caster.view(64), [cone, small], places)).any()
+    assert not is_red(ray_caster.draw(views.view(64), [cone, small], places)).any()
     lifted = Places(np.array([[[0.3, 0.2, 2.1], [0.3, 0.2, 0.0]]]), np.zeros((1, 2)))
-    assert is_red(ray_caster.draw(ray_caster.view(64), [cone, small], lifted)).sum() > 10
+    assert is_red(ray_caster.draw(views.view(64), [cone, small], lifted)).sum() > 10
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shadows(shape):
     """The floor is darker where the lamp is hidden, also under what is in the air."""
-    view = ray_caster.view(96)
+    view = views.view(96)
     empty = ray_caster.draw(view, *alone(shape, x=50))[0].astype(int)
     for height, least in ((0, 20), (2, 80)):  # little of a cone's own shadow is beside it
         frame = ray_caster.draw(view, *alone(shape, height=height))[0].astype(int)
@@ -140,7 +139,7 @@ def test_shadows(shape):
 
 
 def test_metal_shines_and_rubber_does_not():
-    view = ray_caster.view(96)
+    view = views.view(96)
     metal, rubber = (
         ray_caster.draw(view, *alone("sphere", metal=metal))[0] for metal in (True, False)
     )
@@ -153,7 +152,7 @@ def test_metal_mirrors_its_neighbours():
     red = Solid("cube", 0.5, 1.0, (0.8, 0.02, 0.02), metal=False)
     far = Places(np.array([[[0.0, 1.0, 0.0], [60.0, 0.0, 0.0]]]), np.zeros((1, 2)))
     near = Places(np.array([[[0.0, 1.0, 0.0], [1.3, -0.3, 0.0]]]), np.zeros((1, 2)))
-    view = ray_caster.view(192)
+    view = views.view(192)
     with_cube = ray_caster.draw(view, [metal, red], near)[0]
     without = ray_caster.draw(view, [metal, red], far)[0]
     left = np.s_[:, :104]  # the cube itself is to the right of it
@@ -163,7 +162,7 @@ def test_metal_mirrors_its_neighbours():
 
 def test_alone_or_with_others_the_same_bits():
     scene = Scene(np.random.default_rng(3))
-    view = ray_caster.view(40)
+    view = views.view(40)
     frames = ray_caster.draw(view, scene.solids, scene.places(np.arange(45, 75)))
     assert frames.shape == (30, 40, 40, 3)
     assert frames.dtype == np.uint8
@@ -175,6 +174,6 @@ def test_alone_or_with_others_the_same_bits():
 
 def test_out_of_the_picture():
     for shape in SHAPES:
-        ray_caster.draw(ray_caster.view(24), *alone(shape, x=-30, metal=True))
-        ray_caster.draw(ray_caster.view(24), *alone(shape, x=4.3, y=2.0, metal=True))
-        ray_caster.draw(ray_caster.view(2, 1), *alone(shape, x=1, radius=0.01))  # between rays
+        ray_caster.draw(views.view(24), *alone(shape, x=-30, metal=True))
+        ray_caster.draw(views.view(24), *alone(shape, x=4.3, y=2.0, metal=True))
+        ray_caster.draw(views.view(2, 1), *alone(shape, x=1, radius=0.01))  # between rays
