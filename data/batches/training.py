@@ -69,7 +69,7 @@ class TrainBatches(grain.IterDataset):
         if self._num_workers:
             if not flags.FLAGS.is_parsed():
                 # Grain asks absl for its settings when it starts workers. In a notebook or a test
-                # nobody has parsed any, and the defaults are what is meant.
+                # no flags have been parsed, and Grain's defaults are meant.
                 flags.FLAGS.mark_as_parsed()
             # Grain's default, 16 threads and 500 elements ahead, is meant for small records.
             reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -84,7 +84,7 @@ class TrainBatches(grain.IterDataset):
 
 
 class _TrainIterator(grain.DatasetIterator):
-    """Goes through the training batches and knows where it is.
+    """Goes through the training batches and counts them.
 
     Its state is the number of batches that were taken, and what they were taken from. Grain's own
     state would be tied to the number of workers; a number of batches is not.

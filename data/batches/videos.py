@@ -12,7 +12,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Videos(Protocol):
-    """A set of videos, numbered from 0. It has to be picklable, for the worker processes.
+    """A set of videos, numbered from 0. Worker processes get a pickled copy.
 
     Attributes:
       labels: the class of every video, an index into the classes of the data set.
@@ -47,7 +47,7 @@ class Videos(Protocol):
 
 
 class Splits(NamedTuple):
-    """What there is to train on and to test."""
+    """What a data set of clips has: its classes, the videos to train on, and those to test."""
 
     classes: Sequence[str]  # their names, in the order of the labels
     train: Videos
@@ -56,7 +56,7 @@ class Splits(NamedTuple):
 
 
 class ClipOptions(NamedTuple):
-    """What clips and batches are made like; the fields of `config.data` with the same names."""
+    """How clips and batches are made: the fields of `config.data` with the same names."""
 
     num_frames: int  # K, frames of a clip
     size: int  # height and width of a clip, pixels
@@ -67,5 +67,5 @@ class ClipOptions(NamedTuple):
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "ClipOptions":
-        """Those of a data set's config."""
+        """The options that the configuration of a data set of clips has."""
         return cls(**{name: config[name] for name in cls._fields})

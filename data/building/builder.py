@@ -57,7 +57,7 @@ class VideoConfig(tfds.core.BuilderConfig):
 
 
 class VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder whose subclass only knows which videos there are (`_listing`)."""
+    """A builder. A subclass only says which videos there are (`_listing`)."""
 
     VERSION = tfds.core.Version("1.0.0")
     HOMEPAGE = ""
@@ -67,7 +67,7 @@ class VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(file_format=file_format, **kwargs)
 
     def _listing(self, folder: str, scratch: str) -> listing.Listing:
-        """Finds the files below `folder` and reads the lists; see `archives.find`."""
+        """The videos below `folder` and the official lists; archives are unpacked to `scratch`."""
         raise NotImplementedError
 
     def _published(self) -> dict[str, int]:
@@ -156,7 +156,7 @@ class VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise self._error(f"no video of {part} can be used: ")
 
     def _generate_splits(self, dl_manager, download_config) -> list[tfds.core.SplitInfo]:
-        """As TFDS does it, without sorting; see `shards`."""
+        """As TFDS does it, but records are written as they come (`shards.write`), not sorted."""
         if download_config.max_examples_per_split is not None:
             raise ValueError("max_examples_per_split is not supported: all videos or none")
         features, infos = self.info.features, []

@@ -57,8 +57,8 @@ def encode_all(
 
     Args:
       members: the videos.
-      resize: see `encode`.
-      quality: see `encode`.
+      resize: how many pixels the shorter side gets (bilinear); 0 keeps the size.
+      quality: of the JPEGs, 1 to 100.
       num_processes: how many; 0 takes one for every core that this process may use, 1 works in this
         process.
 

@@ -1,4 +1,4 @@
-"""What a builder leaves, and how it is found again, without TFDS."""
+"""What a builder stored: finds a build on the disk and reads its metadata, without TFDS."""
 
 import json
 import os
@@ -15,28 +15,33 @@ DEFAULT_PATH = "~/tensorflow_datasets"  # TFDS's own default
 class Entry(NamedTuple):
     """One stored video."""
 
-    key: str
+    key: str  # its name in the official lists
     num_frames: int
-    height: int
+    height: int  # as stored, pixels
     width: int
 
 
 class Build(NamedTuple):
-    """What a builder left."""
+    """A build: the metadata of all its videos."""
 
     folder: str
     videos: tuple[Entry, ...]  # in the order of the records
     splits: dict[str, dict[str, Any]]  # "classes", and "train" and "test": [[number, labels], ...]
     excluded: tuple[tuple[str, str], ...]  # key and reason
-    unlisted: tuple[str, ...]
+    unlisted: tuple[str, ...]  # keys of videos that are in no list; they are not stored
 
 
 def read_build(name: str, path: str, variant: str) -> Build:
-    """What `build_data.py NAME --data_dir=PATH` left, the newest version.
+    """Reads the newest version of a build.
+
+    Args:
+      name: of the data set.
+      path: the --data_dir of the build; empty for `DEFAULT_PATH`.
+      variant: the configuration of the builder.
 
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is damaged, or of another version of this library.
+      FileNotFoundError: if there is no such build.
+      ValueError: if it is damaged, or has the format of another version of this library.
     """
     root = Path(path or DEFAULT_PATH).expanduser()
     folder = root / name / variant
@@ -74,7 +79,7 @@ def read_build(name: str, path: str, variant: str) -> Build:
         tuple(metadata["excluded"].items()),
         tuple(metadata["unlisted"]),
     )
-    stored = len(array_record_data_source.ArrayRecordDataSource(shards(build.folder)))
+    stored = len(array_record_data_source.ArrayRecordDataSource(shard_files(build.folder)))
     if stored != len(build.videos):
         raise ValueError(
             f"{folder} has {stored} records, and should have {len(build.videos)}; remove it and "
@@ -83,11 +88,15 @@ def read_build(name: str, path: str, variant: str) -> Build:
     return build
 
 
-def shards(folder: str) -> list[str]:
-    """The files with the records, in the order of the metadata: train, test, rest."""
-    shards = []
+def shard_files(folder: str) -> list[str]:
+    """The files of a build that hold its records, in the order of the metadata: train, test, rest.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    found = []
     for part in ("train", "test", "rest"):
-        shards += sorted(map(os.fspath, Path(folder).glob(f"*-{part}.array_record-*")))
-    if not shards:
+        found += sorted(map(os.fspath, Path(folder).glob(f"*-{part}.array_record-*")))
+    if not found:
         raise ValueError(f"{folder} is damaged: it has no *.array_record-*; build it again")
-    return shards
+    return found

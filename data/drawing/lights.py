@@ -5,10 +5,9 @@ import numpy as np
 from data.drawing.vectors import Vector, dot, towards, unit
 
 KEY = np.array([-4.2, -3.6, 8.5])  # the lamp that throws shadows
-FILL = np.array([0.80, -0.40, 0.45]) / np.linalg.norm(
-    [0.80, -0.40, 0.45]
-)  # the way to the second lamp
-BACK = np.array([0.15, 0.85, 0.50]) / np.linalg.norm([0.15, 0.85, 0.50])  # and to the third
+# The ways to the other two lamps.
+FILL = np.array([0.80, -0.40, 0.45]) / np.linalg.norm([0.80, -0.40, 0.45])
+BACK = np.array([0.15, 0.85, 0.50]) / np.linalg.norm([0.15, 0.85, 0.50])
 FLOOR = np.array([0.400, 0.392, 0.380], np.float32)  # linear RGB
 _AMBIENT, _KEY_POWER, _FILL_POWER, _BACK_POWER = 0.40, 0.88, 0.34, 0.22
 

@@ -26,7 +26,7 @@ import ml_collections
 from data.batches.videos import Splits
 from data.sets.protocol import clip_config
 from data.video import decoding, scan
-from data.video.files import FolderVideos, Video, check_file_options, skip_bad
+from data.video.files import FileVideos, Video, check_file_options, skip_bad
 
 _COLUMNS = ("path", "label", "start", "end")
 
@@ -87,7 +87,7 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
     parts += [[]] * (2 - len(parts))
     roots += roots[:1]
     train, test = (
-        FolderVideos(root, part, config.resize) for root, part in zip(roots, parts, strict=False)
+        FileVideos(root, part, config.resize) for root, part in zip(roots, parts, strict=False)
     )
     return Splits(classes, train, test, skipped)
 

@@ -82,7 +82,7 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
 
 
 class MovingDigits:
-    """Videos of moving digits, painted when they are asked for (`source.Videos`)."""
+    """Videos of moving digits, painted when they are asked for (`data.Videos`)."""
 
     def __init__(
         self,

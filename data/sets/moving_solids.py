@@ -46,7 +46,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Programme:
-    """Streams of scenes, as the head of this file says.
+    """Scenes: without end for training, each once for testing.
 
     Raises:
       ValueError: if a value of `config` is out of range, or there is no such split.

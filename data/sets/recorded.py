@@ -5,8 +5,8 @@
 
 A record of ArrayRecord is one video with a JPEG for each frame. A clip reads its record and decodes
 its own frames, which takes as long wherever in the video it is; an AVI has to be decoded from its
-start. How many frames a video has, how large they are and which split it is in
-comes from the metadata, so loading reads no video.
+start. How many frames a video has, how large they are and which split it is in comes from the
+metadata, so loading reads no video.
 """
 
 import hashlib
@@ -20,29 +20,29 @@ from absl import logging
 from array_record.python import array_record_data_source
 
 from data.batches.videos import Splits
-from data.building.stored import Build, read_build, shards
+from data.building.stored import Build, read_build, shard_files
 from data.sets.protocol import clip_config
 from data.video import boxes
 
 
 class RecordedDataSet(NamedTuple):
-    """One data set of this kind (`protocol.ClipSet`)."""
+    """A data set that was built (`protocol.ClipSet`)."""
 
     name: str
     variant: str  # the builder's configuration
-    split: str
-    size: int  # of the crop, pixels
-    needs_labels: bool
+    split: str  # the default
+    size: int  # the default, of the crop, pixels
+    needs_labels: bool  # whether every video has one class
 
     def default_config(self) -> ml_collections.ConfigDict:
         """The fields of `config.data` for this data set, with their defaults."""
         config = clip_config(self.name, size=self.size)
-        config.path = ""  # the --data_dir of the build; empty: ~/tensorflow_datasets, as there
+        config.path = ""  # the --data_dir of the build; empty: ~/tensorflow_datasets
         config.variant = self.variant  # the configuration of the builder
         config.split = self.split  # the official split; for CATER the task
         if not self.needs_labels:
-            # Frames alone, for auto-encoding: one class, "video". Else the classes of the task,
-            # which have to be one for each video.
+            # False gives frames alone, for auto-encoding: one class, "video". True gives the
+            # classes of the task, of which every video has to have exactly one.
             config.labels = False
         return config
 
@@ -51,7 +51,7 @@ class RecordedDataSet(NamedTuple):
 
         Raises:
           FileNotFoundError: if it has not been built.
-          ValueError: for a split that there is not, or labels that the list does not have.
+          ValueError: if there is no such split, or a video does not have exactly one label.
         """
         del seed
         build = read_build(self.name, config.path, config.variant)
@@ -84,7 +84,7 @@ CATER = RecordedDataSet(
 
 
 class RecordVideos:
-    """Stored videos, of whose frames those are decoded that are asked for (`source.Videos`)."""
+    """Videos of a build (`data.Videos`). Only the frames that are asked for are decoded."""
 
     def __init__(self, build: Build, numbers: Sequence[int], labels: Sequence[int] | None):
         entries = [build.videos[number] for number in numbers]
@@ -130,11 +130,13 @@ class RecordVideos:
             yield boxes.crop(self._decode(index, jpegs, frame), box)
 
     def _jpegs(self, index: int) -> Sequence[bytes]:
-        # Here, as it takes a second, and not everyone who imports `data` has such a data set.
+        # Imported here, as it takes a second and other data sets do not need it.
         from tensorflow_datasets.proto import tf_example_pb2
 
         if self._records is None:
-            self._records = array_record_data_source.ArrayRecordDataSource(shards(self._folder))
+            self._records = array_record_data_source.ArrayRecordDataSource(
+                shard_files(self._folder)
+            )
         number = self._numbers[index]
         feature = tf_example_pb2.Example.FromString(self._records[number]).features.feature
         jpegs = feature["frames"].bytes_list.value

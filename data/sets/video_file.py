@@ -18,8 +18,8 @@ Going back, and beginning in the middle, decode the file from its start: seeking
 
 **Size.** The shorter side is resized to `size` and the middle is cut out, `size` x `size` pixels.
 
-**Live sources** are read as fast as frames are asked for, one frame ahead; while nobody
-asks, the camera's driver or the writer of the pipe decides what is lost.
+**Live sources** are read as fast as frames are asked for, one frame ahead. While no frame is asked
+for, the camera's driver or the writer of the pipe decides what is lost.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Programme:
-    """The stream, or several from segments of it. The seed has no say in it.
+    """The whole source, or segments of a file. The seed changes nothing.
 
     Raises:
       BadVideo: if the source does not exist or is no video. While the stream plays, also if a

@@ -30,7 +30,7 @@ from absl import logging
 from data.batches.videos import Splits
 from data.sets.protocol import clip_config
 from data.video import decoding, scan
-from data.video.files import FolderVideos, Video, check_file_options, skip_bad
+from data.video.files import FileVideos, Video, check_file_options, skip_bad
 
 EXTENSIONS = (".avi", ".mp4", ".mkv", ".mov", ".webm")
 
@@ -75,8 +75,8 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
         train, test = split(videos[""], classes, config.test_fraction)
     return Splits(
         classes,
-        FolderVideos(root, train, config.resize),
-        FolderVideos(root, test, config.resize),
+        FileVideos(root, train, config.resize),
+        FileVideos(root, test, config.resize),
         skipped,
     )
 
@@ -128,7 +128,10 @@ def find(root: str) -> dict[str, dict[str, list[str]]]:
 def split(
     videos: Sequence[Video], classes: Sequence[str], test_fraction: float
 ) -> tuple[list[Video], list[Video]]:
-    """Training and test videos, as the head of this file says.
+    """Divides the videos of every class into training and test videos.
+
+    A class with one video has that video cut in time. The seed of the run does not matter: a hash
+    of the names decides.
 
     Args:
       videos: all of them.

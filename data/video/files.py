@@ -23,8 +23,8 @@ class Video(NamedTuple):
     width: int
 
 
-class FolderVideos:
-    """Video files, decoded when they are asked for (`source.Videos`)."""
+class FileVideos:
+    """Video files, decoded when they are asked for (`data.Videos`)."""
 
     def __init__(self, root: str, videos: Sequence[Video], resize: int):
         self.labels = [one.label for one in videos]
@@ -69,7 +69,16 @@ def check_file_options(config: ml_collections.ConfigDict) -> None:
 def skip_bad(
     root: str, infos: dict[str, decoding.VideoInfo | decoding.BadVideo], max_bad_fraction: float
 ) -> tuple[tuple[str, str], ...]:
-    """Names and counts the bad files; raises ValueError if there are too many of them."""
+    """The bad files, `(path, reason)` each, after a warning that names them.
+
+    Args:
+      root: the folder that the files are relative to.
+      infos: what `scan.scan` found out about every file.
+      max_bad_fraction: from 0 to 1.
+
+    Raises:
+      ValueError: if more than `max_bad_fraction` of the files are bad; the message names them.
+    """
     bad = tuple(
         (os.path.join(root, file), info.reason)
         for file, info in infos.items()

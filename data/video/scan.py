@@ -20,7 +20,7 @@ from absl import logging
 
 from data.video import decoding
 
-# Goes up when probing changes, so that old indices are not believed.
+# Goes up when probing changes, so that old indices are not used.
 _VERSION = 1
 
 

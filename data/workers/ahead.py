@@ -51,7 +51,7 @@ def concatenated(
     def start(item: Item) -> None:
         results = queue.Queue(depth)
         waiting.append(results)
-        # A daemon, so that an iterator somebody still holds does not keep Python from exiting.
+        # A daemon, so that an iterator that was not closed does not keep Python from exiting.
         threading.Thread(
             target=_produce, args=(make, item, results, stopped), name="data-ahead", daemon=True
         ).start()

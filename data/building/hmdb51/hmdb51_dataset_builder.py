@@ -40,7 +40,7 @@ class Builder(VideoBuilder, skip_registration=True):
         for number in (1, 2, 3):
             names = [f"{name}_test_split{number}.txt" for name in classes]
             if number > 1 and not any(name in lists for name in names):
-                continue  # split 1 is needed, the others are welcome
+                continue  # only split 1 has to be there
             parts: dict[str, dict[str, listing.Labels]] = {"train": {}, "test": {}}
             for label, (of_class, name) in enumerate(zip(classes, names, strict=True)):
                 member = listing.one(lists, name, _HINT)

@@ -39,7 +39,7 @@ class Builder(VideoBuilder, skip_registration=True):
         for number in (1, 2, 3):
             names = [f"{part}list0{number}.txt" for part in listing.PARTS]
             if number > 1 and not any(name in lists for name in names):
-                continue  # split 1 is needed, the others are welcome
+                continue  # only split 1 has to be there
             parts = [_part(listing.one(lists, name, _HINT), classes) for name in names]
             splits[str(number)] = listing.check(
                 str(number), listing.Split(*parts, tuple(classes.values()))

@@ -100,7 +100,7 @@ def test_an_error_in_a_worker_arrives(tmp_path):
     from data.video.decoding import BadVideo
 
     gone = files.Video(str(tmp_path / "gone.avi"), 0, 0, 9, 48, 64)
-    videos_of_files = files.FolderVideos(str(tmp_path), [gone], 0)
+    videos_of_files = files.FileVideos(str(tmp_path), [gone], 0)
     made = make_source(
         Splits(["a"], videos_of_files, videos_of_files),
         OPTIONS._replace(num_workers=1),

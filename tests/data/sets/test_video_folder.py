@@ -76,7 +76,7 @@ def test_clips_are_the_frames_of_the_files(fill):
     """Through the whole pipeline, the numbers in the pixels are consecutive."""
     config = fill("a/1.avi", "b/2.avi")
     config.flip, config.test_fraction = False, 0.0
-    folder = files.FolderVideos(
+    folder = files.FileVideos(
         config.path, [files.Video(f"{config.path}/a/1.avi", 0, 5, 17, 48, 64)], 0
     )
     whole = boxes.Box(0, 0, 48, 64)
