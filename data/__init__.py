@@ -10,11 +10,12 @@ here needs JAX, so worker processes can do without it, and nothing in here impor
 import difflib
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_collections
 
-from data.batches.source import Source, make_source
+from data.batches.source import Source, check_options, make_source
 from data.batches.streams import Streams
 from data.batches.videos import ClipOptions, Splits, Videos
 from data.sets import CLIPS, STREAMS, recorded
@@ -38,6 +39,8 @@ __all__ = [
     "load_streams",
     "make_source",
 ]
+
+DataSet = TypeVar("DataSet")
 
 
 def default_config(name: str) -> ml_collections.ConfigDict:
@@ -72,14 +75,13 @@ def load(
     Raises:
       ValueError: if there is no such data set or field (the message names the closest one), or a
         value is out of range.
+      FileNotFoundError: if the videos are not there.
     """
-    return make_source(
-        _checked(config, CLIPS).splits(config, seed=seed),
-        ClipOptions.of(config),
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    data_set = _checked(config, CLIPS)
+    options = ClipOptions.of(config)
+    run = {"seed": seed, "process_index": process_index, "process_count": process_count}
+    check_options(options, **run)  # before a data set decodes thousands of files
+    return make_source(data_set.splits(config, seed=seed), options, **run)
 
 
 def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str = "train") -> Streams:
@@ -94,8 +96,9 @@ def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str = "
       An iterator over batches, one frame of each stream a step. Close it in the end.
 
     Raises:
-      ValueError: if there is no such data set or field (the message names the closest one), or a
-        value is out of range.
+      ValueError: if there is no such data set or field (the message names the closest one), no such
+        split, or a value is out of range.
+      BadVideo: if a file, a camera or a pipe cannot be read.
     """
     return Streams(_checked(config, STREAMS).programme(config, seed=seed, split=split))
 
@@ -126,15 +129,15 @@ def build(
         and `exclude_bad` is not set; if the official lists are missing or make no sense.
       OSError: without enough disk space.
     """
-    buildable = (name for name, one in CLIPS.items() if isinstance(one, recorded.RecordedDataSet))
-    _data_set(data_set, dict.fromkeys(buildable))
+    built = {name: one for name, one in CLIPS.items() if isinstance(one, recorded.RecordedDataSet)}
+    name = _data_set(data_set, built).name
     from data.building import builder
 
-    module = importlib.import_module(f"data.building.{data_set}.{data_set}_dataset_builder")
+    module = importlib.import_module(f"data.building.{name}.{name}_dataset_builder")
     return builder.build(module.Builder, manual_dir, data_dir, **config)
 
 
-def _checked(config: ml_collections.ConfigDict, data_sets: dict[str, Any]) -> Any:
+def _checked(config: ml_collections.ConfigDict, data_sets: Mapping[str, DataSet]) -> DataSet:
     """The data set of `config`, which must be one of `data_sets` and have all its fields."""
     data_set = _data_set(config.name, data_sets)
     known = data_set.default_config()
@@ -149,7 +152,12 @@ def _checked(config: ml_collections.ConfigDict, data_sets: dict[str, Any]) -> An
     return data_set
 
 
-def _data_set(name: str, data_sets: dict[str, Any]) -> Any:
+def _data_set(name: str, data_sets: Mapping[str, DataSet]) -> DataSet:
+    """The one of `data_sets` with this name.
+
+    Raises:
+      ValueError: if there is none; the message names the closest, or the function to call instead.
+    """
     if name in data_sets:
         return data_sets[name]
     for others, loader in ((CLIPS, "load"), (STREAMS, "load_streams")):
@@ -159,7 +167,8 @@ def _data_set(name: str, data_sets: dict[str, Any]) -> Any:
     raise ValueError(f"there is no data set {name!r}{_closest(name, data_sets)}")
 
 
-def _closest(name: str, names: object) -> str:
+def _closest(name: str, names: Iterable[str]) -> str:
+    """What to say behind an unknown name: the closest one, or all there are."""
     names = sorted(names)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     return f"; did you mean {close[0]!r}?" if close else f"; it can be {', '.join(names)}"

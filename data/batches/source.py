@@ -80,7 +80,7 @@ def make_source(
         there is no training video, the crop does not fit into some video, or a video has no frames
         or a label that is not the number of a class.
     """
-    _check(options, seed, process_index, process_count)
+    check_options(options, seed, process_index, process_count)
     train, test = splits.train, splits.test
     if not len(train.labels):
         raise ValueError("there is no training video")
@@ -104,6 +104,23 @@ def make_source(
     )
 
 
+def check_options(options: ClipOptions, seed: int, process_index: int, process_count: int) -> None:
+    """Raises ValueError if one of these is out of range, whatever the videos are."""
+    for name in ("num_frames", "size", "stride", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} is {getattr(options, name)}; it must be at least 1")
+    if options.num_workers < 0:
+        raise ValueError(f"num_workers is {options.num_workers}; it must be 0 or more")
+    if seed < 0:
+        raise ValueError(f"the seed is {seed}; it must be 0 or more")
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index is {process_index}; with {process_count} processes it must be from 0 "
+            f"to {process_count - 1}"
+        )
+    _per_process(options.batch_size, process_count)
+
+
 def _per_process(batch_size: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
@@ -123,19 +140,3 @@ def _check_videos(part: str, videos: Videos, num_classes: int, size: int) -> Non
         if num_frames < 1:
             raise ValueError(f"{part} video {video} has {num_frames} frames; it must be at least 1")
         sampling.centre_crop(*videos.frame_size(video), size)  # raises if it does not fit
-
-
-def _check(options: ClipOptions, seed: int, process_index: int, process_count: int) -> None:
-    for name in ("num_frames", "size", "stride", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} is {getattr(options, name)}; it must be at least 1")
-    if options.num_workers < 0:
-        raise ValueError(f"num_workers is {options.num_workers}; it must be 0 or more")
-    if seed < 0:
-        raise ValueError(f"the seed is {seed}; it must be 0 or more")
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index is {process_index}; with {process_count} processes it must be from 0 "
-            f"to {process_count - 1}"
-        )
-    _per_process(options.batch_size, process_count)

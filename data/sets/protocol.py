@@ -1,11 +1,14 @@
-"""What a data set has to give: its defaults, and its videos or what its streams play.
+"""What a data set has to give: the defaults of its fields, and its videos or its streams.
 
-There are two kinds, clips with labels (`ClipSet`) and streams of frames (`StreamSet`). Each has two
-functions: a module with these two functions is a data set, and so is an object with these two
-methods. What follows is the same for all of them. The door of the package checks the names of the
-fields, and makes batches of the clips (`data.load`) or plays the streams (`data.load_streams`).
+There are two kinds of data sets, clips with labels (`ClipSet`) and streams of frames (`StreamSet`).
+Each has two functions. A module with these two functions is a data set, and so is an object with
+these two methods (`recorded.RecordedDataSet`).
 
-To add a data set, write one file with the two functions and enter it in the list of data sets.
+What follows is the same for every data set and is done by `data.load` and `data.load_streams`: they
+check the names of the fields, and make batches of the clips or play the streams.
+
+To add a data set, write a file beside this one with the two functions, and enter it into the list
+in `data/sets/__init__.py`. `moving_digits` is an example of clips, `moving_solids` of streams.
 """
 
 from typing import Protocol
@@ -27,12 +30,12 @@ class ClipSet(Protocol):
 
         Args:
           config: has the fields of `default_config`, and no others.
-          seed: for what a data set draws at random, of the test videos above all: which frames a
-            training clip takes is drawn elsewhere. A data set of files has no use for it.
+          seed: of the run, at least 0, for a data set that draws its videos at random. The order
+            of the videos, the frames of a clip, its crop and its flip are drawn elsewhere.
 
         Raises:
-          ValueError: if a value of `config` is out of range. The fields of `clip_config` are
-            checked elsewhere.
+          ValueError: if one of its own fields is out of range. Those of `clip_config` have been
+            checked; whether `size` fits the videos is checked afterwards.
           FileNotFoundError: if the videos are not there.
         """
 
@@ -60,13 +63,10 @@ class StreamSet(Protocol):
 def clip_config(
     name: str, *, num_frames: int = 64, size: int = 112, flip: bool = True
 ) -> ConfigDict:
-    """The fields that `config.data` has for every data set of clips, a new ConfigDict.
+    """A new configuration, with the fields that `config.data` has for every data set of clips.
 
-    Args:
-      name: of the data set.
-      num_frames: the default of this field; that of the Sideways paper if left out, like the rest.
-      size: the default of this field.
-      flip: the default of this field.
+    The defaults are those of section 4 of the Sideways paper (Malinowski et al., 2020): clips of 64
+    frames of 112x112 pixels, half of them mirrored. A data set that differs gives its own.
 
     >>> sorted(clip_config("mine"))
     ['batch_size', 'flip', 'name', 'num_frames', 'num_workers', 'size', 'stride']

@@ -216,6 +216,22 @@ def test_no_classes(fill, tmp_path):
         data.load(config, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("batch_size", 0, "batch_size is 0; it must be at least 1"),
+        ("stride", 0, "stride is 0; it must be at least 1"),
+        ("num_workers", -1, "num_workers is -1; it must be 0 or more"),
+    ],
+)
+def test_options_are_checked_before_a_file_is_decoded(fill, monkeypatch, field, value, said):
+    config = fill("a/1.avi", "b/2.avi")
+    config[field] = value
+    monkeypatch.setattr(video_folder.scan, "scan", None)
+    with pytest.raises(ValueError, match=said):
+        data.load(config, seed=0)
+
+
 def test_a_class_without_videos(fill, tmp_path):
     config = fill("a/1.avi")
     empty = tmp_path / "videos" / "b"
