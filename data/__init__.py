@@ -1,37 +1,46 @@
 """Data sets of videos: `load` one by its name and get batches for training and evaluation.
 
 Clips with labels come from `load`, streams of frames without end or label from `load_streams`.
+UCF101, HMDB51 and CATER have to be built once, from the files that were downloaded, with `build`.
+
+This is the only door: programs import from `data`, and not from the packages inside it. Nothing in
+here needs JAX, so worker processes can do without it, and nothing in here imports `sideways_jax`.
 """
 
 import difflib
-from types import ModuleType
-from typing import Any
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_collections
 
-from data import (
-    kinetics_csv,
-    moving_digits,
-    moving_solids,
-    recorded,
-    video_file,
-    video_folder,
-)
-from data.pipeline import Source
-from data.streams import Streams
+from data.batches.source import Source, check_options, make_source
+from data.batches.streams import Streams
+from data.batches.videos import ClipOptions, Splits, Videos
+from data.sets import CLIPS, STREAMS, recorded
+from data.video.boxes import Box
+from data.video.decoding import BadVideo
 
-_CLIPS: dict[str, ModuleType | recorded.RecordedDataSet] = {
-    "cater": recorded.CATER,
-    "hmdb51": recorded.HMDB51,
-    "kinetics_csv": kinetics_csv,
-    "moving_digits": moving_digits,
-    "ucf101": recorded.UCF101,
-    "video_folder": video_folder,
-}
-_STREAMS: dict[str, ModuleType] = {
-    "moving_solids": moving_solids,
-    "video_file": video_file,
-}
+if TYPE_CHECKING:
+    from data.building.builder import VideoBuilder
+
+__all__ = [
+    "BadVideo",
+    "Box",
+    "ClipOptions",
+    "Source",
+    "Splits",
+    "Streams",
+    "Videos",
+    "build",
+    "default_config",
+    "load",
+    "load_streams",
+    "make_source",
+]
+
+DataSet = TypeVar("DataSet")
 
 
 def default_config(name: str) -> ml_collections.ConfigDict:
@@ -40,7 +49,7 @@ def default_config(name: str) -> ml_collections.ConfigDict:
     Raises:
       ValueError: if there is no such data set; the message names the closest one.
     """
-    return _data_set(name, _CLIPS | _STREAMS).default_config()
+    return _data_set(name, CLIPS | STREAMS).default_config()
 
 
 def load(
@@ -66,10 +75,13 @@ def load(
     Raises:
       ValueError: if there is no such data set or field (the message names the closest one), or a
         value is out of range.
+      FileNotFoundError: if the videos are not there.
     """
-    return _checked(config, _CLIPS).load(
-        config, seed=seed, process_index=process_index, process_count=process_count
-    )
+    data_set = _checked(config, CLIPS)
+    options = ClipOptions.of(config)
+    run = {"seed": seed, "process_index": process_index, "process_count": process_count}
+    check_options(options, **run)  # before a data set decodes thousands of files
+    return make_source(data_set.splits(config, seed=seed), options, **run)
 
 
 def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str = "train") -> Streams:
@@ -84,13 +96,48 @@ def load_streams(config: ml_collections.ConfigDict, *, seed: int, split: str = "
       An iterator over batches, one frame of each stream a step. Close it in the end.
 
     Raises:
-      ValueError: if there is no such data set or field (the message names the closest one), or a
-        value is out of range.
+      ValueError: if there is no such data set or field (the message names the closest one), no such
+        split, or a value is out of range.
+      BadVideo: if a file, a camera or a pipe cannot be read.
     """
-    return _checked(config, _STREAMS).load_streams(config, seed=seed, split=split)
+    return Streams(_checked(config, STREAMS).programme(config, seed=seed, split=split))
 
 
-def _checked(config: ml_collections.ConfigDict, data_sets: dict[str, Any]) -> Any:
+def build(
+    data_set: str,
+    manual_dir: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    **config: Any,
+) -> "VideoBuilder":
+    """Builds UCF101, HMDB51 or CATER, for `load` to read; what is there already stays as it is.
+
+    `experiments/build_data.py` does the same from a shell. Here TFDS is imported, which takes
+    seconds and is needed for nothing else.
+
+    Args:
+      data_set: "ucf101", "hmdb51" or "cater".
+      manual_dir: where the downloaded files are.
+      data_dir: where data sets are kept; None takes TFDS's `~/tensorflow_datasets`.
+      **config: `name` takes one of the configurations there are; with other fields of the builder's
+        configuration, such as `resize` or `exclude_bad`, it names a new one.
+
+    Returns:
+      The builder of TFDS, after its work.
+
+    Raises:
+      ValueError: if there is no such data set to build; if listed videos are missing or damaged
+        and `exclude_bad` is not set; if the official lists are missing or make no sense.
+      OSError: without enough disk space.
+    """
+    built = {name: one for name, one in CLIPS.items() if isinstance(one, recorded.RecordedDataSet)}
+    name = _data_set(data_set, built).name
+    from data.building import builder
+
+    module = importlib.import_module(f"data.building.{name}.{name}_dataset_builder")
+    return builder.build(module.Builder, manual_dir, data_dir, **config)
+
+
+def _checked(config: ml_collections.ConfigDict, data_sets: Mapping[str, DataSet]) -> DataSet:
     """The data set of `config`, which must be one of `data_sets` and have all its fields."""
     data_set = _data_set(config.name, data_sets)
     known = data_set.default_config()
@@ -105,17 +152,23 @@ def _checked(config: ml_collections.ConfigDict, data_sets: dict[str, Any]) -> An
     return data_set
 
 
-def _data_set(name: str, data_sets: dict[str, Any]) -> Any:
+def _data_set(name: str, data_sets: Mapping[str, DataSet]) -> DataSet:
+    """The one of `data_sets` with this name.
+
+    Raises:
+      ValueError: if there is none; the message names the closest, or the function to call instead.
+    """
     if name in data_sets:
         return data_sets[name]
-    for others, loader in ((_CLIPS, "load"), (_STREAMS, "load_streams")):
+    for others, loader in ((CLIPS, "load"), (STREAMS, "load_streams")):
         if name in others:
-            kind = "clips with labels" if others is _CLIPS else "streams of frames"
+            kind = "clips with labels" if others is CLIPS else "streams of frames"
             raise ValueError(f"{name} is made of {kind}: it is for data.{loader}")
     raise ValueError(f"there is no data set {name!r}{_closest(name, data_sets)}")
 
 
-def _closest(name: str, names: object) -> str:
+def _closest(name: str, names: Iterable[str]) -> str:
+    """What to say behind an unknown name: the closest one, or all there are."""
     names = sorted(names)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     return f"; did you mean {close[0]!r}?" if close else f"; it can be {', '.join(names)}"

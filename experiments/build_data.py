@@ -2,9 +2,9 @@
 
 python experiments/build_data.py ucf101 --manual_dir=DOWNLOADS --data_dir=DIR
 
-This is `tfds build data/ucf101` with all of its flags. The program `tfds` itself imports TensorFlow
-(its command `convert_format` does, as of 4.9.10), which nothing here needs; where TensorFlow is
-installed, `tfds build data/ucf101 ...` does the same.
+This is `tfds build data/building/ucf101` with all of its flags. The program `tfds` itself imports
+TensorFlow (its command `convert_format` does, as of 4.9.10), which nothing here needs; where
+TensorFlow is installed, `tfds build data/building/ucf101 ...` does the same.
 
 Without --data_dir the data set goes to ~/tensorflow_datasets. docs/data.md says what each data set
 needs in --manual_dir, and which --config there is.
@@ -36,7 +36,7 @@ def parse_flags(argv: list[str]):
     from tensorflow_datasets.scripts.cli import build, cli_utils
 
     logging.set_verbosity(logging.WARNING)
-    argv = [str(ROOT / "data" / word) if word in DATA_SETS else word for word in argv]
+    argv = [str(ROOT / "data" / "building" / word) if word in DATA_SETS else word for word in argv]
     return cli_utils.make_flags_parser(build.Args, "Builds data sets.")(argv)
 
 

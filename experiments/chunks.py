@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.streams import Streams
-from data.video import BadVideo
+from data import BadVideo, Streams
 
 
 class Chunks:

@@ -84,7 +84,6 @@ def write_scene(path: Path, seed: int) -> None:
 def sources(folder: Path, num_workers: int) -> dict:
     """The records and the files, as data sets."""
     import data
-    from data import pipeline
 
     records = data.default_config("ucf101")
     records.path = str(folder / "data")
@@ -95,19 +94,17 @@ def sources(folder: Path, num_workers: int) -> dict:
     made = {}
     for name, config in (("records", records), ("files", files)):
         videos = data.load(config, seed=0).videos
-        options = {field: config[field] for field in pipeline.ClipOptions._fields}
-        made[name] = pipeline.make_source(
-            ["YoYo"],
-            Repeated(videos["train"], UCF101_TRAIN // len(videos["train"].labels)),
-            videos["test"],
-            pipeline.ClipOptions(**options),
+        repeated = Repeated(videos["train"], UCF101_TRAIN // len(videos["train"].labels))
+        made[name] = data.make_source(
+            data.Splits(["YoYo"], repeated, videos["test"]),
+            data.ClipOptions.of(config),
             seed=0,
         )
     return made
 
 
 class Repeated:
-    """Videos, each many times over, as a data set of the size of UCF101 (`pipeline.Videos`).
+    """Videos, each many times over, as a data set of the size of UCF101 (`data.Videos`).
 
     Grain needs 5 ms to find a place in a permutation of 23 elements, and far less for thousands.
     """
@@ -195,9 +192,7 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from data import builder
-    from data.ingest import available_cores
-    from data.ucf101 import ucf101_dataset_builder
+    import data
     from experiments.benchmarks import measure
 
     console = Console()
@@ -205,15 +200,13 @@ def main(argv: list[str]) -> None:
         folder = Path(scratch)
         names = write_videos(folder / "downloads", _VIDEOS.value, _VIDEO.value)
         start = time.perf_counter()
-        built = builder.build(
-            ucf101_dataset_builder.Builder, folder / "downloads", folder / "data", name="side_128"
-        )
+        built = data.build("ucf101", folder / "downloads", folder / "data", name="side_128")
         took = time.perf_counter() - start
         frames = sum(n for part in built.info.metadata["videos"].values() for _, n, *_ in part)
         size = built.info.dataset_size
         console.print(
             f"built {len(names)} videos, {frames} frames of {size / frames / 1000:.1f} kB, in "
-            f"{took:.1f} s: {frames / took:.0f} frames/s on {available_cores()} cores",
+            f"{took:.1f} s: {frames / took:.0f} frames/s on {measure.machine()['cores']} cores",
             highlight=False,
         )
         rates = {}

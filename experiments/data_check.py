@@ -59,11 +59,11 @@ def bad_videos(source, *, every_frame: bool, progress=None) -> Iterator[tuple[st
     """Which videos cannot be decoded, and why."""
     import numpy as np
 
-    from data import clips
+    from data import Box
 
     for part, videos in source.videos.items():
         for number, num_frames in enumerate(videos.num_frames):
-            box = clips.Box(0, 0, *videos.frame_size(number))
+            box = Box(0, 0, *videos.frame_size(number))
             name = f"{part} {videos.names[number] if hasattr(videos, 'names') else number}"
             try:
                 if every_frame:

@@ -78,7 +78,7 @@ def make_evaluate(network: Network, average: str) -> Callable[..., Evaluation]:
 
         Args:
           params, state: of the network.
-          batches: `{"frames", "label", "video", "mask"}`, see `data.pipeline.Source.test`.
+          batches: `{"frames", "label", "video", "mask"}`, see `data.Source.test`.
           num_videos: how many test videos there are.
           num_classes: how many classes.
           shown: the videos whose beginning is wanted back.

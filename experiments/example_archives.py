@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import logging
 from ml_collections import ConfigDict
 
+import data
 from experiments import example_videos, stored_rar
 
 DATA_SETS = ("cater", "hmdb51", "ucf101")
@@ -22,20 +23,13 @@ def build(name: str, folder: Path) -> None:
     Two classes, two videos of each to train on and one to test. The builder's configuration is
     called `smoke`; for CATER there is `smoke_max2action`, too. What is built already stays.
     """
-    # Here, so that who reads other data needs no TFDS builders.
-    from data import builder
-    from data.cater import cater_dataset_builder
-    from data.hmdb51 import hmdb51_dataset_builder
-    from data.ucf101 import ucf101_dataset_builder
-
-    module, write, variants = {
+    write, variants = {
         "cater": (
-            cater_dataset_builder,
             _cater,
             {"smoke": {"subset": "all_actions"}, "smoke_max2action": {"subset": "max2action"}},
         ),
-        "hmdb51": (hmdb51_dataset_builder, _hmdb51, {"smoke": {}}),
-        "ucf101": (ucf101_dataset_builder, _ucf101, {"smoke": {}}),
+        "hmdb51": (_hmdb51, {"smoke": {}}),
+        "ucf101": (_ucf101, {"smoke": {}}),
     }[name]
     if all(list((folder / name / variant).glob("[0-9]*")) for variant in variants):
         return
@@ -44,10 +38,9 @@ def build(name: str, folder: Path) -> None:
     write(downloads)
     for variant, fields in variants.items():
         with _quietly():
-            builder.build(
-                module.Builder, downloads, folder, name=variant, resize=RESIZE, num_processes=1,
-                **fields,
-            )  # fmt: skip
+            data.build(
+                name, downloads, folder, name=variant, resize=RESIZE, num_processes=1, **fields
+            )
 
 
 def with_examples(config: ConfigDict, folder: Path) -> ConfigDict:

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     quiet()
     from rich.console import Console
 
-    from data.video import BadVideo
+    from data import BadVideo
 
     console = Console()
     try:
@@ -84,8 +84,7 @@ def watch(console) -> Seen:
     import optax
     from rich.live import Live
 
-    from data import default_config, load_streams
-    from data.video import BadVideo
+    from data import BadVideo, default_config, load_streams
     from experiments import stream_report, stream_rules
     from sideways_jax import models
     from sideways_jax.models.autoencoder import squared_error

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     # Not at the top: the processes that make batches import this file, too, and need no JAX.
     import jax
 
-    from data.video import BadVideo
+    from data import BadVideo
     from experiments import distributed, execution, train, train_stream
     from experiments.stopping import NonFiniteError, Stopped
 

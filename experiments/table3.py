@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     from experiments.command_line import quiet
 
     quiet()
-    from data.video import BadVideo
+    from data import BadVideo
 
     try:
         if not _milestones() or any(one % (8 * _CHUNK) or one < 1 for one in _milestones()):

@@ -19,8 +19,7 @@ import optax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from data import load
-from data.pipeline import Source
+from data import Source, load
 from experiments import example_archives, loop, report
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints

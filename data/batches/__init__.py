@@ -1,0 +1,1 @@
+"""Which clips there are, and batches of them; batches of streams of frames."""

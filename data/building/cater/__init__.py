@@ -1,0 +1,1 @@
+"""CATER: its TFDS builder. `data.sets.recorded` loads what it built."""

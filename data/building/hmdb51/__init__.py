@@ -1,0 +1,1 @@
+"""HMDB51: its TFDS builder. `data.sets.recorded` loads what it built."""

@@ -1,1 +1,0 @@
-"""CATER: its TFDS builder. `data.recorded` loads what it built."""

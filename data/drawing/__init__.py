@@ -1,0 +1,1 @@
+"""Draws scenes of solids."""

@@ -1,1 +1,0 @@
-"""HMDB51: its TFDS builder. `data.recorded` loads what it built."""

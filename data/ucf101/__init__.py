@@ -1,1 +1,0 @@
-"""UCF101: its TFDS builder. `data.recorded` loads what it built."""

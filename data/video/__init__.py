@@ -1,0 +1,1 @@
+"""Video files: checks and decodes them."""
