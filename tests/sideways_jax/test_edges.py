@@ -199,10 +199,16 @@ def test_frames_of_another_size_do_not_move_modules():
     for frame in (small[0][0], large[0][0]):  # Of whichever size the conversion was asked for.
         to_modules, _ = step.per_module(network, tx, make_mesh(2), frame)
         assert_close(to_modules(after).params, one.params, 1e-10)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_frames_of_another_size_do_not_meet_what_is_in_flight():
+    network = Network([networks.conv(2), networks.conv(3)])
+    frames, _ = clip(4, (6, 6, 2), "float32")
     _, init, train_step = _training(network, update_every=1)
-    start = init(jax.random.key(0), large[0][0])
+    start = init(jax.random.key(0), frames[0])
     with pytest.raises(ValueError, match="came from frames of another shape"):
-        train_step(start, *clip(6, (16, 18, 2)))
+        train_step(start, frames[:, :, :5], frames[:, :, :5])
 
 
 @pytest.mark.usefixtures("quick_compile")
