@@ -26,6 +26,7 @@ from sideways_jax.layout import report as layout_report
 from sideways_jax.mesh import check_mesh, data_axis
 from sideways_jax.network import Network
 from sideways_jax.packing import Packed
+from sideways_jax.replicas import check_counters
 from sideways_jax.sharded_backprop import backprop_steps
 from sideways_jax.sharded_sideways import (
     episode_numbers,
@@ -127,9 +128,11 @@ def plan(
     Raises:
       ValueError: if the modules or the batch do not go into the mesh.
     """
-    _, num_devices = check_mesh(mesh)
+    replicas, num_devices = check_mesh(mesh)
     local = _share_of(frame, mesh)
     params, state = shape_of(params), shape_of(state)
+    if replicas > 1:
+        check_counters(network, params, state, shape_of(frame), local)
     if groups is None:
         costs = placement.count_costs(network, params, state, local)
         placed = placement.balance(costs, num_devices)

@@ -1,12 +1,13 @@
 """Inputs at the edge: the right answer, or a clear error before anything is computed."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from sideways_jax import Module, Network, make_mesh, step
+from sideways_jax import Module, Network, from_linen, make_mesh, step
 from tests.sideways_jax import networks
 from tests.sideways_jax.networks import squared_error
 from tests.sideways_jax.sharding import assert_close, clip, episode, variables
@@ -266,3 +267,55 @@ def test_a_state_in_host_memory_and_back():
     for leaf in jax.tree.leaves((back.params, back.opt_state)):
         assert {piece.data.shape[0] for piece in leaf.addressable_shards} == {1}
         assert len(leaf.sharding.device_set) == 2
+
+
+# Integers in the state of replicas ----------------------------------------------------------------
+
+
+def _keeps(update):
+    """A module that keeps an integer, and hands its input on."""
+    return Module(
+        lambda key, x: ((), {"mean": jnp.zeros(()), "seen": jnp.zeros((), jnp.int32)}),
+        lambda params, state, x, *, train, rng: (x, update(state, x)),
+    )
+
+
+_UPDATES = {
+    "positive": lambda state, x: state | {"seen": state["seen"] + (x > 0).sum(dtype=jnp.int32)},
+    "examples": lambda state, x: state | {"seen": state["seen"] + len(x)},
+    "by way of a mean": lambda state, x: {
+        "mean": state["mean"] + x.mean(),
+        "seen": state["seen"] + state["mean"].astype(jnp.int32),
+    },
+}
+
+
+@pytest.mark.parametrize("update", _UPDATES)
+@pytest.mark.parametrize("update_every", [None, 1])
+def test_a_counter_that_replicas_would_not_agree_on(update, update_every):
+    network = Network([networks.dense(4), _keeps(_UPDATES[update]), networks.linear(3)])
+    frame = jax.ShapeDtypeStruct((4, 5), jnp.float32)
+    for data, said in (
+        (2, r"state\['seen'\] of module 1 .*2 replicas with 2 .* set data=1"),
+        (1, ""),
+    ):
+        init, _ = step.make_train_step(
+            network, squared_error, optax.sgd(0.1), update_every=update_every,
+            execution=step.Pipeline(make_mesh(2, data)),
+        )  # fmt: skip
+        if said:
+            with pytest.raises(ValueError, match=said):
+                init(jax.random.key(0), frame)
+        else:
+            init(jax.random.key(0), frame)
+
+
+def test_a_counter_of_frames_on_replicas():
+    """`test_counters_of_replicas_agree` of the streams has what it counts."""
+    normalised = from_linen(nn.BatchNorm(axis_name="data"))
+    counted = networks.chain(networks.counter(), normalised)
+    network = Network([counted, networks.batch_norm(), networks.linear(3)])
+    init, _ = step.make_train_step(
+        network, squared_error, optax.sgd(0.1), execution=step.Pipeline(make_mesh(2, 2))
+    )
+    init(jax.random.key(0), jax.ShapeDtypeStruct((4, 5), jnp.float32))
