@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,17 +31,27 @@ class Execution(NamedTuple):
         return {"execution": self.name, "mesh": self.mesh, "groups": self.groups}
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Hands a batch to the devices, this process's share of it `[B / num_shares, ...]`."""
+        """Hands a batch to the devices, this process's share of it `[B / num_shares, ...]`.
+
+        Every device gets the examples of its row of the mesh. They are cut out of the share by
+        their numbers in the whole batch: a share may have more rows than this process holds.
+        """
         if self.mesh is None:
             return jax.device_put(batch)
         data = DATA if self.mesh.shape[DATA] > 1 else None
         sharding = NamedSharding(self.mesh, PartitionSpec(data))
-        return {
-            name: jax.make_array_from_process_local_data(
-                sharding, values, (values.shape[0] * self.num_shares, *values.shape[1:])
-            )
-            for name, values in batch.items()
-        }
+
+        def spread(values):
+            size = len(values) * self.num_shares
+            first = len(values) * self.share
+
+            def of_device(index):
+                start, stop, _ = index[0].indices(size)
+                return values[start - first : stop - first]
+
+            return jax.make_array_from_callback((size, *values.shape[1:]), sharding, of_device)
+
+        return {name: spread(values) for name, values in batch.items()}
 
 
 def force_cpu_devices(config: ConfigDict) -> None:
@@ -91,13 +101,34 @@ def choose(config: ConfigDict, depth: int) -> Execution:
             f"{len(used)} processes, there are {jax.process_count()}: start fewer, or set "
             "mesh.depth and mesh.data to use all of their devices"
         )
-    rows = [
-        n
-        for n, row in enumerate(made.devices)
-        if any(device.process_index == jax.process_index() for device in row)
-    ]
-    return Execution(name, made, tuple(mesh.groups) or None, rows[0] // len(rows),
-                     replicas // len(rows))  # fmt: skip
+    holders = [{device.process_index for device in row} for row in made.devices]
+    held = [n for n, processes in enumerate(holders) if jax.process_index() in processes]
+    return Execution(name, made, tuple(mesh.groups) or None, *share_of(held, replicas))
+
+
+def share_of(held: Sequence[int], num_rows: int) -> tuple[int, int]:
+    """The smallest share of a batch with all that a process has to feed: `(share, num_shares)`.
+
+    A batch is cut into equal shares, one of which every process loads. It has to contain the
+    examples of all rows of the mesh that the process holds devices of, whole or in part. Where rows
+    straddle processes unevenly, that may be the whole batch: `(0, 1)`.
+
+    Args:
+      held: the rows, in ascending order.
+      num_rows: how many the mesh has, the size of its axis `data`.
+
+    >>> share_of([2, 3], num_rows=4)
+    (1, 2)
+    >>> share_of([1, 2], num_rows=4)  # 3 processes of 4 devices: 3 devices are a row.
+    (0, 1)
+    """
+    num_shares = next(
+        count
+        for count in range(num_rows, 0, -1)
+        if num_rows % count == 0
+        and held[0] // (num_rows // count) == held[-1] // (num_rows // count)
+    )
+    return held[0] // (num_rows // num_shares), num_shares
 
 
 def conversions(

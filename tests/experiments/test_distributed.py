@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from data import load
@@ -125,6 +127,95 @@ def test_auto_takes_what_is_there():
     assert chosen.name == "depth_sharded"
     assert chosen.mesh.shape == {"data": 1, "depth": 2}
     assert jax.device_count() == 8
+
+
+FEEDS = """
+import sys
+sys.path.insert(0, {root!r})
+from absl import app
+import numpy as np
+from experiments import distributed, execution
+from tests.experiments import tiny
+
+def main(argv):
+    distributed.initialize()
+    config = tiny.config(execution="depth_sharded", mesh__depth=3, mesh__data=4)
+    chosen = execution.choose(config, depth=3)
+    labels = np.split(np.arange(8), chosen.num_shares)[chosen.share]
+    for shard in chosen.put({{"label": labels}})["label"].addressable_shards:
+        (row,), _ = np.nonzero(chosen.mesh.devices == shard.device)
+        print("row", row, "is fed", *np.asarray(shard.data), flush=True)
+
+app.run(main)
+"""
+
+
+def test_devices_of_a_row_that_straddles_processes_are_fed_the_same(tmp_path):
+    """3 processes of 4 devices as 4 rows of 3: the two in the middle belong to two processes."""
+    (tmp_path / "feeds.py").write_text(FEEDS.format(root=str(tiny.ROOT)))
+    done = subprocess.run(
+        [sys.executable, "experiments/launch.py", "--processes=3", f"--logs={tmp_path}", "--",
+         "python", str(tmp_path / "feeds.py")],
+        cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False,
+        env=os.environ | CPU | {"JAX_NUM_CPU_DEVICES": "4"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    logs = [(tmp_path / f"process-{n}.log").read_text() for n in (1, 2)]
+    fed = [re.findall(r"row (\d) is fed (\d) (\d)\n", text) for text in (done.stdout, *logs)]
+    assert [[int(row) for row, *_ in one] for one in fed] == [
+        [0, 0, 0, 1], [1, 1, 2, 2], [2, 3, 3, 3]
+    ]  # fmt: skip
+    for row, *labels in sum(fed, []):
+        assert [int(label) for label in labels] == [2 * int(row), 2 * int(row) + 1]
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "data", "depth", "shares"),  # of each process; (0, 2): the first half
+    [
+        (4, 4, 3, [(0, 2), (0, 1), (1, 2)]),
+        (8, 4, 6, [(0, 2), (0, 1), (1, 2)]),
+        (4, 4, 2, [(0, 2), (1, 2)]),
+        (2, 2, 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        (2, 1, 4, [(0, 1), (0, 1)]),
+        (6, 4, 3, [(0, 2), (1, 2)]),
+        (1, 4, 1, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        (4, 6, 2, [(0, 3), (1, 3), (2, 3)]),
+    ],
+)
+def test_a_share_has_every_row_that_the_process_holds(
+    num_devices, data, depth, shares, monkeypatch
+):
+    num_processes = len(shares)
+    processes = np.repeat(np.arange(num_processes), num_devices).reshape(data, depth)
+    grid = np.vectorize(lambda n: SimpleNamespace(process_index=int(n)))(processes)
+    mesh = SimpleNamespace(devices=grid, shape={"data": data, "depth": depth})
+    monkeypatch.setattr(execution, "make_mesh", lambda *_: mesh)
+    monkeypatch.setattr(jax, "process_count", lambda: num_processes)
+    config = tiny.config(execution="depth_sharded", mesh__depth=depth, mesh__data=data)
+    for process in range(num_processes):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        chosen = execution.choose(config, depth)
+        assert (chosen.share, chosen.num_shares) == shares[process]
+        share = np.split(np.arange(data), chosen.num_shares)[chosen.share]
+        assert set(np.flatnonzero((processes == process).any(axis=1))) <= set(share)
+
+
+@pytest.mark.full
+def test_three_processes_of_four_devices_train_like_one(tmp_path):
+    options = {"model__cut": (2, 2, 2), "data__batch_size": 4}
+    train_and_evaluate(tiny.config(train__log_every=2, **options), tmp_path / "alone")
+    mesh = {"execution": "depth_sharded", "mesh__depth": 3, "mesh__data": 4}
+    command = _launch(tmp_path / "together", *flags(tmp_path / "together", **options, **mesh))
+    command[command.index("--processes=2")] = "--processes=3"
+    done = subprocess.run(
+        command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=500, check=False,
+        env=os.environ | CPU | {"JAX_NUM_CPU_DEVICES": "4"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for split in ("train", "test"):
+        last = [lines(tmp_path / name, split)[-1] for name in ("together", "alone")]
+        assert last[0] == pytest.approx(last[1], rel=2e-4, abs=1e-5)
+    assert_close(tmp_path / "together", tmp_path / "alone", count=3)
 
 
 def test_each_process_feeds_its_share():
