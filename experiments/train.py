@@ -77,7 +77,9 @@ def train_and_evaluate(
     init, train_step = make_train_step(config, network, tx, execution)
     train_state = jax.jit(init)(jax.random.key(config.seed))
     to_modules, from_modules = conversions(execution, network, tx, _frame_shape(config))
-    evaluate = _make_evaluate(config, network, source, to_modules)
+    # Every process tests on all videos, and all of them get the same result.
+    whole = source if execution.num_shares == 1 else load(config.data, seed=config.seed)
+    evaluate = _make_evaluate(config, network, whole, to_modules)
     # Everything else that can be wrong with the config shows here, before it claims the workdir.
     jax.eval_shape(train_step, train_state, _batch_shape(config))
     _introduce(console, config, source, network, train_state.rng, execution)
@@ -104,7 +106,7 @@ def train_and_evaluate(
                 fetching=hidden_from_children
                 if config.data.num_workers
                 else contextlib.nullcontext,
-                test_batches=source.test,
+                test_batches=whole.test,
                 evaluate=evaluate,
                 schedule=learning_rate_schedule(**schedule_options(config, source.steps_per_epoch)),
                 steps_per_epoch=source.steps_per_epoch,
