@@ -1,5 +1,6 @@
 """The main job on several devices and in several processes."""
 
+import itertools
 import os
 import re
 import signal
@@ -165,7 +166,7 @@ def test_devices_of_a_row_that_straddles_processes_are_fed_the_same(tmp_path):
     assert [[int(row) for row, *_ in one] for one in fed] == [
         [0, 0, 0, 1], [1, 1, 2, 2], [2, 3, 3, 3]
     ]  # fmt: skip
-    for row, *labels in sum(fed, []):
+    for row, *labels in itertools.chain(*fed):
         assert [int(label) for label in labels] == [2 * int(row), 2 * int(row) + 1]
 
 
