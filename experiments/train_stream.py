@@ -81,6 +81,8 @@ def train_and_evaluate(
     workdirs.check(config, workdir)
     network = make_network(config)
     execution = _choose(config, network.depth)
+    if config.test_streams:
+        _check_test(config)
     loss_fn = squared_error(config.model.pixel_range)
     tx = make_tx(config, UPDATES_PER_EPOCH)
     init, learn = stream_rules.make_learning(
@@ -106,8 +108,6 @@ def train_and_evaluate(
         batches = stack.enter_context(contextlib.closing(Chunks(streams, config.online.chunk)))
         stop = stack.enter_context(StopSignal())
         checkpoints = stack.enter_context(Checkpoints(workdir, to_modules, from_modules))
-        if config.test_streams:
-            _check_test(config)
         _introduce(console, config, network, train_state)
         writes = jax.process_index() == 0
         if writes:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from experiments import train_stream
 from experiments.configs import autoencoder
 from experiments.train_stream import train_and_evaluate
 from tests.experiments import tiny
@@ -134,6 +135,24 @@ def test_a_source_that_fails_midway_leaves_what_there_is(tmp_path):
 def test_mistakes(fields, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         train_and_evaluate(_config(**fields), tmp_path, QUIET)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_advice_about_the_test_part_leads_to_a_run(tmp_path, monkeypatch):
+    """The test part is looked at before the workdir is there, so that it can be left out."""
+    load = train_stream.load_streams
+
+    def without_test_part(config, *, seed, split):
+        if split == "test":
+            raise ValueError("its test part is too short")
+        return load(config, seed=seed, split=split)
+
+    monkeypatch.setattr(train_stream, "load_streams", without_test_part)
+    with pytest.raises(ValueError, match=r"too short; .* --config\.test_streams=False"):
+        train_and_evaluate(_config(train__num_steps=1), tmp_path / "run", QUIET)
+    assert not (tmp_path / "run").exists()
+    advised = _config(train__num_steps=1, test_streams=False)
+    assert train_and_evaluate(advised, tmp_path / "run", QUIET).frames == 22
 
 
 def test_live(tmp_path):
