@@ -19,6 +19,8 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
+from experiments.checks import signals_finite
+from experiments.stopping import NonFiniteError
 from sideways_jax.step import TrainState
 
 KEPT = 3  # how many of the newest checkpoints stay
@@ -74,16 +76,23 @@ class Checkpoints:
 
         Args:
           step: the number of weight updates so far.
-          train_state: it is finite; to look is the caller's part.
+          train_state: what it has learned is finite; to look at that is the caller's part.
           data: the iterator over training batches.
           progress: anything else; JSON.
+
+        Raises:
+          NonFiniteError: if a signal in flight is not finite, bubbles apart: a run that went on
+            from there would fail again. Nothing is saved then.
         """
         if step == self.latest:
             return
+        modules = self._to_modules(train_state)
+        if not signals_finite(modules.in_flight):
+            raise NonFiniteError(f"a signal between modules is not finite after step {step}", step)
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                train_state=ocp.args.StandardSave(self._to_modules(train_state)),
+                train_state=ocp.args.StandardSave(modules),
                 data=ocp.args.JsonSave(data.get_state()),
                 progress=ocp.args.JsonSave(progress),
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import grain
@@ -100,10 +100,8 @@ def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, flo
 
     def look_at(number: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        try:
+        with _advised(job.checkpoints):
             check_finite(number, values)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}. {_advice(job.checkpoints)}", number) from None
         del values["finite"]
         window.append(values)
         clock.count()
@@ -126,7 +124,8 @@ def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, flo
     def save() -> None:
         job.progress.say("saving")
         job.log.flush()
-        job.checkpoints.save(step, train_state, job.batches, {"window": window})
+        with _advised(job.checkpoints):
+            job.checkpoints.save(step, train_state, job.batches, {"window": window})
 
     def test(shown: Collection[int] = ()) -> Evaluation | None:
         if job.evaluate is None:
@@ -218,6 +217,15 @@ def _stopped(stop: StopSignal, step: int, num_steps: int) -> Stopped:
         f"Stopped at step {step} of {num_steps}, and saved. Run the same command again to go on.",
         stop.number,
     )
+
+
+@contextmanager
+def _advised(checkpoints: Checkpoints) -> Iterator[None]:
+    """Adds to a NonFiniteError what is kept, and what to do."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}. {_advice(checkpoints)}", error.step) from None
 
 
 def _advice(checkpoints: Checkpoints) -> str:

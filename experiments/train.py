@@ -24,6 +24,7 @@ from data.pipeline import Source
 from experiments import example_archives, loop, report
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints
+from experiments.checks import all_finite, check_steps
 from experiments.configs.common import DTYPES
 from experiments.evaluate import make_evaluate
 from experiments.execution import Execution, choose, conversions, on_this_process
@@ -162,7 +163,7 @@ def make_train_step(
       `(init, train_step)`: `init(key) -> TrainState`, and `train_step(train_state, batch) ->
       (train_state, metrics)` with a batch `{"frames": uint8 [B, K, H, W, 3], "label": int32 [B]}`.
       The metrics are "loss" (cross-entropy per computation step), "accuracy", "grad_norm", and
-      "finite": whether all numbers of the new train state are.
+      "finite": whether all that was learned is.
     """
     init, train_step = step.make_train_step(
         network,
@@ -218,12 +219,6 @@ def accuracy(logits: jax.Array, label: jax.Array) -> jax.Array:
     return jnp.mean((logits.argmax(axis=-1) == label).astype(jnp.float32))
 
 
-def all_finite(tree) -> jax.Array:
-    """Whether all numbers of a pytree are."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats]))
-
-
 def described(execution: Execution, config: ConfigDict) -> str:
     """The execution, with what else says where it ran."""
     if execution.mesh is None:
@@ -260,18 +255,6 @@ def _with_videos(config: ConfigDict, workdir: Path) -> ConfigDict:
     if config.example_videos and not config.data.path:
         workdirs.check(config, workdir)  # before anything is written
     return example_archives.with_examples(config, workdir / "example_videos")
-
-
-def check_steps(config: ConfigDict) -> None:
-    """Raises ValueError for numbers of steps that make no sense."""
-    for name, least in (
-        ("num_steps", 1),
-        ("log_every", 1),
-        ("checkpoint_every", 0),
-        ("eval_every", 0),
-    ):
-        if config.train[name] < least:
-            raise ValueError(f"train.{name}={config.train[name]} must be at least {least}")
 
 
 def _introduce(console, config, source, network, key, execution) -> None:

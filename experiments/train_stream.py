@@ -24,6 +24,7 @@ from data import load_streams
 from experiments import loop, stream_report, stream_rules
 from experiments import workdir as workdirs
 from experiments.checkpoints import Checkpoints
+from experiments.checks import all_finite, check_steps
 from experiments.chunks import Chunks
 from experiments.configs.common import DTYPES
 from experiments.execution import Execution, choose, conversions, on_this_process
@@ -32,7 +33,7 @@ from experiments.optimisation import make_tx, schedule_options
 from experiments.progress import Progress
 from experiments.stopping import StopSignal
 from experiments.stream_score import Scores, StreamScore
-from experiments.train import all_finite, check_steps, described
+from experiments.train import described
 from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
 from sideways_jax.names import check_name
