@@ -30,6 +30,9 @@ _PIN = flags.DEFINE_bool("pin", True, "give each process its own cores, where Li
 _GRACE = flags.DEFINE_float("grace", 60.0, "seconds to save and stop in, before a kill")
 
 
+START_GRACE = 1.0  # seconds, for processes that have only just begun
+
+
 def usable_cores() -> int:
     """How many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
@@ -82,7 +85,18 @@ def start(
     """Starts the processes, appending them to `children`; process 0 writes to the terminal.
 
     With `pipes` each has a `stdin` and a `stdout` for the caller instead, and a log for its errors.
+
+    Raises:
+      OSError: if one cannot be started; those that were started before it have been stopped then.
     """
+    try:
+        _start_all(command, processes, log_dir, children, pin=pin, pipes=pipes)
+    except BaseException:
+        stop(children, signal.SIGTERM, START_GRACE)
+        raise
+
+
+def _start_all(command, processes, log_dir, children, *, pin, pipes) -> None:
     address = f"127.0.0.1:{free_port()}"
     for number in range(processes):
         arguments = [
@@ -160,9 +174,9 @@ def main(argv: list[str]) -> int:
     try:
         start(command, _PROCESSES.value, log_dir, children, pin=_PIN.value)
         process, code = wait(children, grace=_GRACE.value)
-    except FileNotFoundError as error:
-        stop(children, signal.SIGTERM, _GRACE.value)
-        print(f"Error: {error.filename} cannot be started: it is not there", file=sys.stderr)
+    except OSError as error:
+        print(f"Error: {error.filename or command[0]} cannot be started: {error.strerror or error}",
+              file=sys.stderr)  # fmt: skip
         return 127
     except KeyboardInterrupt:
         try:
