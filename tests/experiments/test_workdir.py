@@ -3,6 +3,7 @@ import json
 import pytest
 
 from experiments import workdir as workdirs
+from experiments.configs import autoencoder
 from tests.experiments import tiny
 
 
@@ -28,6 +29,16 @@ def test_names_every_difference(tmp_path):
         'rule was "sideways" there and is "backprop" now',
     ):
         assert difference in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["update_every", "chunk"])
+def test_a_stream_is_not_counted_in_other_steps(field, tmp_path):
+    """Frame numbers, and with them dropout's keys, are counted in updates of so many frames."""
+    config = autoencoder.get_config("smoke")
+    workdirs.claim(config, tmp_path)
+    config.online[field] *= 11
+    with pytest.raises(ValueError, match=rf"online\.{field} was \d+ there and is \d+ now"):
+        workdirs.check(config, tmp_path)
 
 
 def test_workdirs_that_cannot_be(tmp_path):
