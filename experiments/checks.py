@@ -12,16 +12,16 @@ from ml_collections import ConfigDict
 from sideways_jax.step import TrainState
 
 
-def check_steps(config: ConfigDict) -> None:
-    """Raises ValueError for numbers of steps that make no sense."""
+def check_steps(options: ConfigDict) -> None:
+    """Raises ValueError for numbers of steps in `config.train` that make no sense."""
     for name, least in (
         ("num_steps", 1),
         ("log_every", 1),
         ("checkpoint_every", 0),
         ("eval_every", 0),
     ):
-        if config.train[name] < least:
-            raise ValueError(f"train.{name}={config.train[name]} must be at least {least}")
+        if options[name] < least:
+            raise ValueError(f"train.{name}={options[name]} must be at least {least}")
 
 
 def all_finite(train_state: TrainState) -> jax.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NamedTuple
 
 import jax
 from absl import flags
@@ -19,34 +20,46 @@ _DISTRIBUTED = flags.DEFINE_bool(
 HEARTBEAT_SECONDS = 20  # A process that says nothing for so long is taken for dead.
 
 
-def initialize() -> bool:
-    """Connects to the other processes, if the flags say that there are any; whether they do.
+class Cluster(NamedTuple):
+    """Where the other processes are. All None: the environment says so, as Slurm's does."""
 
-    Has to be called before JAX is first asked for a device.
+    coordinator_address: str | None
+    num_processes: int | None
+    process_id: int | None
+
+
+def given() -> Cluster | None:
+    """What the flags say, for `main`; None if they name no other process.
 
     Raises:
-      ValueError: if only some of the three flags are given, or nothing is found around.
+      ValueError: if only some of the three flags are given.
     """
-    explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    given = [value is not None for value in explicit]
-    if not any(given) and not _DISTRIBUTED.value:
-        return False
+    cluster = Cluster(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    given = [value is not None for value in cluster]
     if any(given) and not all(given):
         raise ValueError(
             "--coordinator_address, --num_processes and --process_id belong together: give all "
             "three, or --distributed alone where Slurm, Open MPI, Kubernetes or Cloud TPU tell them"
         )
+    return cluster if any(given) or _DISTRIBUTED.value else None
+
+
+def initialize(cluster: Cluster) -> None:
+    """Connects to the other processes. Has to be called before JAX is first asked for a device.
+
+    Raises:
+      ValueError: if the environment should name the others and does not.
+    """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
-            *explicit, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=120
+            *cluster, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=120
         )
     except ValueError as error:
         raise ValueError(
             f"--distributed found no cluster environment ({error}): start the program with srun, "
             "mpirun or the like, or give --coordinator_address, --num_processes and --process_id"
         ) from error
-    return True
 
 
 def explain(error: Exception) -> str:

@@ -30,6 +30,13 @@ class Execution(NamedTuple):
         """For `step.make_train_step`."""
         return {"execution": self.name, "mesh": self.mesh, "groups": self.groups}
 
+    def described(self, schedule: str) -> str:
+        """The execution, with what else says where it ran."""
+        if self.mesh is None:
+            return self.name
+        shape = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
+        return " ".join(filter(None, (self.name, schedule, f"({shape})")))
+
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Hands a batch to the devices, this process's share of it `[B / num_shares, ...]`.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import grain
@@ -13,40 +14,31 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments.checkpoints import Checkpoints
-from experiments.evaluate import Evaluation
+from experiments.job import Evaluation, Job, Result
 from experiments.metrics_log import MetricsLog
 from experiments.progress import Clock, Progress
 from experiments.stopping import NonFiniteError, Stopped, StopSignal, check_finite
 from sideways_jax.step import TrainState
 
 
-class Job(NamedTuple):
-    """What the loop works with."""
+class Session(NamedTuple):
+    """What a run works with in its workdir, from its start to its end."""
 
-    options: ConfigDict  # config.train
-    train_step: Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]
-    batches: grain.DatasetIterator
-    put: Callable[[dict], dict]  # hands a batch to the devices
-    fetching: Callable[[], AbstractContextManager]  # around every `next(batches)`
-    test_batches: Callable[[], Iterable[dict]]
-    # None if there are no test videos.
-    evaluate: Callable[[TrainState, Iterable[dict], Collection[int]], Evaluation] | None
-    schedule: Callable[[int], jax.Array]  # the learning rate of the update number 0, 1, ...
-    steps_per_epoch: int
-    shown: Collection[int]  # test videos that are wanted back from the last evaluation
+    folder: Path  # the workdir; for processes other than the first, a temporary one
     checkpoints: Checkpoints
     log: MetricsLog
     progress: Progress
     stop: StopSignal
 
 
-class Result(NamedTuple):
-    """What a finished loop leaves."""
+class Position(NamedTuple):
+    """Where a run is between two steps."""
 
     train_state: TrainState
-    step: int  # the last one; fewer than were asked for when a stream ended
-    evaluation: Evaluation | None  # after the last step; None without test videos
-    steps_per_second: float | None  # of training alone; None if there was nothing left to train
+    step: int  # of the training loop, so far
+    # The metrics since the last line of the log. They go into checkpoints, so that a line is the
+    # mean of the same steps whether the run was interrupted or not.
+    window: list[dict[str, float]]
 
 
 def go_on(
@@ -55,8 +47,8 @@ def go_on(
     batches: grain.DatasetIterator,
     num_steps: int,
     console: Console,
-) -> tuple[TrainState, int, list[dict[str, float]]]:
-    """Where the last session stopped, if there was one: `(train_state, step, window)`, see `run`.
+) -> Position:
+    """Where the last session stopped; the beginning if there was none.
 
     Args:
       checkpoints: of the workdir.
@@ -75,130 +67,167 @@ def go_on(
             f"train.num_steps={num_steps} are fewer; use another workdir, or more steps"
         )
     if not start:
-        return train_state, 0, []
+        return Position(train_state, 0, [])
     restored = checkpoints.restore(start, train_state, batches)
     console.print(f"Going on from step {start}.", highlight=False)
-    return restored.train_state, start, restored.progress["window"]
+    return Position(restored.train_state, start, restored.progress["window"])
 
 
-def run(job: Job, train_state: TrainState, step: int, window: list[dict[str, float]]) -> Result:
-    """Trains from `step`, the number of updates so far, to `job.options.num_steps`.
-
-    Or until there are no more batches.
+def run(
+    options: ConfigDict,
+    job: Job,
+    session: Session,
+    batches: grain.DatasetIterator,
+    position: Position,
+) -> Result:
+    """Trains from `position` to `options.num_steps`, or until there are no more batches.
 
     The metrics of a step are looked at when the next one has been handed to the device, so that it
-    never waits for the host; except before something is saved, evaluated or stopped. `window` has
-    the metrics since the last line of the log; it goes into checkpoints, so that a line is the mean
-    of the same steps whether the run was interrupted or not.
+    never waits for the host; except before something is saved, evaluated or stopped.
+
+    Args:
+      options: `config.train`.
+      job: what is learned.
+      session: of its workdir.
+      batches: that the job opened, at `position`.
+      position: where to begin, see `go_on`.
 
     Raises:
       NonFiniteError: at the first step whose loss, gradients or results are not finite. Nothing of
         it has been saved.
-      Stopped: when `job.stop` is set, after saving.
+      Stopped: when `session.stop` is set, after saving.
     """
-    options, num_steps, clock = job.options, job.options.num_steps, Clock()
+    return _Loop(options, job, session, batches, position).run()
 
-    def look_at(number: int, metrics: dict[str, jax.Array]) -> None:
+
+class _Loop:
+    def __init__(self, options, job, session, batches, position):
+        self._options, self._job, self._session, self._batches = options, job, session, batches
+        self._train_state, self._step, self._window = position
+        self._clock = Clock()
+        self._train_step = jax.jit(job.train_step, donate_argnums=0)
+
+    def run(self) -> Result:
+        """All steps that are left."""
+        num_steps, clock = self._options.num_steps, self._clock
+        if self._step:  # What an interrupted run did not get to.
+            self._between_steps(stop=False)
+        self._session.progress.say("compiling")
+        waiting = None
+        while self._step < num_steps:
+            with self._job.fetching():
+                batch = next(self._batches, None)
+            if batch is None:  # A stream that has an end.
+                if waiting is not None:
+                    self._look_at(*waiting)
+                clock.stop()
+                if not self._step:
+                    return self._result(None, None)
+                self._close_the_log()
+                self._save()
+                break
+            if self._step == 0:
+                self._session.log.write_clips("train/clips", batch["frames"], 0)
+            first = clock.steps_per_second is None and waiting is None
+            self._train_state, metrics = self._train_step(self._train_state, self._job.put(batch))
+            if waiting is not None:
+                self._look_at(*waiting)
+            self._step += 1
+            waiting = self._step, metrics
+            stop = self._asked_to_stop()
+            pause = stop or self._due(self._options.checkpoint_every, self._options.eval_every)
+            if first or pause or self._step == num_steps:
+                self._look_at(*waiting)
+                waiting = None
+                clock.stop()
+                self._between_steps(stop)
+                clock.start()
+        clock.stop()
+        return self._result(self._test(last=True), clock.steps_per_second)
+
+    def _result(self, evaluation: Evaluation | None, speed: float | None) -> Result:
+        failure = getattr(self._batches, "failure", None)
+        return Result(self._train_state, self._step, evaluation, speed, failure)
+
+    def _look_at(self, number: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        with _advised(job.checkpoints):
+        with _advised(self._session.checkpoints):
             check_finite(number, values)
         del values["finite"]
-        window.append(values)
-        clock.count()
-        speed = clock.steps_per_second
+        self._window.append(values)
+        self._clock.count()
         shown = {name: value for name, value in values.items() if name != "grad_norm"}
-        job.progress.update(number, shown, speed)
-        if number % options.log_every == 0 or number == num_steps:
-            log_line(number)
-        if number % options.log_every == 0:
-            window.clear()
+        self._session.progress.update(number, shown, self._clock.steps_per_second)
+        if number % self._options.log_every == 0 or number == self._options.num_steps:
+            self._write_line(number)
+        if number % self._options.log_every == 0:
+            self._window.clear()
 
-    def log_line(number: int) -> None:
+    def _write_line(self, number: int) -> None:
+        window, speed = self._window, self._clock.steps_per_second
         means = {name: float(np.mean([one[name] for one in window])) for name in window[0]}
-        means["learning_rate"] = float(job.schedule(number - 1))
-        means["epoch"] = number / job.steps_per_epoch
-        speed = clock.steps_per_second
+        means["learning_rate"] = float(self._job.learning_rate(number - 1))
+        means["epoch"] = number / self._job.steps_per_epoch
         timing = {} if speed is None else {"steps_per_second": speed}
-        job.log.write(number, "train", means, **timing)
+        self._session.log.write(number, "train", means, **timing)
 
-    def save() -> None:
-        job.progress.say("saving")
-        job.log.flush()
-        with _advised(job.checkpoints):
-            job.checkpoints.save(step, train_state, job.batches, {"window": window})
+    def _close_the_log(self) -> None:
+        if self._window:
+            self._write_line(self._step)
+            self._window.clear()  # The same command again has nothing to add to it.
 
-    def test(shown: Collection[int] = ()) -> Evaluation | None:
+    def _save(self) -> None:
+        session, progress = self._session, {"window": self._window}
+        session.progress.say("saving")
+        session.log.flush()
+        with _advised(session.checkpoints):
+            session.checkpoints.save(self._step, self._train_state, self._batches, progress)
+
+    def _test(self, *, last: bool = False) -> Evaluation | None:
+        job, session, step = self._job, self._session, self._step
         if job.evaluate is None:
             return None
-        job.progress.say("evaluating")
+        session.progress.say("evaluating")
+        batches = job.test_batches()
+        if jax.process_count() == 1:
+            batches = _until(session.stop, batches)
         try:
-            evaluation = job.evaluate(train_state, until_stopped(job.test_batches()), shown)
+            evaluation = job.evaluate(self._train_state, batches, last=last, folder=session.folder)
         except _Interrupted:
-            save()
-            raise _stopped(job.stop, step, num_steps) from None
-        if step not in job.log.evaluated:
-            job.log.write(step, "test", evaluation.metrics())
+            self._save()
+            raise self._stopped() from None
+        if step not in session.log.evaluated:
+            session.log.write(step, "test", evaluation.metrics())
         return evaluation
 
-    def due(every: int) -> bool:
-        return every > 0 and step % every == 0
+    def _due(self, *intervals: int) -> bool:
+        return any(every > 0 and self._step % every == 0 for every in intervals)
 
-    def asked_to_stop() -> bool:
+    def _asked_to_stop(self) -> bool:
         # Several processes have to stop at the same step. Agreeing on it takes a message to all.
         if jax.process_count() == 1:
-            return bool(job.stop)
-        return due(options.log_every) and job.stop.agreed()
+            return bool(self._session.stop)
+        return self._due(self._options.log_every) and self._session.stop.agreed()
 
-    def until_stopped(batches: Iterable[dict]) -> Iterable[dict]:
-        return batches if jax.process_count() > 1 else _until(job.stop, batches)
-
-    def between_steps(stop: bool) -> None:
+    def _between_steps(self, stop: bool) -> None:
+        options, step = self._options, self._step
         if stop:
-            save()
-            raise _stopped(job.stop, step, num_steps)
-        if due(options.checkpoint_every) or step == num_steps:
-            save()
-        # The evaluation after the last step is made below, once, with clips to show.
-        if due(options.eval_every) and step < num_steps and step not in job.log.evaluated:
-            test()
-        job.progress.say("training")
+            self._save()
+            raise self._stopped()
+        if self._due(options.checkpoint_every) or step == options.num_steps:
+            self._save()
+        # The evaluation after the last step is made at the end, once, with examples to show.
+        evaluated = step in self._session.log.evaluated
+        if self._due(options.eval_every) and step < options.num_steps and not evaluated:
+            self._test()
+        self._session.progress.say("training")
 
-    if step:  # What an interrupted run did not get to.
-        between_steps(stop=False)
-    job.progress.say("compiling")
-    waiting = None
-    while step < num_steps:
-        with job.fetching():
-            batch = next(job.batches, None)
-        if batch is None:  # A stream that has an end.
-            if waiting is not None:
-                look_at(*waiting)
-            clock.stop()
-            if not step:
-                return Result(train_state, 0, None, None)
-            if window:
-                log_line(step)
-                window.clear()  # The same command again has nothing to add to it.
-            save()
-            break
-        if step == 0:
-            job.log.write_clips("train/clips", batch["frames"], step)
-        first = clock.steps_per_second is None and waiting is None
-        train_state, metrics = job.train_step(train_state, job.put(batch))
-        if waiting is not None:
-            look_at(*waiting)
-        step += 1
-        waiting = step, metrics
-        stop = asked_to_stop()
-        pause = stop or due(options.checkpoint_every) or due(options.eval_every)
-        if first or pause or step == num_steps:
-            look_at(*waiting)
-            waiting = None
-            clock.stop()
-            between_steps(stop)
-            clock.start()
-    clock.stop()
-    return Result(train_state, step, test(job.shown), clock.steps_per_second)
+    def _stopped(self) -> Stopped:
+        return Stopped(
+            f"Stopped at step {self._step} of {self._options.num_steps}, and saved. Run the same "
+            "command again to go on.",
+            self._session.stop.number,
+        )
 
 
 class _Interrupted(Exception):
@@ -210,13 +239,6 @@ def _until(stop: StopSignal, batches: Iterable[dict]) -> Iterator[dict]:
         if stop:
             raise _Interrupted
         yield batch
-
-
-def _stopped(stop: StopSignal, step: int, num_steps: int) -> Stopped:
-    return Stopped(
-        f"Stopped at step {step} of {num_steps}, and saved. Run the same command again to go on.",
-        stop.number,
-    )
 
 
 @contextmanager

@@ -36,8 +36,11 @@ def main(argv: list[str]) -> int:
 
     jobs = {"classification": train, "autoencoding": train_stream}
     try:
-        if not distributed.initialize():
+        cluster = distributed.given()
+        if cluster is None:
             execution.force_cpu_devices(_CONFIG.value)
+        else:
+            distributed.initialize(cluster)
         jobs[_CONFIG.value.task].train_and_evaluate(_CONFIG.value, _WORKDIR.value)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

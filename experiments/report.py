@@ -12,11 +12,11 @@ from matplotlib import ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 from experiments import metrics_log
 from experiments.evaluate import ShownClip
-from experiments.workdir import write_atomically
+from experiments.files import write_atomically
+from experiments.tables import print_row
 
 SHOWN_FRAMES = 8
 
@@ -59,18 +59,6 @@ def print_table(summary: Summary, console: Console) -> None:
         "steps/s": "-" if speed is None else f"{speed:.3g}",
     }
     print_row(row, summary.workdir, console)
-
-
-def print_row(row: dict[str, str], workdir: str, console: Console) -> None:
-    """Prints a table of one row, names to the left and numbers to the right, and the workdir."""
-    table = Table(show_edge=False, pad_edge=False)
-    for name in row:
-        table.add_column(name, justify="left" if name in ("rule", "execution") else "right")
-    table.add_row(*row.values())
-    console.print()
-    console.print(table)
-    # Not in the table: a long path would fold, and could not be copied.
-    console.print(f"written to {workdir}", soft_wrap=True, markup=False, highlight=False)
 
 
 def draw_curves(lines: Sequence[dict], title: str) -> Figure:

@@ -14,9 +14,9 @@ from PIL import Image
 from rich.console import Console
 
 from experiments import metrics_log
-from experiments.report import print_row
+from experiments.files import write_atomically
 from experiments.stream_score import Scores
-from experiments.workdir import write_atomically
+from experiments.tables import print_row
 
 NUM_MIDDLE = 10  # frames in a row, as in Figures 7 and 8
 MOST_KEPT = 400  # frames, to find their middle

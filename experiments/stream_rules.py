@@ -42,7 +42,7 @@ def make_learning(
     )  # fmt: skip
 
 
-def frames_arrived(rule: str, train_step: int | jax.Array, update_every: int) -> int | jax.Array:
+def frames_arrived(rule: str, update_every: int, train_step: int | jax.Array) -> int | jax.Array:
     """How many frames have arrived by `TrainState.step`: the number of the next one."""
     return train_step if rule == "backprop" else train_step * update_every
 

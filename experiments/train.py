@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -21,20 +20,16 @@ from rich.console import Console
 
 from data import load
 from data.pipeline import Source
-from experiments import example_archives, loop, report
-from experiments import workdir as workdirs
-from experiments.checkpoints import Checkpoints
-from experiments.checks import all_finite, check_steps
+from experiments import example_archives, report, run
+from experiments.checks import all_finite
 from experiments.configs.common import DTYPES
 from experiments.evaluate import make_evaluate
 from experiments.execution import Execution, choose, conversions, on_this_process
-from experiments.metrics_log import MetricsLog
-from experiments.optimisation import make_tx, schedule_options
-from experiments.progress import Progress
-from experiments.stopping import StopSignal, hidden_from_children
+from experiments.job import Job, Result
+from experiments.optimisation import make_schedule, make_tx
+from experiments.stopping import hidden_from_children
 from sideways_jax import Network, depth_sharded, models, step
 from sideways_jax.names import check_name
-from sideways_jax.optimizer import learning_rate_schedule
 
 NUM_SHOWN = 8  # test clips in the picture
 
@@ -46,108 +41,62 @@ def train_and_evaluate(
 
     Args:
       config: see `experiments.configs.common.base_config`.
-      workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`,
-        `summary.json`, `training_curves.png` and `test_clips.png`.
+      workdir: gets what `experiments.run` writes, `summary.json`, `training_curves.png` and
+        `test_clips.png`.
       console: where progress and results are shown; the standard output by default.
 
-    Returns:
-      What it came to.
+    Raises:
+      ValueError, NonFiniteError, Stopped: see `experiments.run.run`.
+    """
+    return run.run(prepare, config, workdir, console)
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Job:
+    """Makes the job; example videos, if the config asks for them, go into the workdir.
 
     Raises:
-      ValueError: for a config that makes no sense, or that is not the one of this workdir.
-      NonFiniteError: when the loss, the gradients or the parameters are no longer finite; the
-        checkpoints before that stay as they are.
-      Stopped: after Ctrl-C or SIGTERM, once the run is saved.
+      ValueError: for a config that makes no sense.
     """
-    workdir = Path(workdir)
-    console = console or Console()
-    check_steps(config)
-    config = _with_videos(config, workdir)
-    workdirs.check(config, workdir)
-
-    depth = make_network(config, num_classes=2).depth
-    execution = choose(config, depth)
-    source = load(
-        config.data,
-        seed=config.seed,
-        process_index=execution.share,
-        process_count=execution.num_shares,
-    )
-    network = make_network(config, len(source.classes))
-    tx = make_tx(config, source.steps_per_epoch)
-    init, train_step = make_train_step(config, network, tx, execution)
-    train_state = jax.jit(init)(jax.random.key(config.seed))
-    to_modules, from_modules = conversions(execution, network, tx, _frame_shape(config))
+    config = example_archives.with_examples(config, workdir / "example_videos")
+    execution = choose(config, make_network(config.model, num_classes=2).depth)
+    share = {"process_index": execution.share, "process_count": execution.num_shares}
+    source = load(config.data, seed=config.seed, **share)
     # Every process tests on all videos, and all of them get the same result.
     whole = source if execution.num_shares == 1 else load(config.data, seed=config.seed)
-    evaluate = _make_evaluate(config, network, whole, to_modules)
-    # Everything else that can be wrong with the config shows here, before it claims the workdir.
-    jax.eval_shape(train_step, train_state, _batch_shape(config))
-    _introduce(console, config, source, network, train_state.rng, execution)
-
-    with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignal())
-        batches = stack.enter_context(contextlib.closing(iter(source.train)))
-        checkpoints = stack.enter_context(Checkpoints(workdir, to_modules, from_modules))
-        if jax.process_index() == 0:
-            workdirs.claim(config, workdir)
-        else:  # All save checkpoints together; only one process writes the rest.
-            workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        train_state, start, window = loop.go_on(
-            checkpoints, train_state, batches, config.train.num_steps, console
-        )
-        batches.start_prefetch()
-        result = loop.run(
-            loop.Job(
-                options=config.train,
-                train_step=jax.jit(train_step, donate_argnums=0),
-                batches=batches,
-                put=execution.put,
-                # The first batch may start worker processes.
-                fetching=hidden_from_children
-                if config.data.num_workers
-                else contextlib.nullcontext,
-                test_batches=whole.test,
-                evaluate=evaluate,
-                schedule=learning_rate_schedule(**schedule_options(config, source.steps_per_epoch)),
-                steps_per_epoch=source.steps_per_epoch,
-                shown=_spread(source.num_test, NUM_SHOWN),
-                checkpoints=checkpoints,
-                log=stack.enter_context(MetricsLog(workdir, start)),
-                progress=stack.enter_context(
-                    Progress(console, start, config.train.num_steps, config.train.log_every)
-                ),
-                stop=stop,
-            ),
-            train_state,
-            start,
-            window,
-        )
-
-    evaluation = result.evaluation
-    summary = report.Summary(
-        rule=config.rule,
-        execution=described(execution, config),
-        steps=config.train.num_steps,
-        test_accuracy=evaluation and evaluation.accuracy,
-        steps_per_second=result.steps_per_second,
-        workdir=os.fspath(workdir),
+    network = make_network(config.model, len(source.classes))
+    tx = make_tx(config.optimizer, source.steps_per_epoch)
+    init, train_step = make_train_step(config, network, tx, execution)
+    to_modules, from_modules = conversions(execution, network, tx, _frame_shape(config.data))
+    key = jax.random.key(config.seed)
+    jax.eval_shape(train_step, jax.eval_shape(init, key), _batch_shape(config.data))
+    # The first batch may start worker processes.
+    has_workers = config.data.num_workers > 0
+    return Job(
+        config=config,
+        introduction=_introduction(config, source, network, execution),
+        init=lambda: jax.jit(init)(key),
+        train_step=train_step,
+        to_modules=to_modules,
+        from_modules=from_modules,
+        open_batches=lambda: iter(source.train),
+        put=execution.put,
+        fetching=hidden_from_children if has_workers else contextlib.nullcontext,
+        test_batches=whole.test,
+        evaluate=_make_evaluate(config.eval.average, network, whole, to_modules),
+        learning_rate=make_schedule(config.optimizer, source.steps_per_epoch),
+        steps_per_epoch=source.steps_per_epoch,
+        finish=_make_finish(config.rule, execution.described(config.schedule), source.classes),
     )
-    if jax.process_index() > 0:
-        return summary
-    report.write(summary, evaluation.shown if evaluation else [], source.classes, workdir)
-    report.print_table(summary, console)
-    return summary
 
 
-def make_network(config: ConfigDict, num_classes: int) -> Network:
+def make_network(options: ConfigDict, num_classes: int) -> Network:
     """The network of `config.model`, with an output for every class.
 
     Raises:
       ValueError: for an unknown network, or an argument that it does not have.
     """
-    check_name("model.dtype", config.model.get("dtype", "float32"), DTYPES)
-    arguments = config.model.to_dict()
+    check_name("model.dtype", options.get("dtype", "float32"), DTYPES)
+    arguments = options.to_dict()
     return models.make(arguments.pop("name"), num_classes, **arguments)
 
 
@@ -176,7 +125,7 @@ def make_train_step(
         metrics_fn=lambda logits, label: {"accuracy": accuracy(logits, label)},
         **execution.arguments,
     )
-    frame = _frame_shape(config)
+    frame = _frame_shape(config.data)
 
     def train_on_batch(train_state, batch):
         # Time first. Frames stay uint8 until the first module normalises them.
@@ -189,24 +138,46 @@ def make_train_step(
 
 
 def _make_evaluate(
-    config: ConfigDict, network: Network, source: Source, to_modules: Callable
+    average: str, network: Network, source: Source, to_modules: Callable
 ) -> Callable | None:
-    """`evaluate(train_state, batches, shown)`, or None if there are no test videos."""
-    evaluate = make_evaluate(network, config.eval.average)
+    """`Job.evaluate`, or None if there are no test videos."""
+    evaluate = make_evaluate(network, average)
     if not source.num_test:
         return None
 
-    def run(train_state, batches, shown):
+    def test(train_state, batches, *, last, folder):
+        del folder
         modules = to_modules(train_state)
         return evaluate(
             *on_this_process((modules.params, modules.state)),
             batches,
             num_videos=source.num_test,
             num_classes=len(source.classes),
-            shown=shown,
+            shown=_spread(source.num_test, NUM_SHOWN) if last else (),
         )
 
-    return run
+    return test
+
+
+def _make_finish(rule: str, execution: str, classes: Sequence[str]) -> Callable:
+    """`Job.finish`: the summary, and its pictures."""
+
+    def finish(result: Result, workdir: Path, console: Console | None) -> report.Summary:
+        evaluation = result.evaluation
+        summary = report.Summary(
+            rule=rule,
+            execution=execution,
+            steps=result.step,
+            test_accuracy=evaluation and evaluation.accuracy,
+            steps_per_second=result.steps_per_second,
+            workdir=os.fspath(workdir),
+        )
+        if console is not None:
+            report.write(summary, evaluation.shown if evaluation else [], classes, workdir)
+            report.print_table(summary, console)
+        return summary
+
+    return finish
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
@@ -219,21 +190,12 @@ def accuracy(logits: jax.Array, label: jax.Array) -> jax.Array:
     return jnp.mean((logits.argmax(axis=-1) == label).astype(jnp.float32))
 
 
-def described(execution: Execution, config: ConfigDict) -> str:
-    """The execution, with what else says where it ran."""
-    if execution.mesh is None:
-        return execution.name
-    shape = " x ".join(f"{name} {size}" for name, size in execution.mesh.shape.items())
-    return " ".join(filter(None, (execution.name, config.schedule, f"({shape})")))
-
-
-def _frame_shape(config: ConfigDict) -> jax.ShapeDtypeStruct:
-    shape = _batch_shape(config)["frames"]
+def _frame_shape(data: ConfigDict) -> jax.ShapeDtypeStruct:
+    shape = _batch_shape(data)["frames"]
     return jax.ShapeDtypeStruct((shape.shape[0], *shape.shape[2:]), shape.dtype)
 
 
-def _batch_shape(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    data = config.data
+def _batch_shape(data: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     frames = (data.batch_size, data.num_frames, data.size, data.size, 3)
     return {
         "frames": jax.ShapeDtypeStruct(frames, jnp.uint8),
@@ -250,28 +212,21 @@ def _spread(size: int, count: int) -> list[int]:
     return np.linspace(0, size - 1, min(count, size)).astype(int).tolist()
 
 
-def _with_videos(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """The config, with a folder of example videos if it asks for them and names no other."""
-    if config.example_videos and not config.data.path:
-        workdirs.check(config, workdir)  # before anything is written
-    return example_archives.with_examples(config, workdir / "example_videos")
-
-
-def _introduce(console, config, source, network, key, execution) -> None:
-    params, state = jax.eval_shape(network.init, key, _frame_shape(config))
+def _introduction(
+    config: ConfigDict, source: Source, network: Network, execution: Execution
+) -> str:
+    frame = _frame_shape(config.data)
+    params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
     size = sum(x.size for x in jax.tree.leaves(params))
-    console.print(
+    text = (
         f"{config.rule} ({config.execution}) with {config.model.name}, {network.depth} modules, "
         f"{size:,} parameters, on {jax.devices()[0].device_kind}; {config.data.name}: "
         f"{len(source.classes)} classes, {source.num_train} videos to train on and "
         f"{source.num_test} to test, {source.steps_per_epoch} steps an epoch"
         + (f"; bad files left out: {len(source.skipped)}" if source.skipped else "")
-        + ".",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        + "."
     )
-    if execution.mesh is not None:
-        frame, mesh = _frame_shape(config), execution.mesh
-        who_has_what = depth_sharded.report(network, params, state, frame, mesh, execution.groups)
-        console.print(who_has_what, highlight=False, markup=False, soft_wrap=True)
+    if execution.mesh is None:
+        return text
+    mesh, groups = execution.mesh, execution.groups
+    return f"{text}\n{depth_sharded.report(network, params, state, frame, mesh, groups)}"

@@ -8,9 +8,9 @@ command again goes on from the last checkpoint.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,23 +21,18 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from data import load_streams
-from experiments import loop, stream_report, stream_rules
-from experiments import workdir as workdirs
-from experiments.checkpoints import Checkpoints
-from experiments.checks import all_finite, check_steps
+from data.streams import Streams
+from experiments import run, stream_report, stream_rules
+from experiments.checks import all_finite
 from experiments.chunks import Chunks
 from experiments.configs.common import DTYPES
 from experiments.execution import Execution, choose, conversions, on_this_process
-from experiments.metrics_log import MetricsLog
-from experiments.optimisation import make_tx, schedule_options
-from experiments.progress import Progress
-from experiments.stopping import StopSignal
+from experiments.job import Job, Result
+from experiments.optimisation import make_schedule, make_tx
 from experiments.stream_score import Scores, StreamScore
-from experiments.train import described
 from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
 from sideways_jax.names import check_name
-from sideways_jax.optimizer import learning_rate_schedule
 
 UPDATES_PER_EPOCH = 1000  # a stream has no epochs; schedules count in thousands of updates
 
@@ -60,139 +55,90 @@ def train_and_evaluate(
 
     Args:
       config: see `experiments/configs/autoencoder.py`.
-      workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `strips/`,
-        `summary.json`, `training_curves.png` and `middle_frames.png`.
+      workdir: gets what `experiments.run` writes, `strips/`, `summary.json`, `training_curves.png`
+        and `middle_frames.png`.
       console: where progress and results are shown; the standard output by default.
 
     Raises:
       ValueError: for a config that makes no sense or is not the one of this workdir; and, once the
         results so far are written, for a stream that failed.
-      NonFiniteError, Stopped: as in `experiments.train.train_and_evaluate`.
+      NonFiniteError, Stopped: see `experiments.run.run`.
     """
-    workdir = Path(workdir)
-    console = console or Console()
-    check_steps(config)
-    if config.online.update_every < 1:
-        raise ValueError(f"online.update_every={config.online.update_every} must be at least 1")
-    if config.online.chunk < 1 or config.online.chunk % config.online.update_every:
-        raise ValueError(
-            f"online.chunk={config.online.chunk} frames have to be a multiple of "
-            f"online.update_every={config.online.update_every}"
-        )
-    workdirs.check(config, workdir)
-    network = make_network(config)
+    return run.run(prepare, config, workdir, console)
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Job:
+    """Makes the job.
+
+    Raises:
+      ValueError: for a config that makes no sense.
+    """
+    del workdir
+    update_every, chunk = config.online.update_every, config.online.chunk
+    _check_online(update_every, chunk)
+    network = make_network(config.model)
     execution = _choose(config, network.depth)
     if config.test_streams:
-        _check_test(config)
-    loss_fn = squared_error(config.model.pixel_range)
-    tx = make_tx(config, UPDATES_PER_EPOCH)
+        _check_test(config.data, config.seed)
+    tx = make_tx(config.optimizer, UPDATES_PER_EPOCH)
     init, learn = stream_rules.make_learning(
         config.rule,
         network,
-        loss_fn,
+        squared_error(config.model.pixel_range),
         tx,
-        update_every=config.online.update_every,
+        update_every=update_every,
         target=config.target,
         **execution.arguments,
     )
-    frame = frame_shape(config)
-    train_state = jax.jit(lambda key: init(key, frame, frame))(jax.random.key(config.seed))
+    frame = frame_shape(config.data)
     to_modules, from_modules = conversions(execution, network, tx, frame)
-    train_step = on_chunks(config, learn)
-    evaluate = _make_evaluate(config, network, to_modules)
-    schedule = learning_rate_schedule(**schedule_options(config, UPDATES_PER_EPOCH))
-    per_step = config.online.chunk / stream_rules.frames_per_update(
-        config.rule, network.depth, config.online.update_every
+    arrived = functools.partial(stream_rules.frames_arrived, config.rule, update_every)
+    per_step = chunk / stream_rules.frames_per_update(config.rule, network.depth, update_every)
+    schedule = make_schedule(config.optimizer, UPDATES_PER_EPOCH)
+    evaluate = make_evaluate(config, network, to_modules, arrived) if config.test_streams else None
+
+    def init_on_frames(key):
+        return init(key, frame, frame)
+
+    key = jax.random.key(config.seed)
+    jax.eval_shape(init_on_frames, key)  # Raises what is wrong with the network.
+    return Job(
+        config=config,
+        introduction=_introduction(config, network),
+        init=lambda: jax.jit(init_on_frames)(key),
+        train_step=on_chunks(learn, arrived),
+        to_modules=to_modules,
+        from_modules=from_modules,
+        open_batches=lambda: Chunks(_streams(config.data, config.seed, "train"), chunk),
+        put=lambda batch: execution.put(_share(batch, execution)),
+        fetching=contextlib.nullcontext,
+        test_batches=lambda: _test_chunks(_streams(config.data, config.seed, "test"), chunk),
+        evaluate=evaluate,
+        learning_rate=lambda step: schedule(int(step * per_step)),
+        steps_per_epoch=UPDATES_PER_EPOCH / per_step,
+        finish=_make_finish(config, execution.described(config.schedule)),
     )
-    with contextlib.ExitStack() as stack:
-        streams = load_streams(config.data, seed=config.seed, split="train")
-        batches = stack.enter_context(contextlib.closing(Chunks(streams, config.online.chunk)))
-        stop = stack.enter_context(StopSignal())
-        checkpoints = stack.enter_context(Checkpoints(workdir, to_modules, from_modules))
-        _introduce(console, config, network, train_state)
-        writes = jax.process_index() == 0
-        if writes:
-            workdirs.claim(config, workdir)
-        else:
-            workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        train_state, start, window = loop.go_on(
-            checkpoints, train_state, batches, config.train.num_steps, console
-        )
-        log = stack.enter_context(MetricsLog(workdir, start))
-
-        def test(train_state, test_batches: Iterable, shown) -> StreamEvaluation:
-            evaluation = evaluate(train_state, test_batches, shown)
-            arrived = stream_rules.frames_arrived(
-                config.rule, int(train_state.step), config.online.update_every
-            )
-            stream_report.save_strip(
-                stream_report.draw_strip(evaluation.shown),
-                workdir / "strips" / f"after-{arrived:06d}-frames.png",
-            )
-            return evaluation
-
-        result = loop.run(
-            loop.Job(
-                options=config.train,
-                train_step=jax.jit(train_step, donate_argnums=0),
-                batches=batches,
-                put=lambda batch: execution.put(_share(batch, execution)),
-                fetching=contextlib.nullcontext,
-                test_batches=lambda: _test_chunks(config),
-                evaluate=test if config.test_streams else None,
-                schedule=lambda step: schedule(int(step * per_step)),
-                steps_per_epoch=UPDATES_PER_EPOCH / per_step,
-                shown=(),
-                checkpoints=checkpoints,
-                log=log,
-                progress=stack.enter_context(
-                    Progress(console, start, config.train.num_steps, config.train.log_every)
-                ),
-                stop=stop,
-            ),
-            train_state,
-            start,
-            window,
-        )
-        failure = batches.failure
-    if not result.step:
-        raise ValueError(
-            f"{config.data.name} ended before {config.online.chunk} frames had come"
-            + (f" ({failure})" if failure else "")
-            + ": set online.chunk to fewer"
-        )
-    summary = stream_report.StreamSummary(
-        rule=config.rule,
-        execution=described(execution, config),
-        frames=result.step * config.online.chunk * config.data.batch_size,
-        scores=result.evaluation and result.evaluation.scores,
-        frames_per_second=result.steps_per_second and result.steps_per_second * config.online.chunk,
-        workdir=os.fspath(workdir),
-    )
-    if writes:
-        stream_report.write(summary, result.evaluation and result.evaluation.shown, workdir)
-        stream_report.print_table(summary, console)
-    if failure is not None:
-        raise ValueError(f"the stream failed after {result.step} chunks: {failure}")
-    return summary
 
 
-def make_network(config: ConfigDict) -> Network:
+def make_network(options: ConfigDict) -> Network:
     """The auto-encoder of `config.model`."""
-    check_name("model.dtype", config.model.get("dtype", "float32"), DTYPES)
-    arguments = config.model.to_dict()
+    check_name("model.dtype", options.get("dtype", "float32"), DTYPES)
+    arguments = options.to_dict()
     del arguments["name"]
     return models.autoencoder(**arguments)
 
 
-def frame_shape(config: ConfigDict) -> jax.ShapeDtypeStruct:
-    """A batch of frames."""
-    data = config.data
+def frame_shape(data: ConfigDict) -> jax.ShapeDtypeStruct:
+    """A batch of frames of `config.data`."""
     return jax.ShapeDtypeStruct((data.batch_size, data.size, data.size, 3), jnp.uint8)
 
 
-def on_chunks(config: ConfigDict, learn: Callable) -> Callable:
+def on_chunks(learn: Callable, arrived: Callable) -> Callable:
     """`train_step(train_state, batch) -> (train_state, metrics)` for what `Chunks` gives.
+
+    Args:
+      learn: see `stream_rules.make_learning`.
+      arrived: how many frames had arrived by `TrainState.step`.
 
     The metrics are "loss" (what is shown at a step against the frame that it is paired with), "lag"
     (of what is shown, steps), "grad_norm" and "finite".
@@ -200,9 +146,7 @@ def on_chunks(config: ConfigDict, learn: Callable) -> Callable:
 
     def train_step(train_state, batch):
         frames, reset = batch["frames"].swapaxes(0, 1), batch["reset"].T
-        first = stream_rules.frames_arrived(
-            config.rule, train_state.step, config.online.update_every
-        )
+        first = arrived(train_state.step)
         train_state, metrics, outputs = learn(train_state, frames, frames, reset)
         shown = outputs.frames >= 0
         now = (first + jnp.arange(reset.shape[0], dtype=jnp.int32))[:, None]
@@ -213,21 +157,20 @@ def on_chunks(config: ConfigDict, learn: Callable) -> Callable:
     return train_step
 
 
-def _make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) -> Callable:
-    """`evaluate(train_state, chunks, shown) -> StreamEvaluation`, with the weights as they are."""
+def make_evaluate(
+    config: ConfigDict, network: Network, to_modules: Callable, arrived: Callable
+) -> Callable:
+    """`Job.evaluate`: scores on the test streams, with the weights as they are, and a strip."""
     start, show = stream_rules.make_showing(config.rule, network)
-    show = jax.jit(show)
+    show, frame = jax.jit(show), frame_shape(config.data)
+    pixel_range, count_missing = config.model.pixel_range, config.eval.count_missing
 
-    def evaluate(train_state, chunks, shown) -> StreamEvaluation:
-        del shown
+    def evaluate(train_state, chunks, *, last, folder) -> StreamEvaluation:
+        del last
         modules = to_modules(train_state)
         params, state = on_this_process((modules.params, modules.state))
-        carry = start(params, state, frame_shape(config))
-        score = StreamScore(
-            3 * network.depth,
-            config.model.pixel_range,
-            count_missing=config.eval.count_missing,
-        )
+        carry = start(params, state, frame)
+        score = StreamScore(3 * network.depth, pixel_range, count_missing=count_missing)
         middle = stream_report.MiddleFrames()
         for chunk in chunks:
             frames = chunk["frames"].swapaxes(0, 1)
@@ -240,23 +183,71 @@ def _make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) -
                 f"no output was shown on the test streams: they have fewer than D={network.depth} "
                 "frames; make data.length larger"
             )
-        return StreamEvaluation(scores, middle.result(config.model.pixel_range))
+        shown = middle.result(pixel_range)
+        strip = folder / "strips" / f"after-{arrived(int(train_state.step)):06d}-frames.png"
+        stream_report.save_strip(stream_report.draw_strip(shown), strip)
+        return StreamEvaluation(scores, shown)
 
     return evaluate
 
 
-def _test_chunks(config: ConfigDict) -> Iterable[dict]:
-    streams = load_streams(config.data, seed=config.seed, split="test")
-    with contextlib.closing(Chunks(streams, config.online.chunk, keep_rest=True)) as chunks:
+def _make_finish(config: ConfigDict, execution: str) -> Callable:
+    """`Job.finish`: the summary, its pictures, and what went wrong with the stream."""
+    rule, chunk, batch_size = config.rule, config.online.chunk, config.data.batch_size
+
+    def finish(
+        result: Result, workdir: Path, console: Console | None
+    ) -> stream_report.StreamSummary:
+        if not result.step:
+            raise ValueError(
+                f"{config.data.name} ended before {chunk} frames had come"
+                + (f" ({result.failure})" if result.failure else "")
+                + ": set online.chunk to fewer"
+            )
+        evaluation, speed = result.evaluation, result.steps_per_second
+        summary = stream_report.StreamSummary(
+            rule=rule,
+            execution=execution,
+            frames=result.step * chunk * batch_size,
+            scores=evaluation and evaluation.scores,
+            frames_per_second=speed and speed * chunk,
+            workdir=os.fspath(workdir),
+        )
+        if console is not None:
+            stream_report.write(summary, evaluation and evaluation.shown, workdir)
+            stream_report.print_table(summary, console)
+        if result.failure is not None:
+            raise ValueError(f"the stream failed after {result.step} chunks: {result.failure}")
+        return summary
+
+    return finish
+
+
+def _streams(data: ConfigDict, seed: int, split: str) -> Streams:
+    return load_streams(data, seed=seed, split=split)
+
+
+def _test_chunks(streams: Streams, num_frames: int) -> Iterator[dict]:
+    with contextlib.closing(Chunks(streams, num_frames, keep_rest=True)) as chunks:
         yield from chunks
         if chunks.failure is not None:
             raise ValueError(f"the test stream failed: {chunks.failure}")
 
 
-def _check_test(config: ConfigDict) -> None:
+def _check_online(update_every: int, chunk: int) -> None:
+    if update_every < 1:
+        raise ValueError(f"online.update_every={update_every} must be at least 1")
+    if chunk < 1 or chunk % update_every:
+        raise ValueError(
+            f"online.chunk={chunk} frames have to be a multiple of "
+            f"online.update_every={update_every}"
+        )
+
+
+def _check_test(data: ConfigDict, seed: int) -> None:
     """Raises ValueError, before anything is trained, if there is nothing to test on."""
     try:
-        load_streams(config.data, seed=config.seed, split="test").close()
+        _streams(data, seed, "test").close()
     except ValueError as error:
         raise ValueError(f"{error}; or test on nothing, --config.test_streams=False") from error
 
@@ -279,12 +270,11 @@ def _choose(config: ConfigDict, depth: int) -> Execution:
     return execution
 
 
-def _introduce(console, config, network, train_state) -> None:
-    params, _ = jax.eval_shape(network.init, train_state.rng, frame_shape(config))
+def _introduction(config: ConfigDict, network: Network) -> str:
+    params, _ = jax.eval_shape(network.init, jax.random.key(0), frame_shape(config.data))
     size = sum(x.size for x in jax.tree.leaves(params))
-    console.print(
+    return (
         f"{config.rule} with an auto-encoder, {network.depth} modules, {size:,} parameters, on "
         f"{jax.devices()[0].device_kind}; {config.data.batch_size} streams of {config.data.name}, "
-        f"{config.data.size}x{config.data.size}, {config.online.chunk} frames a step.",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{config.data.size}x{config.data.size}, {config.online.chunk} frames a step."
+    )

@@ -1,11 +1,12 @@
 """The workdir of a run, and whether it belongs to the experiment that is about to use it."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from experiments.files import write_atomically
 
 # What may differ when a run goes on. None of them changes what has been computed so far: videos are
 # compared by their contents, so that they may have moved.
@@ -58,16 +59,6 @@ def claim(config: ConfigDict, workdir: Path) -> None:
     """Writes `config.json`, in one go, so that a killed run leaves the old one or the new one."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(workdir / "config.json", json.dumps(_plain(config), indent=2) + "\n")
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Writes a file that is there completely or not at all, whenever the program is killed."""
-    new = file.with_name(f".{file.name}.new")
-    with open(new, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(new, file)
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

@@ -16,7 +16,7 @@ for VGG-8; this is one chip.
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ import optax
 from rich.progress import Progress
 
 from experiments.benchmarks import measure
-from experiments.benchmarks.rules import loss_fn
+from experiments.benchmarks.programs import loss_fn
+from experiments.benchmarks.suite import Suite
 from experiments.configs.common import DTYPES
 from sideways_jax import models, step
 
@@ -56,44 +57,50 @@ PRODUCTS = 10  # of matrices in one call, so that starting it does not count
 PAPER_SETTING = (8, 64, 112)  # batch, frames, size
 
 
-def prepare(*, models: tuple[str, ...], batch: int, size: int, **_: Any) -> None:
+class Settings(NamedTuple):
+    """See `suite.HELP`."""
+
+    model: str | None = None  # simple_cnn and vgg8
+    frames: int = 64
+    batch: int = 8
+    size: int = 32
+    rounds: int = 9
+    matrix: int = 8192
+
+
+def prepare(settings: Settings) -> None:
     """Raises ValueError for a network that does not exist or does not take frames of this size."""
-    for name in models:
-        jax.eval_shape(_network(name, "float32").init, jax.random.key(0), _frame(batch, size))
+    for name in _models(settings):
+        frame = _frame(settings.batch, settings.size)
+        jax.eval_shape(_network(name, "float32").init, jax.random.key(0), frame)
 
 
-def rows(
-    *,
-    models: tuple[str, ...],
-    frames: int,
-    batch: int,
-    size: int,
-    rounds: int,
-    matrix: int,
-    progress: Progress,
-    **_: Any,
-) -> list[dict]:
+def rows(settings: Settings, progress: Progress) -> list[dict]:
     """Measures; one row for each network, type and rule."""
-    result = []
-    task = progress.add_task("networks and types", total=len(models) * len(DTYPES))
-    for model in models:
+    result, chosen = [], _models(settings)
+    task = progress.add_task("networks and types", total=len(chosen) * len(DTYPES))
+    for model in chosen:
         for dtype in DTYPES:
-            settings = {
+            clips = {
                 "model": model,
                 "dtype": dtype,
-                "frames": frames,
-                "batch": batch,
-                "size": size,
+                "frames": settings.frames,
+                "batch": settings.batch,
+                "size": settings.size,
             }
-            result += _rows_of(settings, rounds, matrix, progress)
+            result += _rows_of(clips, settings.rounds, settings.matrix, progress)
             progress.advance(task)
     progress.remove_task(task)
     return result
 
 
-def _rows_of(settings: dict[str, Any], rounds: int, matrix: int, progress: Progress) -> list[dict]:
-    frames, batch, size = (settings[name] for name in ("frames", "batch", "size"))
-    network = _network(settings["model"], settings["dtype"])
+def _models(settings: Settings) -> tuple[str, ...]:
+    return (settings.model,) if settings.model else ("simple_cnn", "vgg8")
+
+
+def _rows_of(clips: dict[str, Any], rounds: int, matrix: int, progress: Progress) -> list[dict]:
+    frames, batch, size = (clips[name] for name in ("frames", "batch", "size"))
+    network = _network(clips["model"], clips["dtype"])
     frame = _frame(batch, size)
     clip = jax.random.uniform(jax.random.key(1), (frames, *frame.shape))
     labels = jnp.tile(jnp.arange(batch, dtype=jnp.int32) % 10, (frames, 1))
@@ -108,14 +115,14 @@ def _rows_of(settings: dict[str, Any], rounds: int, matrix: int, progress: Progr
         program = lowered.compile()
         temporary[rule] = measure.temporary_bytes(program)
         programs[rule] = lambda program=program, start=train_state: program(start, clip, labels)
-    programs["matrices"] = product_of_matrices(matrix, settings["dtype"])
+    programs["matrices"] = product_of_matrices(matrix, clips["dtype"])
     times = measure.seconds(programs, rounds=rounds, progress=progress)
     matrix_rate = PRODUCTS * 2 * matrix**3 / statistics.median(times["matrices"])
     in_the_paper = (batch, frames, size) == PAPER_SETTING
     return [
         {
             "suite": "chip",
-            **settings,
+            **clips,
             "rule": rule,
             "execution": "time_parallel",
             "devices": 1,
@@ -127,9 +134,7 @@ def _rows_of(settings: dict[str, Any], rounds: int, matrix: int, progress: Progr
             "matrix_teraflops_per_second": matrix_rate / 1e12,
             "fraction": flops[rule] / seconds / matrix_rate,
             "temporary_bytes": temporary[rule],
-            "paper_steps_per_second": PAPER.get((settings["model"], rule))
-            if in_the_paper
-            else None,
+            "paper_steps_per_second": PAPER.get((clips["model"], rule)) if in_the_paper else None,
         }
         for rule in ("sideways", "backprop")
     ]
@@ -186,3 +191,8 @@ def picture(result: list[dict], path: str) -> None:
     figure.suptitle(f"one chip, all frames at once; {measure.clips_of(first)}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+SUITE = Suite(
+    settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN, headers=HEADERS
+)

@@ -1,49 +1,13 @@
-"""How things are measured: compiled ahead, in turn, medians, and on which machine."""
+"""How things are measured: compiled ahead, in turn, by medians."""
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
 import jax
-import jaxlib
-import psutil
 from rich.progress import Progress
-
-
-def machine() -> dict[str, object]:
-    """What the numbers were measured on and with."""
-    device = jax.devices()[0]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "backend": jax.default_backend(),
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = [
-                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-            ]
-        return names[0]
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()
 
 
 def compiled(function: Callable, *arguments) -> jax.stages.Compiled:

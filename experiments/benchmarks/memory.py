@@ -7,7 +7,7 @@ forced CPU devices, whatever the machine has.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ import optax
 from rich.progress import Progress
 
 from experiments.benchmarks import measure
-from experiments.benchmarks.rules import loss_fn
+from experiments.benchmarks.programs import loss_fn
+from experiments.benchmarks.suite import Suite
 from sideways_jax import make_mesh, models, step
 
 SHOWN = {
@@ -39,23 +40,25 @@ EXECUTIONS = (
 )
 
 
-def prepare(*, depths: tuple[int, ...], **_: Any) -> None:
+class Settings(NamedTuple):
+    """See `suite.HELP`."""
+
+    model: str = "simple_cnn"
+    memory_frames: tuple[int, ...] = (16, 64, 256)
+    depths: tuple[int, ...] = (2, 3, 6)
+    batch: int = 8
+    size: int = 32
+
+
+def prepare(settings: Settings) -> None:
     """Forces as many CPU devices as the largest mesh has; before JAX is first used."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", max(depths))
+    jax.config.update("jax_num_cpu_devices", max(settings.depths))
 
 
-def rows(
-    *,
-    model: str,
-    memory_frames: tuple[int, ...],
-    depths: tuple[int, ...],
-    batch: int,
-    size: int,
-    progress: Progress,
-    **_: Any,
-) -> list[dict]:
+def rows(settings: Settings, progress: Progress) -> list[dict]:
     """Compiles; one row for each schedule, number of devices and number of frames."""
+    model, memory_frames, depths, batch, size = settings
     network = models.make(model, num_classes=10)
     frame = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
 
@@ -149,3 +152,6 @@ def picture(result: list[dict], path: str) -> None:
     figure.suptitle(f"{first['model']}, batch {first['batch']}, {first['size']}x{first['size']}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+SUITE = Suite(settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN)

@@ -12,10 +12,12 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from experiments.benchmarks import rig
-from experiments.benchmarks.table2 import picture, prepare
+from rich.progress import Progress
 
-__all__ = ["HEADERS", "SHOWN", "picture", "prepare", "rows"]
+from experiments.benchmarks import rig
+from experiments.benchmarks.rig import Settings
+from experiments.benchmarks.suite import Suite
+from experiments.benchmarks.table2 import picture, prepare
 
 SHOWN = {
     "devices": "{}",
@@ -39,9 +41,9 @@ HEADERS = {
 }
 
 
-def rows(**settings: Any) -> list[dict]:
+def rows(settings: Settings, progress: Progress) -> list[dict]:
     """Measures; one row for each program and number of devices. See `rig.rows`."""
-    return rig.rows(rows_of, kind="online", **settings)
+    return rig.rows(rows_of, "online", settings, progress)
 
 
 def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
@@ -63,3 +65,8 @@ def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
         }
         for row, seconds in rig.programs(run)
     ]
+
+
+SUITE = Suite(
+    settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN, headers=HEADERS
+)

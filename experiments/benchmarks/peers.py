@@ -39,6 +39,8 @@ from typing import Any
 from rich.progress import Progress
 
 from experiments.benchmarks import measure, rig, turns
+from experiments.benchmarks.rig import Settings
+from experiments.benchmarks.suite import Suite
 
 SIDEWAYS = "sideways depth_sharded"
 TOLERANCE = 1e-3  # of losses and norms of gradients, relative: float32 sums in other orders
@@ -60,44 +62,40 @@ HEADERS = {
 }
 
 
-def prepare(*, model: str, devices: tuple[int, ...], forced: bool, dtype: str, **_: Any) -> None:
+def prepare(settings: Settings) -> None:
     """Raises ValueError, with what to do, for what this suite cannot compare."""
     if importlib.util.find_spec("torch") is None:
         raise ValueError(
             "--suite=peers needs PyTorch, which only the extra `peers` installs: pip install -e "
             "'.[peers]' --extra-index-url https://download.pytorch.org/whl/cpu (the CPU build)"
         )
-    for name, value, only in (
-        ("model", model, "simple_cnn"), ("dtype", dtype, "float32"), ("forced", forced, False),
-    ):  # fmt: skip
+    for name, only in (("model", "simple_cnn"), ("dtype", "float32"), ("forced", False)):
+        value = getattr(settings, name)
         if value != only:
             raise ValueError(f"--suite=peers has --{name}={only} alone, got {value}: leave it out")
-    for number in devices:
+    for number in settings.devices:
         if number < 2:
             raise ValueError(f"--devices={number}: a pipeline needs at least 2")
         rig.check(number, forced=False)
 
 
-def rows(
-    *, devices: tuple[int, ...], rounds: int, progress: Progress, **settings: Any
-) -> list[dict]:
+def rows(settings: Settings, progress: Progress) -> list[dict]:
     """Measures; one row for each program and number of devices.
 
     A batch that the devices do not divide evenly has no data-parallel rows; it is said.
     """
-    settings = {name: settings[name] for name in rig.SETTINGS}
-    result = []
-    for number in devices:
-        if settings["batch"] % number:
+    clips, result = rig.clips_of(settings), []
+    for number in settings.devices:
+        if settings.batch % number:
             progress.console.print(
-                f"no data-parallel backprop: a batch of {settings['batch']} cannot be split evenly "
+                f"no data-parallel backprop: a batch of {settings.batch} cannot be split evenly "
                 f"over {number} devices"
             )
-        result += rows_of(run(number, rounds, progress, **settings), settings)
+        result += rows_of(run(number, settings.rounds, clips, progress), clips)
     return result
 
 
-def run(devices: int, rounds: int, progress: Progress, **settings: Any) -> dict:
+def run(devices: int, rounds: int, clips: dict[str, Any], progress: Progress) -> dict:
     """Starts both sets of processes and measures their programs in turn.
 
     Raises:
@@ -110,7 +108,7 @@ def run(devices: int, rounds: int, progress: Progress, **settings: Any) -> dict:
         task = progress.add_task("compiling", total=None)
         file = Path(folder) / "reference.npz"
         worker = [sys.executable, str(here / "pipeline_worker.py"), "--kind=peers"]
-        worker += [f"--{name}={value}" for name, value in settings.items()]
+        worker += [f"--{name}={value}" for name, value in clips.items()]
         ours = stack.enter_context(
             turns.team([*worker, f"--reference={file}"], devices, Path(folder) / "jax")
         )
@@ -223,3 +221,8 @@ def picture(result: list[dict], path: str) -> None:
     figure.suptitle(f"{first['model']}, {measure.clips_of(first)}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+SUITE = Suite(
+    settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN, headers=HEADERS
+)

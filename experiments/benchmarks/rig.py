@@ -9,16 +9,35 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.progress import Progress
 
 from experiments.benchmarks.measure import ratio
-from experiments.launch import on_cores, usable_cores
+from experiments.benchmarks.suite import Dtype
+from experiments.children import on_cores, usable_cores
 
 BLOCKING = "backprop blocking depth_sharded"
-SETTINGS = ("model", "frames", "batch", "size", "dtype")
+CLIPS = ("model", "frames", "batch", "size", "dtype")
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Settings(NamedTuple):
+    """Of a suite that is measured in processes of its own; see `suite.HELP`."""
+
+    model: str = "simple_cnn"
+    frames: int = 64
+    batch: int = 8
+    size: int = 32
+    dtype: Dtype = "float32"
+    devices: tuple[int, ...] = (2,)
+    forced: bool = False
+    rounds: int = 9
+
+
+def clips_of(settings: Any) -> dict[str, Any]:
+    """The settings that say which clips and which network: those go to workers and into rows."""
+    return {name: getattr(settings, name) for name in CLIPS}
 
 
 def check(devices: int, *, forced: bool) -> None:
@@ -75,28 +94,26 @@ def measure(
 
 def rows(
     rows_of: Callable[[dict, dict[str, Any]], list[dict]],
-    *,
     kind: str,
-    devices: tuple[int, ...],
-    forced: bool,
-    rounds: int,
+    settings: Settings,
     progress: Progress,
-    **settings: Any,
 ) -> list[dict]:
     """The rows of a suite, for every number of devices.
 
     Args:
-      rows_of: makes those of one number of devices, out of what was measured and the settings.
-      kind, devices, forced, rounds: see the worker.
+      rows_of: makes those of one number of devices, out of what was measured and `clips_of`.
+      kind: of the worker, see `pipeline_worker.py`.
+      settings: of the suite.
       progress: is told.
-      **settings: of the benchmark; those in `SETTINGS` go to the worker and into every row.
     """
-    settings = {name: settings[name] for name in SETTINGS}
-    task = progress.add_task("numbers of devices", total=len(devices))
+    clips = clips_of(settings)
+    task = progress.add_task("numbers of devices", total=len(settings.devices))
     result = []
-    for number in devices:
-        run = measure(number, forced=forced, rounds=rounds, kind=kind, **settings)
-        result += rows_of(run, settings)
+    for number in settings.devices:
+        run = measure(
+            number, forced=settings.forced, rounds=settings.rounds, kind=kind, **clips
+        )  # fmt: skip
+        result += rows_of(run, clips)
         progress.advance(task)
     progress.remove_task(task)
     return result

@@ -8,14 +8,15 @@ by frame. Memory, from the compiled programs: both executions at a small and a l
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from rich.progress import Progress
 
 from experiments.benchmarks import measure
+from experiments.benchmarks.programs import loss_fn
+from experiments.benchmarks.suite import Suite
 from sideways_jax import models, step
 
 SHOWN = {
@@ -38,9 +39,15 @@ TIMED = (
 BASELINES = {"time_parallel": ("backprop", "batched"), "scan": ("backprop", "scan")}
 
 
-def loss_fn(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy, the mean over the batch."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+class Settings(NamedTuple):
+    """See `suite.HELP`."""
+
+    model: str = "simple_cnn"
+    frames: int = 64
+    memory_frames: tuple[int, ...] = (16, 64, 256)
+    batch: int = 8
+    size: int = 32
+    rounds: int = 9
 
 
 def batched_backprop(network, params, state, frames, targets):
@@ -56,76 +63,42 @@ def batched_backprop(network, params, state, frames, targets):
     return jax.value_and_grad(loss)(params)
 
 
-def prepare(**_: Any) -> None:
-    """Nothing: this suite runs on the devices that there are."""
+def prepare(settings: Settings) -> None:
+    """Raises ValueError for a network that does not exist."""
+    models.make(settings.model, num_classes=10)
 
 
-def rows(
-    *,
-    model: str,
-    frames: int,
-    memory_frames: tuple[int, ...],
-    batch: int,
-    size: int,
-    rounds: int,
-    progress: Progress,
-    **_: Any,
-) -> list[dict]:
+def rows(settings: Settings, progress: Progress) -> list[dict]:
     """Measures; one row for each rule, execution and number of frames."""
-    network = models.make(model, num_classes=10)
-    params, state = network.init(
-        jax.random.key(0), jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
-    )
-
-    def program(rule, execution, num_frames):
-        def gradients(params, state, clip, labels):
-            if execution == "batched":
-                return batched_backprop(network, params, state, clip, labels)
-            return step.episode_gradients(
-                network, loss_fn, params, state, clip, labels, rule=rule, execution=execution,
-                rng=jax.random.key(0),
-            )  # fmt: skip
-
-        clip = jax.ShapeDtypeStruct((num_frames, batch, size, size, 3), jnp.float32)
-        labels = jax.ShapeDtypeStruct((num_frames, batch), jnp.int32)
-        return measure.compiled(gradients, params, state, clip, labels)
-
-    def row(rule, execution, num_frames, compiled):
-        return {
-            "suite": "rules",
-            "model": model,
-            "rule": rule,
-            "execution": execution,
-            "frames": num_frames,
-            "batch": batch,
-            "size": size,
-            "seconds_per_step": None,
-            "ratio_to": None,
-            "ratio": None,
-            "temporary_bytes": measure.temporary_bytes(compiled),
-        }
-
+    frames, batch, size = settings.frames, settings.batch, settings.size
+    network = models.make(settings.model, num_classes=10)
+    frame = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    params, state = network.init(jax.random.key(0), frame)
     wanted = [(*pair, frames) for pair in TIMED] + [
-        (*pair, n) for pair in TIMED if pair[1] != "batched" for n in memory_frames if n != frames
+        (*pair, n)
+        for pair in TIMED
+        if pair[1] != "batched"
+        for n in settings.memory_frames
+        if n != frames
     ]
     task = progress.add_task("compiling", total=len(wanted))
     programs, result = {}, []
     for rule, execution, num_frames in wanted:
-        compiled = program(rule, execution, num_frames)
-        result.append(row(rule, execution, num_frames, compiled))
+        compiled = _program(network, params, state, rule, execution, (num_frames, *frame.shape))
+        result.append(_row(settings, rule, execution, num_frames, compiled))
         if num_frames == frames:
             programs[rule, execution] = compiled
         progress.advance(task)
     progress.remove_task(task)
 
-    clip = jax.random.uniform(jax.random.key(1), (frames, batch, size, size, 3))
+    clip = jax.random.uniform(jax.random.key(1), (frames, *frame.shape))
     labels = jnp.tile(jnp.arange(batch, dtype=jnp.int32) % 10, (frames, 1))
     times = measure.seconds(
         {
             pair: lambda compiled=compiled: compiled(params, state, clip, labels)
             for pair, compiled in programs.items()
         },
-        rounds=rounds,
+        rounds=settings.rounds,
         progress=progress,
     )
     for line in result[: len(TIMED)]:
@@ -136,6 +109,38 @@ def rows(
             line["ratio_to"] = " ".join(baseline)
             line["ratio"] = measure.ratio(times[pair], times[baseline])
     return result
+
+
+def _program(network, params, state, rule, execution, shape) -> jax.stages.Compiled:
+    """The gradients of a clip `[K, B, H, W, 3]` of this shape."""
+
+    def gradients(params, state, clip, labels):
+        if execution == "batched":
+            return batched_backprop(network, params, state, clip, labels)
+        return step.episode_gradients(
+            network, loss_fn, params, state, clip, labels, rule=rule, execution=execution,
+            rng=jax.random.key(0),
+        )  # fmt: skip
+
+    clip = jax.ShapeDtypeStruct(shape, jnp.float32)
+    labels = jax.ShapeDtypeStruct(shape[:2], jnp.int32)
+    return measure.compiled(gradients, params, state, clip, labels)
+
+
+def _row(settings: Settings, rule, execution, num_frames, compiled) -> dict:
+    return {
+        "suite": "rules",
+        "model": settings.model,
+        "rule": rule,
+        "execution": execution,
+        "frames": num_frames,
+        "batch": settings.batch,
+        "size": settings.size,
+        "seconds_per_step": None,
+        "ratio_to": None,
+        "ratio": None,
+        "temporary_bytes": measure.temporary_bytes(compiled),
+    }
 
 
 def picture(result: list[dict], path: str) -> None:
@@ -184,3 +189,6 @@ def picture(result: list[dict], path: str) -> None:
     )
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+SUITE = Suite(settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN)

@@ -28,10 +28,9 @@ from rich.progress import Progress
 from experiments.benchmarks import cost_model, rig
 from experiments.benchmarks.cost_model import RULES, Link, Modules, Overhead
 from experiments.benchmarks.scaling_picture import draw as picture
-from experiments.launch import usable_cores
+from experiments.benchmarks.suite import Dtype, Suite
+from experiments.children import usable_cores
 from sideways_jax import models
-
-__all__ = ["HEADERS", "SHOWN", "picture", "prepare", "rows", "shown"]
 
 DEEPEST = 64
 SHOWN = {
@@ -67,31 +66,43 @@ HEADERS = {
 }
 
 
-def prepare(
-    *,
-    model: str,
-    frames: int,
-    devices: tuple[int, ...],
-    forced: bool,
-    stack: int,
-    link_latency_us: float | None,
-    link_gigabytes_per_second: float | None,
-    **_: Any,
-) -> None:
+class Settings(NamedTuple):
+    """Those of the rig, and of what is predicted; see `suite.HELP`."""
+
+    model: str = "simple_cnn"
+    frames: int = 64
+    batch: int = 8
+    size: int = 32
+    dtype: Dtype = "float32"
+    devices: tuple[int, ...] = (2,)
+    forced: bool = False
+    rounds: int = 9
+    stack: int = 16
+    link_latency_us: float | None = None
+    link_gigabytes_per_second: float | None = None
+
+
+def prepare(settings: Settings) -> None:
     """Raises ValueError for more devices than the rig can have, too few frames, or no link."""
-    if max(devices) == 1 and given_link(link_latency_us, link_gigabytes_per_second) is None:
+    frames, devices, stack = settings.frames, settings.devices, settings.stack
+    latency_us, gigabytes_per_second = settings.link_latency_us, settings.link_gigabytes_per_second
+    if stack < 3:
+        raise ValueError(f"--stack={stack} must be at least 3: two ends, and one in the middle")
+    if gigabytes_per_second == 0:
+        raise ValueError("--link_gigabytes_per_second=0 must be more: nothing would ever arrive")
+    if max(devices) == 1 and given_link(latency_us, gigabytes_per_second) is None:
         raise ValueError(
             "one device has no links to measure: give --devices=2, or the links to predict for, "
             "--link_latency_us and --link_gigabytes_per_second"
         )
-    depth = max(models.make(model, num_classes=10).depth, stack)
+    depth = max(models.make(settings.model, num_classes=10).depth, stack)
     if frames < 2 * depth - 1:
         raise ValueError(
             f"--frames={frames} are too few for {depth} modules: Sideways needs {2 * depth - 1}; "
             "give more, or a lower --stack"
         )
     for number in devices:
-        rig.check(number, forced=forced)
+        rig.check(number, forced=settings.forced)
 
 
 def shown(result: list[dict]) -> list[dict]:
@@ -105,32 +116,22 @@ def shown(result: list[dict]) -> list[dict]:
     ]
 
 
-def rows(
-    *,
-    devices: tuple[int, ...],
-    forced: bool,
-    rounds: int,
-    stack: int,
-    link_latency_us: float | None,
-    link_gigabytes_per_second: float | None,
-    progress: Progress,
-    **settings: Any,
-) -> list[dict]:
+def rows(settings: Settings, progress: Progress) -> list[dict]:
     """Measures, and predicts; one row for each network, link, rule and number of devices."""
-    settings = {name: settings[name] for name in rig.SETTINGS}
-    numbers = sorted({1, *devices})
+    clips = rig.clips_of(settings)
+    numbers = sorted({1, *settings.devices})
     task = progress.add_task("numbers of devices", total=len(numbers))
     share = max(usable_cores() // max(numbers), 1)  # A device is the same wherever it is one of.
     runs = {}
     for number in numbers:
         runs[number] = rig.measure(
-            number, forced=forced, worker="scaling_worker.py", rounds=rounds, stack=stack,
-            cores=number * share, **settings,
+            number, forced=settings.forced, worker="scaling_worker.py", rounds=settings.rounds,
+            stack=settings.stack, cores=number * share, **clips,
         )  # fmt: skip
         progress.advance(task)
     progress.remove_task(task)
-    given = given_link(link_latency_us, link_gigabytes_per_second)
-    return rows_of(runs, settings, given)
+    given = given_link(settings.link_latency_us, settings.link_gigabytes_per_second)
+    return rows_of(runs, clips, given)
 
 
 def given_link(latency_us: float | None, gigabytes_per_second: float | None) -> Link | None:
@@ -315,53 +316,80 @@ def rows_of_case(
         same = case.scaling == "strong" or devices == 1
         one[devices] = Seconds(of_one.seconds, measured("sideways", 1) if same else None)
 
-    result = []
-    for rule in RULES:
-        useful = cost_model.useful_devices(
-            {devices: seconds[rule, devices].predicted for devices in case.devices}
+    return [
+        row
+        for rule in RULES
+        for row in _rows_of_rule(
+            rule, case, link_name, link,
+            {devices: predictions[rule, devices] for devices in case.devices},
+            {devices: seconds[rule, devices] for devices in case.devices},
+            {devices: speedup(seconds["blocking", devices], seconds[rule, devices])
+             for devices in case.devices},
+            one,
+            {devices: overhead_of(rule, devices) for devices in case.devices},
         )
-        for devices in case.devices:
-            prediction, now = predictions[rule, devices], seconds[rule, devices]
-            over_blocking = speedup(seconds["blocking", devices], now)
-            is_blocking = rule == "blocking"
-            known = now.best_known
-            result.append(
-                {
-                    "scaling": case.scaling,
-                    "model": case.model,
-                    "link": link_name,
-                    "link_latency_us": link.latency * 1e6,
-                    "link_gigabytes_per_second": 1e-9 / link.seconds_per_byte
-                    if link.seconds_per_byte
-                    else None,
-                    "rule": "sideways" if rule == "sideways" else "backprop",
-                    "schedule": None if rule == "sideways" else rule,
-                    "rule_or_schedule": rule,
-                    "execution": "depth_sharded",
-                    "devices": devices,
-                    "depth": sum(map(len, prediction.groups)),
-                    "groups": [len(group) for group in prediction.groups],
-                    "frames": case.frames,
-                    "measured": now.measured,
-                    "predicted": now.predicted,
-                    "error": now.predicted / now.measured - 1 if now.measured else None,
-                    "steps_per_second": 1 / known,
-                    "frames_per_second": case.frames / known,
-                    "speedup_over_one_device": speedup(one[devices], now),
-                    "predicted_speedup": one[devices].predicted / now.predicted,
-                    "measured_speedup": one[devices].measured / now.measured
-                    if one[devices].measured and now.measured
-                    else None,
-                    "speedup_over_blocking": over_blocking,
-                    "ideal_speedup": prediction.ideal_speedup,
-                    "efficiency": None if is_blocking else over_blocking / prediction.ideal_speedup,
-                    "share_of_ideal_speed": None
-                    if is_blocking
-                    else case.frames * prediction.largest / known,
-                    "limit": prediction.limit,
-                    "predicted_terms": prediction.terms,
-                    "overhead": overhead_of(rule, devices)._asdict(),
-                    "useful_devices": useful if case.scaling == "strong" else None,
-                }
-            )
+    ]  # fmt: skip
+
+
+def _rows_of_rule(
+    rule, case, link_name, link, predictions, seconds, over_blocking, one, overheads
+) -> list[dict]:
+    """The rows of one rule; dictionaries are by number of devices."""
+    useful = cost_model.useful_devices({n: known.predicted for n, known in seconds.items()})
+    is_blocking = rule == "blocking"
+    bandwidth = 1e-9 / link.seconds_per_byte if link.seconds_per_byte else None
+    result = []
+    for devices in case.devices:
+        prediction, now = predictions[devices], seconds[devices]
+        known, of_one = now.best_known, one[devices]
+        result.append(
+            {
+                "scaling": case.scaling,
+                "model": case.model,
+                "link": link_name,
+                "link_latency_us": link.latency * 1e6,
+                "link_gigabytes_per_second": bandwidth,
+                "rule": "sideways" if rule == "sideways" else "backprop",
+                "schedule": None if rule == "sideways" else rule,
+                "rule_or_schedule": rule,
+                "execution": "depth_sharded",
+                "devices": devices,
+                "depth": sum(map(len, prediction.groups)),
+                "groups": [len(group) for group in prediction.groups],
+                "frames": case.frames,
+                "measured": now.measured,
+                "predicted": now.predicted,
+                "error": now.predicted / now.measured - 1 if now.measured else None,
+                "steps_per_second": 1 / known,
+                "frames_per_second": case.frames / known,
+                "speedup_over_one_device": speedup(of_one, now),
+                "predicted_speedup": of_one.predicted / now.predicted,
+                "measured_speedup": of_one.measured / now.measured
+                if of_one.measured and now.measured
+                else None,
+                "speedup_over_blocking": over_blocking[devices],
+                "ideal_speedup": prediction.ideal_speedup,
+                "efficiency": None
+                if is_blocking
+                else over_blocking[devices] / prediction.ideal_speedup,
+                "share_of_ideal_speed": None
+                if is_blocking
+                else case.frames * prediction.largest / known,
+                "limit": prediction.limit,
+                "predicted_terms": prediction.terms,
+                "overhead": overheads[devices]._asdict(),
+                "useful_devices": useful if case.scaling == "strong" else None,
+            }
+        )
     return result
+
+
+SUITE = Suite(
+    settings=Settings,
+    check=prepare,
+    rows=rows,
+    picture=picture,
+    columns=SHOWN,
+    headers=HEADERS,
+    shown=shown,
+)

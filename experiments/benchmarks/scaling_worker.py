@@ -1,9 +1,9 @@
 """One process of the suite `scaling`: measures what the cost model needs, and what it predicts.
 
-Started by `experiments/benchmarks/rig.py` like `pipeline_worker.py`, whose flags it shares. Three
-networks: the given model, a stack of equal convolutions, and one whose modules hardly compute, so
-that what is left of its time is what the library adds to every step. The stack also comes with one
-module for each device.
+Started by `experiments/benchmarks/rig.py` like `pipeline_worker.py`. Three networks: the given
+model, a stack of equal convolutions, and one whose modules hardly compute, so that what is left of
+its time is what the library adds to every step. The stack also comes with one module for each
+device.
 """
 
 from __future__ import annotations
@@ -11,89 +11,125 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.benchmarks import pipeline_worker
-from experiments.benchmarks.cost_model import RULES
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-FLAGS = flags.FLAGS
-flags.DEFINE_integer("stack", 16, "modules of the stack", lower_bound=3)
+from experiments import distributed
+from experiments.benchmarks import programs, worker_settings
+from experiments.benchmarks.cost_model import RULES
+from experiments.benchmarks.worker_settings import Settings
+from sideways_jax import Module, Network, make_mesh, models, network, placement, step
+from sideways_jax.layout import exchange
+from sideways_jax.linen import from_linen
+from sideways_jax.models.layers import Logits
+from sideways_jax.models.simple_cnn import ConvReLU
+
+_STACK = flags.DEFINE_integer("stack", 16, "modules of the stack", lower_bound=3)
 
 WIDTH = 16  # channels of the stack
 FEATURES = 16  # of the light network; at least as many as there are classes
 LINK_BYTES = (2**12, 2**15, 2**18, 2**20)
 
+Run = Callable[[], Any]  # a compiled program with its arguments
+
 
 def main(argv: list[str]) -> None:
     """Measures."""
     del argv
-    pipeline_worker.start()
-    pipeline_worker.tell(measure())
+    settings = worker_settings.given()
+    worker_settings.find_devices(settings.forced, distributed.given())
+    programs.tell(measure(settings, _STACK.value))
 
 
-def measure() -> dict:
-    """What everything takes; lists are by round."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
+class Built(NamedTuple):
+    """What will be measured, and what it is."""
 
-    from sideways_jax import make_mesh, models, placement
+    together: dict[str, Run]  # all processes run them
+    alone: dict[str, Run]  # a module by itself, in process 0
+    networks: dict[str, dict]  # what `describe` says
+    light: list[dict]  # likewise, of those that hardly compute
 
-    devices = jax.device_count()
+
+def measure(settings: Settings, depth: int) -> dict:
+    """What everything takes; lists are by round.
+
+    Args:
+      settings: of the worker.
+      depth: modules of the stack.
+    """
+    devices, num_frames = jax.device_count(), settings.frames
     mesh = make_mesh(devices)
-    dtype = FLAGS.dtype
-    batch, size, num_frames = FLAGS.batch, FLAGS.size, FLAGS.frames
-    programs, alone, networks, light = {}, {}, {}, []
+    built = Built({}, {}, {}, [])
+    build_networks(built, settings, depth, mesh)
+    build_light(built, settings, mesh)
+    if devices > 1:
+        for length in LINK_BYTES:
+            built.together[f"link {length}"] = exchanges(length, num_frames, mesh)
+    times = timed(built, settings.rounds)
+    if jax.process_index() > 0:
+        return {}
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    described = built.networks | {f"light {n}": one for n, one in enumerate(built.light)}
+    for name, one in described.items():
+        for passes in ("forward", "both"):
+            one[passes] = [medians[f"{name} {passes} {i}"] / num_frames for i in one["stands_for"]]
+    return {
+        "devices": devices,
+        "networks": built.networks,
+        "light": built.light,
+        "link": [
+            {"bytes": length, "seconds": medians[f"link {length}"] / num_frames}
+            for length in LINK_BYTES
+            if devices > 1
+        ],
+        "times": {name: times[name] for name in built.together},
+    }
 
-    def time_modules(name, network, frame, indices):
-        """Lets modules be timed later; what one call of each takes, for the groups."""
-        calls = {}
-        for i in indices:
-            alone[f"{name} both {i}"] = both = pipeline_worker.group_alone(network, frame, (i,))
-            alone[f"{name} forward {i}"] = forward_alone(network, frame, i)
-            calls[i] = seconds_of(both)
-        # All processes have to make the same groups.
-        values = multihost_utils.broadcast_one_to_all(np.array(list(calls.values()))).tolist()
-        return dict(zip(calls, values, strict=True))
 
-    def describe(network, frame, stands_for, groups):
-        params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
-        shapes = network.activation_shapes(params, state, frame)
-        return {
-            "signal_bytes": [num_bytes(one) for one in shapes[:-1]],
-            "param_bytes": [num_bytes(one) for one in params],
-            "stands_for": stands_for,  # the module that was timed, for every module
-            "groups": groups,
-        }
-
+def build_networks(built: Built, settings: Settings, depth: int, mesh: Mesh) -> None:
+    """Adds the model, the stack, and the stack with one module for each device."""
+    batch, size, num_frames, dtype = settings.batch, settings.size, settings.frames, settings.dtype
+    devices = mesh.devices.size
     small = batch, size // 2, size // 2, WIDTH
     named = {
-        "model": (models.make(FLAGS.model, num_classes=10, dtype=dtype), (batch, size, size, 3)),
-        "stack": (stack(FLAGS.stack, dtype), small),
+        "model": (models.make(settings.model, num_classes=10, dtype=dtype), (batch, size, size, 3)),
+        "stack": (stack(depth, dtype), small),
         "one each": (stack(devices, dtype), small),
     }
-    for name, (network, shape) in named.items():
+    for name, (one, shape) in named.items():
         frame = jax.ShapeDtypeStruct(shape, np.float32)
-        depth = network.depth
-        stands_for = list(range(depth))
+        stands_for = list(range(one.depth))
         if name == "stack":  # Its inner modules are equal: one of them stands for all.
-            stands_for[1:-1] = [depth // 2] * (depth - 2)
-        costs = time_modules(name, network, frame, sorted(set(stands_for)))
+            stands_for[1:-1] = [one.depth // 2] * (one.depth - 2)
+        costs = time_modules(built, name, one, frame, sorted(set(stands_for)), num_frames)
         groups = placement.balance([costs[i] for i in stands_for], devices)
-        networks[name] = describe(network, frame, stands_for, groups)
+        built.networks[name] = describe(one, frame, stands_for, groups)
         rules = [rule for rule in RULES if name == "model" or rule != "gpipe"]
-        sizes = tuple(map(len, groups))
-        for rule, run in clips(network, frame, rules, num_frames, mesh, sizes).items():
-            programs[f"{name} {rule}"] = run
+        found = clips(one, frame, rules, num_frames, mesh, tuple(map(len, groups)))
+        built.together.update({f"{name} {rule}": run for rule, run in found.items()})
 
-    # Two modules a device that hardly compute, in a long and a short clip; with as many parameters
-    # as the model's devices hold; and with its activations.
-    model = networks["model"]
+
+def build_light(built: Built, settings: Settings, mesh: Mesh) -> None:
+    """Adds networks of two modules a device that hardly compute.
+
+    In a long and a short clip; with as many parameters as the model's devices hold; and with its
+    activations.
+    """
+    batch, num_frames, devices = settings.batch, settings.frames, mesh.devices.size
+    model = built.networks["model"]
     params = max(sum(model["param_bytes"][i] for i in group) for group in model["groups"])
     features = max(sum(model["signal_bytes"]) // (2 * devices * 4 * batch), 2 * FEATURES)
     shorter = max(num_frames // 4, 4 * devices - 1)
@@ -102,20 +138,47 @@ def measure() -> dict:
         (max(params // 8, FEATURES), FEATURES, num_frames), (FEATURES, features, num_frames),
     ]  # fmt: skip
     for number, (num_params, width, frames) in enumerate(kinds):
-        network = light_stack(2 * devices, num_params)
+        one = light_stack(2 * devices, num_params)
         frame = jax.ShapeDtypeStruct((batch, width), np.float32)
         name, top = f"light {number}", 2 * devices - 1
-        time_modules(name, network, frame, [0, top])
+        time_modules(built, name, one, frame, [0, top], num_frames)
         groups = placement.from_sizes((2,) * devices, 2 * devices, devices)
-        light.append({"frames": frames, **describe(network, frame, [0] * top + [top], groups)})
-        found = clips(network, frame, RULES, frames, mesh, (2,) * devices)
-        programs |= {f"{name} {rule}": program for rule, program in found.items()}
+        what = describe(one, frame, [0] * top + [top], groups)
+        built.light.append({"frames": frames, **what})
+        found = clips(one, frame, RULES, frames, mesh, (2,) * devices)
+        built.together.update({f"{name} {rule}": run for rule, run in found.items()})
 
-    if devices > 1:
-        for length in LINK_BYTES:
-            programs[f"link {length}"] = exchanges(length, num_frames, mesh)
 
-    times: dict[str, list[float]] = {name: [] for name in (*programs, *alone)}
+def time_modules(
+    built: Built, name: str, one: Network, frame, indices: Sequence[int], num_frames: int
+) -> dict[int, float]:
+    """Lets modules be timed later; what one call of each takes, for the groups."""
+    calls = {}
+    for i in indices:
+        both = programs.group_alone(one, frame, (i,), num_frames)
+        built.alone[f"{name} both {i}"] = both
+        built.alone[f"{name} forward {i}"] = forward_alone(one, frame, i, num_frames)
+        calls[i] = seconds_of(both)
+    # All processes have to make the same groups.
+    values = multihost_utils.broadcast_one_to_all(np.array(list(calls.values()))).tolist()
+    return dict(zip(calls, values, strict=True))
+
+
+def describe(one: Network, frame, stands_for: list[int], groups) -> dict:
+    """What goes into the result, but for the costs."""
+    params, state = jax.eval_shape(one.init, jax.random.key(0), frame)
+    shapes = one.activation_shapes(params, state, frame)
+    return {
+        "signal_bytes": [num_bytes(shape) for shape in shapes[:-1]],
+        "param_bytes": [num_bytes(of_module) for of_module in params],
+        "stands_for": stands_for,  # the module that was timed, for every module
+        "groups": groups,
+    }
+
+
+def timed(built: Built, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every program, by round, after one that warms up."""
+    times: dict[str, list[float]] = {name: [] for name in (*built.together, *built.alone)}
 
     def call(name, run, counts):
         start = time.perf_counter()
@@ -123,38 +186,19 @@ def measure() -> dict:
         if counts:
             times[name].append(time.perf_counter() - start)
 
-    for number in range(FLAGS.rounds + 1):
-        for name, run in programs.items():
+    for number in range(rounds + 1):
+        for name, run in built.together.items():
             multihost_utils.sync_global_devices(name)
             call(name, run, number > 0)
         multihost_utils.sync_global_devices(f"alone {number}")
         if jax.process_index() == 0:  # The others wait.
-            for name, run in alone.items():
+            for name, run in built.alone.items():
                 call(name, run, number > 0)
-    if jax.process_index() > 0:
-        return {}
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    described = networks | {f"light {number}": one for number, one in enumerate(light)}
-    for name, one in described.items():
-        for passes in ("forward", "both"):
-            one[passes] = [medians[f"{name} {passes} {i}"] / num_frames for i in one["stands_for"]]
-    return {
-        "devices": devices,
-        "networks": networks,
-        "light": light,
-        "link": [
-            {"bytes": length, "seconds": medians[f"link {length}"] / num_frames}
-            for length in LINK_BYTES
-            if devices > 1
-        ],
-        "times": {name: times[name] for name in programs},
-    }
+    return times
 
 
 def num_bytes(tree) -> int:
     """Bytes of all arrays of a pytree."""
-    import jax
-
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -163,11 +207,6 @@ def stack(depth: int, dtype=None):
 
     The last of them gives logits as well, and the first has no pseudo-gradient to send down.
     """
-    from sideways_jax import network
-    from sideways_jax.linen import from_linen
-    from sideways_jax.models.layers import Logits
-    from sideways_jax.models.simple_cnn import ConvReLU
-
     types = {"dtype": dtype, "param_dtype": "float32"}
     one = ConvReLU(WIDTH, stride=1, first=False, **types)
     layers = [from_linen(one)] * depth + [from_linen(Logits(10, pool=True, **types))]
@@ -179,9 +218,6 @@ def light_stack(depth: int, num_params: int):
 
     Frames are vectors of any width; the last module leaves logits of them.
     """
-    import jax.numpy as jnp
-
-    from sideways_jax import Module, Network
 
     def init(key, x):
         del key, x
@@ -197,16 +233,8 @@ def light_stack(depth: int, num_params: int):
     return Network((*(Module(init, scale),) * (depth - 1), Module(init, logits)))
 
 
-def clips(network, frame, rules, num_frames, mesh, groups) -> dict:
+def clips(one: Network, frame, rules, num_frames, mesh, groups) -> dict:
     """Functions that run one training step on the mesh, by rule."""
-    import jax
-    import numpy as np
-    import optax
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from experiments.benchmarks.rules import loss_fn
-    from sideways_jax import step
-
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def spread(array):
@@ -220,7 +248,7 @@ def clips(network, frame, rules, num_frames, mesh, groups) -> dict:
         if rule != "sideways":  # As in `table2`: what is kept for gpipe would be too much.
             options = {"rule": "backprop", "schedule": rule, "recompute": rule == "gpipe"}
         init, train_step = step.make_train_step(
-            network, loss_fn, optax.sgd(1e-3), execution="depth_sharded", mesh=mesh,
+            one, programs.loss_fn, optax.sgd(1e-3), execution="depth_sharded", mesh=mesh,
             groups=groups, **options,
         )  # fmt: skip
         # The train state is the same for all of them.
@@ -231,11 +259,6 @@ def clips(network, frame, rules, num_frames, mesh, groups) -> dict:
 
 def exchanges(length: int, times: int, mesh):
     """A function that exchanges so many bytes with the neighbours, as the library does."""
-    import jax
-    import jax.numpy as jnp
-
-    from sideways_jax.layout import exchange
-
     devices = mesh.devices.size
 
     def on_device(x):
@@ -254,31 +277,26 @@ def exchanges(length: int, times: int, mesh):
 
 def seconds_of(run) -> float:
     """What the second call takes."""
-    import jax
-
     jax.block_until_ready(run())
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start
 
 
-def forward_alone(network, frame, index: int):
-    """A function that runs the forward pass of one module for K steps."""
-    import jax
-    import jax.numpy as jnp
-
-    params, state = pipeline_worker.initial(network, frame)
-    shapes = (frame, *network.activation_shapes(params, state, frame))
+def forward_alone(one: Network, frame, index: int, num_frames: int) -> Run:
+    """A function that runs the forward pass of one module for so many steps."""
+    params, state = programs.initial(one, frame)
+    shapes = (frame, *one.activation_shapes(params, state, frame))
     x = jax.random.uniform(jax.random.key(1), shapes[index].shape).astype(shapes[index].dtype)
 
     def run(params, state, x):
         def body(state, scale):
-            y, state = network.modules[index].apply(
+            y, state = one.modules[index].apply(
                 params, state, x * scale.astype(x.dtype), train=True, rng=jax.random.key(0)
             )
             return state, jnp.sum(y.astype(jnp.float32)[:1])
 
-        scales = 1 + 1e-3 * jnp.arange(FLAGS.frames, dtype=jnp.float32)
+        scales = 1 + 1e-3 * jnp.arange(num_frames, dtype=jnp.float32)
         return jax.lax.scan(body, state, scales)
 
     arguments = params[index], state[index], x

@@ -15,7 +15,11 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from rich.progress import Progress
+
 from experiments.benchmarks import measure, rig
+from experiments.benchmarks.rig import Settings
+from experiments.benchmarks.suite import Suite
 from sideways_jax import models
 
 SHOWN = {
@@ -42,18 +46,19 @@ HEADERS = {
 }
 
 
-def prepare(*, model: str, devices: tuple[int, ...], forced: bool, **_: Any) -> None:
+def prepare(settings: Settings) -> None:
     """Raises ValueError for more devices than the rig or the network can have."""
+    model = settings.model
     depth = models.make(model, num_classes=10).depth
-    for number in devices:
-        rig.check(number, forced=forced)
+    for number in settings.devices:
+        rig.check(number, forced=settings.forced)
         if number > depth:
             raise ValueError(f"--devices={number}: {model} has {depth} modules, so at most {depth}")
 
 
-def rows(**settings: Any) -> list[dict]:
+def rows(settings: Settings, progress: Progress) -> list[dict]:
     """Measures; one row for each program and number of devices. See `rig.rows`."""
-    return rig.rows(rows_of, kind="clips", **settings)
+    return rig.rows(rows_of, "clips", settings, progress)
 
 
 def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
@@ -112,3 +117,8 @@ def picture(result: list[dict], path: str) -> None:
     figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+SUITE = Suite(
+    settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN, headers=HEADERS
+)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from copy import deepcopy
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments import launch
+from experiments import children
 from experiments.benchmarks import turns
 
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0", required=True)
@@ -123,24 +124,34 @@ def check(modules: list[nn.Module], weights: dict[str, np.ndarray], frame, logit
         )
 
 
-def make_step(schedule_class, module: nn.Module, clip: torch.Tensor, labels: torch.Tensor):
+class Place(NamedTuple):
+    """Which of the processes this is."""
+
+    process: int
+    num_processes: int
+
+
+def make_step(
+    place: Place, schedule_class, module: nn.Module, clip: torch.Tensor, labels: torch.Tensor
+):
     """A function that makes one SGD step with a clip, every frame of it a microbatch.
 
     Args:
+      place: of this process, which is its stage.
       schedule_class: of `torch.distributed.pipelining`.
       module: of this process.
       clip: `[K * B, C, H, W]`, frame by frame.
       labels: `[K, B]`.
     """
-    process, last = _PROCESS.value, _PROCESSES.value - 1
+    process, last = place.process, place.num_processes - 1
     stage = PipelineStage(module, process, last + 1, torch.device("cpu"))
     # The mean over frames of the mean over the batch: `scale_grads` divides by the microbatches.
     schedule = schedule_class(stage, len(labels), loss_fn=functional.cross_entropy)
-    optimiser = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
     flat_labels = labels.reshape(-1)
 
     def step() -> dict[str, float]:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         losses: list[torch.Tensor] = []
         frames = (clip,) if process == 0 else ()
         if process == last:
@@ -152,7 +163,7 @@ def make_step(schedule_class, module: nn.Module, clip: torch.Tensor, labels: tor
         loss = torch.stack(losses).mean() if losses else torch.zeros(())
         sums = torch.stack([loss.detach(), squares])
         torch.distributed.all_reduce(sums)
-        optimiser.step()
+        optimizer.step()
         return {"loss": sums[0].item(), "grad_norm": sums[1].sqrt().item()}
 
     return step
@@ -161,9 +172,10 @@ def make_step(schedule_class, module: nn.Module, clip: torch.Tensor, labels: tor
 def main(argv: list[str]) -> None:
     """Builds the programs, and runs what it is asked to."""
     del argv
-    torch.set_num_threads(launch.usable_cores())
+    place = Place(_PROCESS.value, _PROCESSES.value)
+    torch.set_num_threads(children.usable_cores())
     torch.distributed.init_process_group(
-        "gloo", f"tcp://{_ADDRESS.value}", rank=_PROCESS.value, world_size=_PROCESSES.value
+        "gloo", f"tcp://{_ADDRESS.value}", rank=place.process, world_size=place.num_processes
     )
     with np.load(_REFERENCE.value) as saved:
         arrays = dict(saved)
@@ -174,13 +186,15 @@ def main(argv: list[str]) -> None:
     check(modules, arrays, clip[: labels.shape[1]], logits)
 
     sizes = [int(size) for size in _GROUPS.value]
-    first = sum(sizes[: _PROCESS.value])
-    module = Stage(*modules[first : first + sizes[_PROCESS.value]])
+    first = sum(sizes[: place.process])
+    module = Stage(*modules[first : first + sizes[place.process]])
     labels = torch.from_numpy(labels).long()
     turns.serve(
         {
             # Weights of its own each: they are changed in place.
-            f"backprop {name} pipelining": make_step(schedule, deepcopy(module), clip, labels)
+            f"backprop {name} pipelining": make_step(
+                place, schedule, deepcopy(module), clip, labels
+            )
             for name, schedule in SCHEDULES.items()
         },
         torch=torch.__version__,

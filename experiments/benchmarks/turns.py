@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import launch
+from experiments.children import start, stop
 
 ANSWER = "ANSWER "  # Libraries print to stdout too.
 GRACE_SECONDS = 20.0
@@ -58,7 +58,7 @@ def team(command: list[str], processes: int, log_dir: Path) -> Iterator[Team]:
     log_dir.mkdir(parents=True)
     children: list = []
     try:
-        launch.start(command, processes, log_dir, children, pin=True, pipes=True)
+        start(command, processes, log_dir, children, pin=True, pipes=True)
         about = _answers(Team(children, log_dir, {}))[0]
         yield Team(children, log_dir, about)
         _close(children)
@@ -67,7 +67,7 @@ def team(command: list[str], processes: int, log_dir: Path) -> Iterator[Team]:
                 child.wait(GRACE_SECONDS)
     finally:
         _close(children)
-        launch.stop(children, signal.SIGTERM, grace=1.0)
+        stop(children, signal.SIGTERM, grace=1.0)
         for child in children:
             child.stdout.close()
 
@@ -104,7 +104,7 @@ def _answers(team: Team) -> list:
         for done in as_completed(numbers):
             if done.result() is None:
                 # Those that wait for it are stopped, so that nobody reads from them any longer.
-                launch.stop(team.children, signal.SIGTERM, grace=1.0)
+                stop(team.children, signal.SIGTERM, grace=1.0)
                 raise _failed(team, numbers[done])
         found = {number: done.result() for done, number in numbers.items()}
     return [json.loads(found[n].removeprefix(ANSWER)) for n in range(len(team.children))]

@@ -1,5 +1,7 @@
 """What is checked for being finite: all that is learned, and all signals but those of bubbles."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,17 +55,21 @@ MESH = pytest.param("smoke,execution=depth_sharded,depth=2", marks=pytest.mark.f
 def run(request):
     """The state after a chunk of two frames, of which D = 6 modules leave bubbles; and its parts.
 
-    `(config, learn, train_state, to_modules, from_modules)`.
+    `(arrived, learn, train_state, to_modules, from_modules)`.
     """
     config = autoencoder.get_config(request.param)
-    config.online.chunk = 2
-    network = make_network(config)
-    execution, tx, frame = choose(config, network.depth), make_tx(config, 1000), frame_shape(config)
+    network = make_network(config.model)
+    execution, tx, frame = (
+        choose(config, network.depth),
+        make_tx(config.optimizer, 1000),
+        frame_shape(config.data),
+    )
     where = {} if config.rule == "backprop" else execution.arguments
     init, learn = stream_rules.make_learning(config.rule, network, squared_error(), tx, **where)
     learn = jax.jit(learn)
-    train_state, _ = on_chunks(config, learn)(init(jax.random.key(0), frame), BATCH)
-    return config, learn, train_state, *conversions(execution, network, tx, frame)
+    arrived = functools.partial(stream_rules.frames_arrived, config.rule, 1)
+    train_state, _ = on_chunks(learn, arrived)(init(jax.random.key(0), frame), BATCH)
+    return arrived, learn, train_state, *conversions(execution, network, tx, frame)
 
 
 BATCH = {
@@ -73,7 +79,7 @@ BATCH = {
 
 
 def test_nan_in_a_bubble_does_not_stop_a_run(run):
-    config, learn, train_state, to_modules, from_modules = run
+    arrived, learn, train_state, to_modules, from_modules = run
 
     def leave_nan(*arguments):
         train_state, metrics, outputs = learn(*arguments)
@@ -81,7 +87,7 @@ def test_nan_in_a_bubble_does_not_stop_a_run(run):
         modules = modules._replace(in_flight=poisoned(modules.in_flight, bubbles=True))
         return from_modules(modules), metrics, outputs
 
-    train_state, metrics = on_chunks(config, leave_nan)(train_state, BATCH)
+    train_state, metrics = on_chunks(leave_nan, arrived)(train_state, BATCH)
     in_flight = to_modules(train_state).in_flight
     assert not all(jnp.isfinite(x).all() for x in jax.tree.leaves(in_flight))
     assert metrics["finite"]

@@ -15,7 +15,7 @@ import pytest
 
 from data import load
 from experiments import execution
-from experiments.launch import free_port
+from experiments.children import free_port
 from experiments.train import train_and_evaluate
 from tests.experiments import tiny
 
@@ -139,7 +139,8 @@ from experiments import distributed, execution
 from tests.experiments import tiny
 
 def main(argv):
-    distributed.initialize()
+    if cluster := distributed.given():
+        distributed.initialize(cluster)
     config = tiny.config(execution="depth_sharded", mesh__depth=3, mesh__data=4)
     chosen = execution.choose(config, depth=3)
     labels = np.split(np.arange(8), chosen.num_shares)[chosen.share]

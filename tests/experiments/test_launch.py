@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import launch as launcher
+from experiments import children as processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +33,8 @@ import jax, jax.numpy as jnp, numpy as np, optax
 from experiments import distributed
 
 def main(argv):
-    distributed.initialize()
+    if cluster := distributed.given():
+        distributed.initialize(cluster)
     from jax.sharding import NamedSharding, PartitionSpec
     from flax import linen
     from sideways_jax import Network, from_linen, make_mesh, step
@@ -96,7 +97,7 @@ def test_a_child_that_cannot_be_started_takes_the_others_along(tmp_path):
     (tmp_path / "process-2.log").mkdir()  # Where its output should go.
     children = []
     with pytest.raises(IsADirectoryError):
-        launcher.start([sys.executable, "-c", "import time; time.sleep(100)"], 3, tmp_path,
+        processes.start([sys.executable, "-c", "import time; time.sleep(100)"], 3, tmp_path,
                        children, pin=False)  # fmt: skip
     assert len(children) == 2
     assert [child.poll() for child in children] == [-signal.SIGTERM] * 2

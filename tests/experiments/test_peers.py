@@ -11,7 +11,9 @@ import optax
 import pytest
 
 from experiments.benchmarks import data_parallel, peers, reference, turns
-from experiments.benchmarks.rules import loss_fn
+from experiments.benchmarks.programs import loss_fn
+from experiments.benchmarks.rig import Settings
+from experiments.children import usable_cores
 from sideways_jax import Network, from_linen, make_mesh, step
 from tests.sideways_jax import networks
 from tests.sideways_jax.sharding import assert_close
@@ -96,7 +98,7 @@ def test_processes_answer_in_turn_and_say_why_they_ended(tmp_path):
     with turns.team(command, 2, tmp_path / "good") as team:
         assert team.about == {"programs": ["work", "fail"], "groups": [3, 3]}
         assert [turns.ask(team, "work")["process"] for _ in range(2)] == ["0", "0"]
-        cores = turns.launch.usable_cores()
+        cores = usable_cores()
         assert turns.ask(team, "work")["cores"] == max(cores // 2, 1)
     assert [child.returncode for child in team.children] == [0, 0]
     with (
@@ -152,7 +154,7 @@ def test_another_computation_is_not_compared(key, factor):
 def test_without_torch_the_way_to_get_it_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # As if it were not installed.
     with pytest.raises(ValueError, match=r"\[peers\].*https://download.pytorch.org/whl/cpu"):
-        peers.prepare(**PREPARE)
+        peers.prepare(Settings(**PREPARE))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_without_torch_the_way_to_get_it_is_said(monkeypatch):
 def test_what_cannot_be_compared_is_refused(change, said, monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(ValueError, match=said):
-        peers.prepare(**PREPARE | change)
+        peers.prepare(Settings(**PREPARE | change))
 
 
 def test_nothing_else_imports_torch():

@@ -31,9 +31,11 @@ def final_state(workdir, **fields):
     """The leaves of the last checkpoint of a run, and the position in its data."""
     config = tiny.config(**(STEPS | fields))
     source = load(config.data, seed=config.seed)
-    network = make_network(config, len(source.classes))
+    network = make_network(config.model, len(source.classes))
     execution = choose(config, network.depth)
-    init, _ = make_train_step(config, network, make_tx(config, source.steps_per_epoch), execution)
+    init, _ = make_train_step(
+        config, network, make_tx(config.optimizer, source.steps_per_epoch), execution
+    )
     batches = iter(source.train)
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(

@@ -129,6 +129,8 @@ def test_the_links_of_the_user(tmp_path):
         ({"devices": (1,)}, "--link_latency_us"),
         ({"frames": 30}, "needs 31"),
         ({"devices": (1000,)}, "lower --devices"),
+        ({"stack": 2}, "--stack=2 must be at least 3"),
+        ({"link_gigabytes_per_second": 0.0}, "must be more"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(changed, said):
@@ -137,7 +139,7 @@ def test_what_cannot_be_predicted_is_refused(changed, said):
         "link_latency_us": None, "link_gigabytes_per_second": None,
     }  # fmt: skip
     with pytest.raises(ValueError, match=said):
-        scaling.prepare(**settings | changed)
+        scaling.prepare(scaling.Settings(**settings | changed))
 
 
 @pytest.mark.full

@@ -83,10 +83,10 @@ def test_train_step_is_that_of_the_library():
     """Batches as the data come, [B, K, ...], against frames [K, B, ...] made by hand."""
     config = tiny.config(rule="sideways", optimizer__weight_decay=0.1)
     source = load(config.data, seed=0)
-    network = make_network(config, len(source.classes))
+    network = make_network(config.model, len(source.classes))
     execution = choose(config, network.depth)
     init, train_step = make_train_step(
-        config, network, make_tx(config, source.steps_per_epoch), execution
+        config, network, make_tx(config.optimizer, source.steps_per_epoch), execution
     )
     batch = next(iter(source.train))
     state, metrics = jax.jit(train_step)(init(jax.random.key(3)), batch)
