@@ -17,18 +17,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments import command_line
-from experiments.benchmarks import (
-    chip,
-    memory,
-    online,
-    peers,
-    rules,
-    scaling,
-    suite,
-    table2,
-)
-from experiments.machine import machine
+from experiments.benchmarks.rig import suite
+from experiments.benchmarks.suites import chip, memory, online, peers, rules, scaling, table2
+from experiments.processes.machine import machine
+from experiments.terminal import command_line
 
 SUITES = {
     "rules": rules.SUITE,

@@ -154,17 +154,17 @@ def cpu_seconds() -> float:
 
 
 def waiting(source, num_steps: int) -> dict[str, float]:
-    """Trains Simple-CNN as `experiments.loop` does; seconds a step, and of these, waiting.
+    """Trains Simple-CNN as `experiments.running.loop` does; seconds a step, and of these, waiting.
 
     The step before the first that counts compiles. The loop hands a step to the device, takes the
     next batch while it runs, and only then looks at the results of the last but one.
     """
     import jax
 
-    from experiments import train
     from experiments.configs import ucf101
-    from experiments.execution import choose
-    from experiments.optimisation import make_tx
+    from experiments.jobs.classification import job as train
+    from experiments.running.execution import choose
+    from experiments.running.optimizer import make_tx
 
     config = ucf101.get_config()
     network = train.make_network(config.model, len(source.classes))
@@ -204,7 +204,7 @@ def main(argv: list[str]) -> None:
     del argv
     from rich.console import Console
 
-    from experiments.machine import machine
+    from experiments.processes.machine import machine
 
     settings = Settings(
         video=_VIDEO.value,

@@ -138,8 +138,8 @@ def _check(config, settings: Settings, scratch: Path) -> int:
     from rich.progress import track
 
     from data import load
-    from experiments.example_archives import with_examples
-    from experiments.stopping import hidden_from_children
+    from experiments.examples.archives import with_examples
+    from experiments.running.stopping import hidden_from_children
 
     console = Console()
     config = with_examples(config, scratch)
@@ -202,7 +202,7 @@ def _draw_clips(batches, classes: Sequence[str], sheet: str) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    from experiments.command_line import parse_flags
+    from experiments.terminal.command_line import parse_flags
 
     return parse_flags(argv)
 

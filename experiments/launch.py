@@ -20,7 +20,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.children import start, stop, wait
+from experiments.processes.children import start, stop, wait
 
 _PROCESSES = flags.DEFINE_integer("processes", 2, "how many", lower_bound=1)
 _LOG_DIR = flags.DEFINE_string("logs", None, "where the others' output goes; default: temporary")

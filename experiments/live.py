@@ -33,13 +33,13 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the weights")
 def main(argv: list[str]) -> int:
     """Watches until the end; what a user can get wrong ends in one line."""
     del argv
-    from experiments.command_line import quiet
+    from experiments.terminal.command_line import quiet
 
     quiet()
     from rich.console import Console
 
     from data.video import BadVideo
-    from experiments import painting
+    from experiments.jobs.autoencoding import painting
 
     settings = painting.Settings(
         source=_SOURCE.value,

@@ -50,7 +50,9 @@ _PICTURE = flags.DEFINE_string("picture", None, "where the rows of frames go (Fi
 def main(argv: list[str]) -> int:
     """Runs what is missing, prints the table; a bad source ends in one line."""
     del argv
-    from experiments import command_line, comparison, stream_report
+    from experiments.jobs.autoencoding import comparison
+    from experiments.jobs.autoencoding import report as stream_report
+    from experiments.terminal import command_line
 
     command_line.quiet()
     from data.video import BadVideo

@@ -4,7 +4,7 @@ import pytest
 import data
 from data import builder, clips, listing, recorded
 from data.hmdb51 import hmdb51_dataset_builder
-from experiments import stored_rar
+from experiments.examples import stored_rar
 from tests.data import downloads, videos
 
 

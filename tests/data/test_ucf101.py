@@ -5,7 +5,7 @@ import tensorflow_datasets as tfds
 import data
 from data import builder, clips, listing, recorded
 from data.ucf101 import ucf101_dataset_builder
-from experiments import stored_rar
+from experiments.examples import stored_rar
 from tests.data import downloads, videos
 
 RESIZE = 36

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
-from experiments.benchmarks import suite, table2
+from experiments.benchmarks.rig import suite
+from experiments.benchmarks.suites import table2
 
 ROOT = Path(__file__).resolve().parents[2]
 

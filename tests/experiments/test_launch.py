@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import children as processes
+from experiments.processes import children as processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ import sys
 sys.path.insert(0, {root!r})
 from absl import app
 import jax, jax.numpy as jnp, numpy as np, optax
-from experiments import distributed
+from experiments.processes import distributed
 
 def main(argv):
     if cluster := distributed.given():
