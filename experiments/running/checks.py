@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from experiments.running.stopping import NonFiniteError
 from sideways_jax.step import TrainState
 
 
@@ -47,6 +48,19 @@ def signals_finite(in_flight: Any) -> jax.Array:
             for leaf in jax.tree.leaves(signal)
         ]
     )
+
+
+def check_saved(step: int, train_state: TrainState) -> None:
+    """Raises NonFiniteError for a train state whose signals are not finite, bubbles apart.
+
+    A run that went on from there would fail again.
+
+    Args:
+      step: of the training loop.
+      train_state: with a pytree for every module, about to be saved.
+    """
+    if not signals_finite(train_state.in_flight):
+        raise NonFiniteError(f"a signal between modules is not finite after step {step}", step)
 
 
 def _signals(in_flight: Any) -> Iterator[tuple[Any, jax.Array]]:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments.running import loop
-from experiments.running.checks import check_steps
+from experiments.running.checks import check_saved, check_steps
 from experiments.running.protocol import Job
 from experiments.running.stopping import StopSignal
 from experiments.terminal.progress import Progress
@@ -59,7 +59,9 @@ def run(
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(contextlib.closing(job.open_batches()))
         stop = stack.enter_context(StopSignal())
-        checkpoints = stack.enter_context(Checkpoints(workdir, job.to_modules, job.from_modules))
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir, job.to_modules, job.from_modules, check_saved)
+        )
         console.print(job.introduction, highlight=False, markup=False, soft_wrap=True)
         if is_first:
             workdirs.claim(job.config, workdir)

@@ -19,8 +19,6 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
-from experiments.running.checks import signals_finite
-from experiments.running.stopping import NonFiniteError
 from sideways_jax.step import TrainState
 
 KEPT = 3  # how many of the newest checkpoints stay
@@ -41,6 +39,8 @@ class Checkpoints:
       to_modules, from_modules: conversions to and from a train state with one pytree for every
         module. That is what is saved, so that a run can go on with another execution and on
         another number of devices.
+      check: `check(step, train_state)` is called with what is about to be saved, and raises what is
+        wrong with it.
     """
 
     def __init__(
@@ -48,8 +48,9 @@ class Checkpoints:
         workdir: os.PathLike[str] | str,
         to_modules: Callable[[TrainState], TrainState] = lambda train_state: train_state,
         from_modules: Callable[[TrainState], TrainState] = lambda train_state: train_state,
+        check: Callable[[int, TrainState], None] = lambda step, train_state: None,
     ):
-        self._to_modules, self._from_modules = to_modules, from_modules
+        self._to_modules, self._from_modules, self._check = to_modules, from_modules, check
         self.directory = Path(workdir).absolute() / "checkpoints"
         # Saved while the caller waits: `train_step` donates its input, so that a save in the
         # background would read buffers which the next step overwrites.
@@ -81,14 +82,12 @@ class Checkpoints:
           progress: anything else; JSON.
 
         Raises:
-          NonFiniteError: if a signal in flight is not finite, bubbles apart: a run that went on
-            from there would fail again. Nothing is saved then.
+          Whatever `check` does; nothing is saved then.
         """
         if step == self.latest:
             return
         modules = self._to_modules(train_state)
-        if not signals_finite(modules.in_flight):
-            raise NonFiniteError(f"a signal between modules is not finite after step {step}", step)
+        self._check(step, modules)
         self._manager.save(
             step,
             args=ocp.args.Composite(

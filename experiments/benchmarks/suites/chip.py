@@ -16,7 +16,7 @@ for VGG-8; this is one chip.
 from __future__ import annotations
 
 import statistics
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,7 @@ from rich.progress import Progress
 
 from experiments.benchmarks.rig import measure
 from experiments.benchmarks.rig.programs import loss_fn
-from experiments.benchmarks.rig.suite import Suite
-from experiments.configs.common import DTYPES
+from experiments.benchmarks.rig.suite import Dtype, Suite
 from sideways_jax import models, step
 
 SHOWN = {
@@ -53,6 +52,7 @@ PAPER = {
     ("simple_cnn", "sideways"): 8.4, ("simple_cnn", "backprop"): 1.7,
     ("vgg8", "sideways"): 0.6, ("vgg8", "backprop"): 0.1,
 }  # fmt: skip
+DTYPES = get_args(Dtype)
 PRODUCTS = 10  # of matrices in one call, so that starting it does not count
 PAPER_SETTING = (8, 64, 112)  # batch, frames, size
 

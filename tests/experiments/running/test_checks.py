@@ -10,7 +10,7 @@ import pytest
 from experiments.configs import autoencoder
 from experiments.jobs.autoencoding import rules as stream_rules
 from experiments.jobs.autoencoding.job import frame_shape, make_network, on_chunks
-from experiments.running.checks import all_finite, signals_finite
+from experiments.running.checks import all_finite, check_saved, signals_finite
 from experiments.running.execution import choose, conversions
 from experiments.running.optimizer import make_tx
 from experiments.running.stopping import NonFiniteError
@@ -118,7 +118,7 @@ def test_a_signal_that_is_not_finite_is_not_saved(run, tmp_path):
     _, _, train_state, to_modules, _ = run
     modules = to_modules(train_state)
     bad = modules._replace(in_flight=poisoned(modules.in_flight, bubbles=False))
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, check=check_saved) as checkpoints:
         with pytest.raises(NonFiniteError, match="not finite after step 1"):
             checkpoints.save(1, bad, _Position(), {})
         assert checkpoints.latest is None
