@@ -162,14 +162,14 @@ def waiting(source, num_steps: int) -> dict[str, float]:
     import jax
 
     from experiments.configs import ucf101
-    from experiments.jobs.classification import job as train
+    from experiments.jobs.classification import job
     from experiments.running.execution import choose
     from experiments.running.optimizer import make_tx
 
     config = ucf101.get_config()
-    network = train.make_network(config.model, len(source.classes))
+    network = job.make_network(config.model, len(source.classes))
     tx = make_tx(config.optimizer, source.steps_per_epoch)
-    init, step = train.make_train_step(config, network, tx, choose(config, network.depth))
+    init, step = job.make_train_step(config, network, tx, choose(config, network.depth))
     step = jax.jit(step, donate_argnums=0)
     state = jax.jit(init)(jax.random.key(0))
     with contextlib.closing(iter(source.train)) as batches:

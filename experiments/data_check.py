@@ -73,7 +73,7 @@ def bad_videos(source, *, every_frame: bool, progress=None) -> Iterator[tuple[st
                 else:
                     some = np.unique([0, num_frames // 2, num_frames - 1])
                     videos.read(number, some, box, np.random.default_rng(0))
-            # Whatever it is, it is what this is looking for.
+            # Any error: a video that cannot be decoded is what this looks for.
             except Exception as error:
                 yield name, str(error)
             if progress:

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         raise app.UsageError("give the program after --, for example: -- python program.py")
     log_dir = Path(_LOG_DIR.value or tempfile.mkdtemp(prefix="launch-"))
     log_dir.mkdir(parents=True, exist_ok=True)
-    if command[0] == "python":  # This environment's, whatever `python` is outside of it.
+    if command[0] == "python":  # That of this environment.
         command[0] = sys.executable
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     children: list = []

@@ -31,13 +31,13 @@ def main(argv: list[str]) -> int:
     import jax
 
     from data.video import BadVideo
-    from experiments.jobs.autoencoding import job as train_stream
-    from experiments.jobs.classification import job as train
+    from experiments.jobs.autoencoding import job as autoencoding
+    from experiments.jobs.classification import job as classification
     from experiments.processes import distributed
     from experiments.running import execution
     from experiments.running.stopping import NonFiniteError, Stopped
 
-    jobs = {"classification": train, "autoencoding": train_stream}
+    jobs = {"classification": classification, "autoencoding": autoencoding}
     try:
         cluster = distributed.given()
         if cluster is None:

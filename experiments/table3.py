@@ -7,9 +7,9 @@ rate of each is searched among `--rates`, on the first seed, by the error in the
 `--search_frames` (an asterisk says that it lies at the edge of what was searched). Two protocols:
 "in_stream", scored while it learns, over the last quarter of the frames; and "held_out", on test
 streams with the weights frozen, Sideways as pipelined inference and backprop blocking. A third kind
-of row, "copying", has no network: the error of somebody who shows the very frames, as late as each
-rule does on the test streams. It is not a bound: Sideways learns to show what will be there by
-then. "still_falling" is the error of the last eighth of the stream over that of the one before.
+of row, "copying", has no network: it is the error of repeating the input with the delay that each
+rule has on the test streams. It is not a bound: Sideways learns to predict over that delay.
+"still_falling" is the error of the last eighth of the stream over that of the one before.
 
 Several `--frames` are milestones of one stream: at each both protocols are scored, so that rows,
 and the picture beside FILE, say how the errors fall as frames arrive. "of half" is the error of
@@ -50,8 +50,7 @@ _PICTURE = flags.DEFINE_string("picture", None, "where the rows of frames go (Fi
 def main(argv: list[str]) -> int:
     """Runs what is missing, prints the table; a bad source ends in one line."""
     del argv
-    from experiments.jobs.autoencoding import comparison
-    from experiments.jobs.autoencoding import report as stream_report
+    from experiments.jobs.autoencoding import comparison, report
     from experiments.terminal import command_line
 
     command_line.quiet()
@@ -77,7 +76,7 @@ def main(argv: list[str]) -> int:
         rows = comparison.compare(settings, Path(_JSON.value))
         comparison.print_table(settings, rows, command_line.console())
         curves = Path(_JSON.value).with_suffix(".png")
-        stream_report.draw_milestones(rows).savefig(curves)
+        report.draw_milestones(rows).savefig(curves)
         if _PICTURE.value:
             comparison.draw(settings, rows).savefig(_PICTURE.value)
     except (BadVideo, ValueError, OSError) as error:

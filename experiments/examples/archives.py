@@ -23,7 +23,7 @@ def build(name: str, folder: Path) -> None:
     Two classes, two videos of each to train on and one to test. The builder's configuration is
     called `smoke`; for CATER there is `smoke_max2action`, too. What is built already stays.
     """
-    # Here, so that who reads other data needs no TFDS builders.
+    # Not at the top: other data need no TFDS builders.
     from data import builder
     from data.cater import cater_dataset_builder
     from data.hmdb51 import hmdb51_dataset_builder

@@ -32,7 +32,7 @@ def cores_of(process: int, processes: int) -> list[int]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port of this machine that is free."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -128,7 +128,7 @@ def wait(children: list, *, grace: float) -> tuple[int, int]:
 
 
 def stop(children: list, number: signal.Signals, grace: float) -> None:
-    """Sends a signal to those that still run, and kills whoever is there after `grace` seconds."""
+    """Sends a signal to those that still run, and kills those left after `grace` seconds."""
     for child in children:
         if child.poll() is None:
             child.send_signal(number)

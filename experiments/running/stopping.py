@@ -1,4 +1,4 @@
-"""Why a run ends early: somebody asked for it, or the numbers have gone bad."""
+"""Why a run ends early: a signal asked for it, or a number is not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The closest valid name to one that is none."""
+"""The closest valid name to an unknown one."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The command line of the programs: whatever is wrong with it is said in a line or two."""
+"""The command line of the programs: a mistake in it ends in a line or two."""
 
 import os
 import re

@@ -1,7 +1,7 @@
 """Checkpoints of a run, with Orbax: the train state, the position in the data, the open log line.
 
 Only this file knows Orbax. A checkpoint is a directory `checkpoints/STEP` that appears under this
-name once it is complete; whatever a killed run left half written is removed by the next one.
+name once it is complete; the next run removes what a killed one left half written.
 
 What is saved does not depend on where it was computed: one pytree for every module, and one
 position in the data for all processes (grain.checkpoint would write one for each process, that
@@ -82,7 +82,7 @@ class Checkpoints:
           progress: anything else; JSON.
 
         Raises:
-          Whatever `check` does; nothing is saved then.
+          What `check` raises; nothing is saved then.
         """
         if step == self.latest:
             return
@@ -103,7 +103,7 @@ class Checkpoints:
         Args:
           step: one that there is, such as `latest`.
           train_state: a freshly initialised one. Every array is restored with the shape, dtype and
-            sharding that it has there, on whatever devices it was saved.
+            sharding that it has there. It may have been saved from other devices.
           data: a fresh iterator over training batches, moved to where the saved one was.
 
         Raises:

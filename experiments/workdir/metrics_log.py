@@ -76,7 +76,7 @@ class MetricsLog:
         self._writer.add_image(name, np.concatenate(rows), step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Makes sure that what was written survives whatever happens next."""
+        """Puts what was written on the disk, where it survives a crash."""
         os.fsync(self._lines.fileno())
         self._writer.flush()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.processes import children as processes
+from experiments.processes.children import start
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,8 +97,8 @@ def test_a_child_that_cannot_be_started_takes_the_others_along(tmp_path):
     (tmp_path / "process-2.log").mkdir()  # Where its output should go.
     children = []
     with pytest.raises(IsADirectoryError):
-        processes.start([sys.executable, "-c", "import time; time.sleep(100)"], 3, tmp_path,
-                       children, pin=False)  # fmt: skip
+        start([sys.executable, "-c", "import time; time.sleep(100)"], 3, tmp_path, children,
+              pin=False)  # fmt: skip
     assert len(children) == 2
     assert [child.poll() for child in children] == [-signal.SIGTERM] * 2
 

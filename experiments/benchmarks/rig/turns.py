@@ -94,7 +94,7 @@ def _close(children: list) -> None:
 
 
 def _answers(team: Team) -> list:
-    """What each process answers; when one ends instead, at once, whatever the others wait for."""
+    """What each process answers. If one ends instead, that is raised without waiting for others."""
 
     def answer(child) -> str | None:
         return next((line for line in child.stdout if line.startswith(ANSWER)), None)
@@ -103,7 +103,7 @@ def _answers(team: Team) -> list:
         numbers = {pool.submit(answer, one): n for n, one in enumerate(team.children)}
         for done in as_completed(numbers):
             if done.result() is None:
-                # Those that wait for it are stopped, so that nobody reads from them any longer.
+                # Those that wait for it are stopped, so that the threads that read from them end.
                 stop(team.children, signal.SIGTERM, grace=1.0)
                 raise _failed(team, numbers[done])
         found = {number: done.result() for done, number in numbers.items()}

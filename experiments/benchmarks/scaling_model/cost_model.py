@@ -153,7 +153,7 @@ def play(work: np.ndarray, between: float) -> float:
     >>> play(np.array([[1.0, 0.0], [0.0, 3.0]]), between=0.5)
     5.0
     """
-    end = np.zeros(work.shape[1] + 2)  # With nobody at either side, who never keeps anyone waiting.
+    end = np.zeros(work.shape[1] + 2)  # A column more at either side, that is never waited for.
     for now in work:
         end[1:-1] = np.maximum(np.maximum(end[:-2], end[1:-1]), end[2:]) + now + between
     return float(end.max())
@@ -175,7 +175,8 @@ def predict(
       modules: what they cost.
       num_frames: K.
       num_devices: N, at most D.
-      link, overhead: see above.
+      link: what messages cost.
+      overhead: what the library adds.
       groups: which modules every device has; balanced by default.
 
     Raises:

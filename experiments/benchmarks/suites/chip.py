@@ -4,7 +4,7 @@ Sideways and batched backprop, `execution="time_parallel"`, in float32 and bfloa
 parameters, gradients and sums stay float32), in one interleaved run: training steps a second, one
 clip batch and one update each. The yardstick is the chip's own rate for a product of two square
 matrices of that type, measured in the same run: `fraction` is the floating-point operations that a
-step takes, as the compiler counts them before it optimises, over the seconds it took, over that
+step takes, as the compiler counts them before it optimizes, over the seconds it took, over that
 rate. Sideways takes fewer: module i goes back over gamma_i of the K frames. Counted, too, is what
 the compiler leaves out, such as the gradient of the frames. float32 is what JAX's default precision
 makes of it, for both: TensorFloat-32 on recent NVIDIA GPUs.

@@ -2,7 +2,7 @@
 
 From the compiled programs alone, nothing is run: what one update (an episode and plain gradient
 descent) needs on every device beside the train state, the clip and the results. The mesh is of
-forced CPU devices, whatever the machine has.
+forced CPU devices, also on a machine with others.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from experiments.benchmarks.rig import processes as rig
+from experiments.benchmarks.rig import processes
 from experiments.benchmarks.rig.processes import Settings
 from experiments.benchmarks.rig.suite import Suite
 from experiments.benchmarks.suites.table2 import picture, prepare
@@ -42,8 +42,8 @@ HEADERS = {
 
 
 def rows(settings: Settings, progress: Progress) -> list[dict]:
-    """Measures; one row for each program and number of devices. See `rig.rows`."""
-    return rig.rows(rows_of, "online", settings, progress)
+    """Measures; one row for each program and number of devices. See `processes.rows`."""
+    return processes.rows(rows_of, "online", settings, progress)
 
 
 def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
@@ -63,7 +63,7 @@ def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
             "frames_per_second": settings["frames"] / statistics.median(seconds),
             "output_lag": late.get(row["rule"], f"{depth - 1}"),
         }
-        for row, seconds in rig.programs(run)
+        for row, seconds in processes.programs(run)
     ]
 
 

@@ -38,8 +38,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from experiments.benchmarks.rig import measure, turns
-from experiments.benchmarks.rig import processes as rig
+from experiments.benchmarks.rig import measure, processes, turns
 from experiments.benchmarks.rig.processes import Settings
 from experiments.benchmarks.rig.suite import Suite
 
@@ -77,7 +76,7 @@ def prepare(settings: Settings) -> None:
     for number in settings.devices:
         if number < 2:
             raise ValueError(f"--devices={number}: a pipeline needs at least 2")
-        rig.check(number, forced=False)
+        processes.check(number, forced=False)
 
 
 def rows(settings: Settings, progress: Progress) -> list[dict]:
@@ -85,7 +84,7 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
 
     A batch that the devices do not divide evenly has no data-parallel rows; it is said.
     """
-    clips, result = rig.clips_of(settings), []
+    clips, result = processes.clips_of(settings), []
     for number in settings.devices:
         if settings.batch % number:
             progress.console.print(
@@ -103,7 +102,7 @@ def run(devices: int, rounds: int, clips: dict[str, Any], progress: Progress) ->
       RuntimeError: if a process failed, with what it said.
       ValueError: if the programs do not compute the same.
     """
-    here = rig.ROOT / "experiments" / "benchmarks" / "workers"
+    here = processes.ROOT / "experiments" / "benchmarks" / "workers"
     os.environ["JAX_PLATFORMS"] = "cpu"  # Of the workers: PyTorch computes on the CPU as well.
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         task = progress.add_task("compiling", total=None)
@@ -143,13 +142,13 @@ def check_agreement(answers: dict[str, dict | None]) -> None:
     Args:
       answers: of the first call of each program, from the same weights.
     """
-    expected = answers[rig.BLOCKING]
+    expected = answers[processes.BLOCKING]
     for name, answer in answers.items():
         for key in ("loss", "grad_norm") if name.startswith("backprop") else ():
             if not math.isclose(answer[key], expected[key], rel_tol=TOLERANCE):
                 raise ValueError(
-                    f"{name!r} has {key} {answer[key]}, {rig.BLOCKING!r} {expected[key]}: they "
-                    "should be the same computation, so their times cannot be compared"
+                    f"{name!r} has {key} {answer[key]}, {processes.BLOCKING!r} {expected[key]}: "
+                    "they should be the same computation, so their times cannot be compared"
                 )
 
 
@@ -158,7 +157,7 @@ def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
     sideways = run["times"][SIDEWAYS]
     result = []
     for (row, seconds), name in zip(
-        rig.programs(run), (name for name in run["times"] if not name.startswith("group")),
+        processes.programs(run), (name for name in run["times"] if not name.startswith("group")),
         strict=True,
     ):  # fmt: skip
         framework = "torch" if name in run["torch"] else "jax"

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from rich.progress import Progress
 
-from experiments.benchmarks.rig import processes as rig
+from experiments.benchmarks.rig import processes
 from experiments.benchmarks.rig.suite import Dtype, Suite
 from experiments.benchmarks.scaling_model import cost_model
 from experiments.benchmarks.scaling_model.cost_model import RULES, Link, Modules, Overhead
@@ -103,7 +103,7 @@ def prepare(settings: Settings) -> None:
             "give more, or a lower --stack"
         )
     for number in devices:
-        rig.check(number, forced=settings.forced)
+        processes.check(number, forced=settings.forced)
 
 
 def shown(result: list[dict]) -> list[dict]:
@@ -119,13 +119,13 @@ def shown(result: list[dict]) -> list[dict]:
 
 def rows(settings: Settings, progress: Progress) -> list[dict]:
     """Measures, and predicts; one row for each network, link, rule and number of devices."""
-    clips = rig.clips_of(settings)
+    clips = processes.clips_of(settings)
     numbers = sorted({1, *settings.devices})
     task = progress.add_task("numbers of devices", total=len(numbers))
     share = max(usable_cores() // max(numbers), 1)  # A device is the same wherever it is one of.
     runs = {}
     for number in numbers:
-        runs[number] = rig.measure(
+        runs[number] = processes.measure(
             number, forced=settings.forced, worker="scaling_worker.py", rounds=settings.rounds,
             stack=settings.stack, cores=number * share, **clips,
         )  # fmt: skip

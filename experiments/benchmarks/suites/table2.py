@@ -17,8 +17,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from experiments.benchmarks.rig import measure
-from experiments.benchmarks.rig import processes as rig
+from experiments.benchmarks.rig import measure, processes
 from experiments.benchmarks.rig.processes import Settings
 from experiments.benchmarks.rig.suite import Suite
 from sideways_jax import models
@@ -52,14 +51,14 @@ def prepare(settings: Settings) -> None:
     model = settings.model
     depth = models.make(model, num_classes=10).depth
     for number in settings.devices:
-        rig.check(number, forced=settings.forced)
+        processes.check(number, forced=settings.forced)
         if number > depth:
             raise ValueError(f"--devices={number}: {model} has {depth} modules, so at most {depth}")
 
 
 def rows(settings: Settings, progress: Progress) -> list[dict]:
-    """Measures; one row for each program and number of devices. See `rig.rows`."""
-    return rig.rows(rows_of, "clips", settings, progress)
+    """Measures; one row for each program and number of devices. See `processes.rows`."""
+    return processes.rows(rows_of, "clips", settings, progress)
 
 
 def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
@@ -79,7 +78,7 @@ def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
             "steps_per_second_best_of_three": 1 / min(seconds[:3]),
             "ratio_to_scan": measure.ratio(seconds, scan),
         }
-        for row, seconds in rig.programs(run)
+        for row, seconds in processes.programs(run)
     ]
 
 

@@ -30,7 +30,9 @@ def make_train_step(
     For networks without state, like Simple-CNN: running statistics would differ by device.
 
     Args:
-      network, loss_fn, tx: as there.
+      network: D modules without state.
+      loss_fn: `loss_fn(output, target) -> scalar`, the mean over the batch.
+      tx: the optimizer.
       execution: "scan" or "time_parallel", on each device.
       mesh: with an axis `data`, which the batch can be divided by.
     """

@@ -1,7 +1,6 @@
 """Table 3: both rules on the same streams, each at its best learning rate.
 
-What is compared, and how it is scored, stands in `experiments/table3.py`, whose internals these
-are.
+These are the internals of `experiments/table3.py`, which says what is compared and how.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from rich.table import Table
 
 from data import default_config, load_streams
 from data.streams import Streams
-from experiments.jobs.autoencoding import report as stream_report
-from experiments.jobs.autoencoding import rules as stream_rules
+from experiments.jobs.autoencoding import report, rules
 from experiments.jobs.autoencoding.chunks import Chunks
 from experiments.jobs.autoencoding.score import StreamScore
 from experiments.processes.machine import machine
@@ -239,7 +237,7 @@ def _train(settings: Settings, one: Run, milestones: Sequence[int]) -> Iterator[
     tx = make_optimizer(
         settings.optimizer, one.rate, steps_per_epoch=1000, warmup_epochs=0, drop_epochs=()
     )
-    init, train_step = stream_rules.make_learning(one.rule, network, squared_error(), tx)
+    init, train_step = rules.make_learning(one.rule, network, squared_error(), tx)
     train_step = jax.jit(train_step, donate_argnums=0)
     scored = {}
     for milestone in milestones:
@@ -268,7 +266,7 @@ def _test(
     settings: Settings, one: Run, network: Network, train_state: TrainState
 ) -> Iterator[tuple]:
     """Yields of test streams: frames `[K, B, H, W, 3]`, outputs, and where they play and start."""
-    start, show = stream_rules.make_showing(one.rule, network)
+    start, show = rules.make_showing(one.rule, network)
     show, carry = jax.jit(show), None
     variables = train_state.params, train_state.state
     for chunk in _chunks(settings, one, "test"):
@@ -333,10 +331,10 @@ def draw(settings: Settings, rows: Sequence[dict]) -> Figure:
         )
         one = Run(source, stride, rule, 0, rate)
         *_, (_, network, train_state, _) = _train(settings, one, [milestone])
-        middle = stream_report.MiddleFrames()
+        middle = report.MiddleFrames()
         for frames, outputs, _, reset in _test(settings, one, network, train_state):
             middle.add(frames[:, 0], np.asarray(outputs.outputs[:, 0]), reset[:, 0])
         shown = middle.result((0.0, 1.0))
         shown_rows.setdefault("frame of now", shown.frames)
         shown_rows[f"{rule}: shown"] = shown.outputs
-    return stream_report.draw_rows(shown_rows)
+    return report.draw_rows(shown_rows)

@@ -23,8 +23,7 @@ from rich.console import Console
 from data import load_streams
 from data.streams import Streams
 from experiments.configs.common import DTYPES
-from experiments.jobs.autoencoding import report as stream_report
-from experiments.jobs.autoencoding import rules as stream_rules
+from experiments.jobs.autoencoding import report, rules
 from experiments.jobs.autoencoding.chunks import Chunks
 from experiments.jobs.autoencoding.score import Scores, StreamScore
 from experiments.running import run
@@ -43,7 +42,7 @@ class StreamEvaluation(NamedTuple):
     """The scores over the test streams, and some of their middle frames with what was shown."""
 
     scores: Scores
-    shown: stream_report.ShownFrames
+    shown: report.ShownFrames
 
     def metrics(self) -> dict[str, float]:
         """The numbers, for the log."""
@@ -52,7 +51,7 @@ class StreamEvaluation(NamedTuple):
 
 def train_and_evaluate(
     config: ConfigDict, workdir: os.PathLike[str] | str, console: Console | None = None
-) -> stream_report.StreamSummary:
+) -> report.StreamSummary:
     """Learns from `config.train.num_steps` chunks, or until the stream ends, and tests.
 
     Args:
@@ -83,7 +82,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     if config.test_streams:
         _check_test(config.data, config.seed)
     tx = make_tx(config.optimizer, UPDATES_PER_EPOCH)
-    init, learn = stream_rules.make_learning(
+    init, learn = rules.make_learning(
         config.rule,
         network,
         squared_error(config.model.pixel_range),
@@ -94,8 +93,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     )
     frame = frame_shape(config.data)
     to_modules, from_modules = conversions(execution, network, tx, frame)
-    arrived = functools.partial(stream_rules.frames_arrived, config.rule, update_every)
-    per_step = chunk / stream_rules.frames_per_update(config.rule, network.depth, update_every)
+    arrived = functools.partial(rules.frames_arrived, config.rule, update_every)
+    per_step = chunk / rules.frames_per_update(config.rule, network.depth, update_every)
     schedule = make_schedule(config.optimizer, UPDATES_PER_EPOCH)
     evaluate = make_evaluate(config, network, to_modules, arrived) if config.test_streams else None
 
@@ -139,7 +138,7 @@ def on_chunks(learn: Callable, arrived: Callable) -> Callable:
     """`train_step(train_state, batch) -> (train_state, metrics)` for what `Chunks` gives.
 
     Args:
-      learn: see `stream_rules.make_learning`.
+      learn: see `rules.make_learning`.
       arrived: how many frames had arrived by `TrainState.step`.
 
     The metrics are "loss" (what is shown at a step against the frame that it is paired with), "lag"
@@ -163,7 +162,7 @@ def make_evaluate(
     config: ConfigDict, network: Network, to_modules: Callable, arrived: Callable
 ) -> Callable:
     """`Job.evaluate`: scores on the test streams, with the weights as they are, and a strip."""
-    start, show = stream_rules.make_showing(config.rule, network)
+    start, show = rules.make_showing(config.rule, network)
     show, frame = jax.jit(show), frame_shape(config.data)
     pixel_range, count_missing = config.model.pixel_range, config.eval.count_missing
 
@@ -173,7 +172,7 @@ def make_evaluate(
         params, state = on_this_process((modules.params, modules.state))
         carry = start(params, state, frame)
         score = StreamScore(3 * network.depth, pixel_range, count_missing=count_missing)
-        middle = stream_report.MiddleFrames()
+        middle = report.MiddleFrames()
         for chunk in chunks:
             frames = chunk["frames"].swapaxes(0, 1)
             carry, outputs = show(params, state, carry, frames, chunk["reset"].T)
@@ -187,7 +186,7 @@ def make_evaluate(
             )
         shown = middle.result(pixel_range)
         strip = folder / "strips" / f"after-{arrived(int(train_state.step)):06d}-frames.png"
-        stream_report.save_strip(stream_report.draw_strip(shown), strip)
+        report.save_strip(report.draw_strip(shown), strip)
         return StreamEvaluation(scores, shown)
 
     return evaluate
@@ -197,9 +196,7 @@ def _make_finish(config: ConfigDict, execution: str) -> Callable:
     """`Job.finish`: the summary, its pictures, and what went wrong with the stream."""
     rule, chunk, batch_size = config.rule, config.online.chunk, config.data.batch_size
 
-    def finish(
-        result: Result, workdir: Path, console: Console | None
-    ) -> stream_report.StreamSummary:
+    def finish(result: Result, workdir: Path, console: Console | None) -> report.StreamSummary:
         if not result.step:
             raise ValueError(
                 f"{config.data.name} ended before {chunk} frames had come"
@@ -207,7 +204,7 @@ def _make_finish(config: ConfigDict, execution: str) -> Callable:
                 + ": set online.chunk to fewer"
             )
         evaluation, speed = result.evaluation, result.steps_per_second
-        summary = stream_report.StreamSummary(
+        summary = report.StreamSummary(
             rule=rule,
             execution=execution,
             frames=result.step * chunk * batch_size,
@@ -216,8 +213,8 @@ def _make_finish(config: ConfigDict, execution: str) -> Callable:
             workdir=os.fspath(workdir),
         )
         if console is not None:
-            stream_report.write(summary, evaluation and evaluation.shown, workdir)
-            stream_report.print_table(summary, console)
+            report.write(summary, evaluation and evaluation.shown, workdir)
+            report.print_table(summary, console)
         if result.failure is not None:
             raise ValueError(f"the stream failed after {result.step} chunks: {result.failure}")
         return summary

@@ -21,8 +21,7 @@ from rich.live import Live
 
 from data import default_config, load_streams
 from data.video import BadVideo
-from experiments.jobs.autoencoding import report as stream_report
-from experiments.jobs.autoencoding import rules as stream_rules
+from experiments.jobs.autoencoding import report, rules
 from sideways_jax import models
 from sideways_jax.models.autoencoder import squared_error
 
@@ -87,7 +86,7 @@ def watch(settings: Settings, console: Console) -> Seen:
             frame = batch["frames"][0]
             painted, shown_frame = learn(batch)
             lag, error = _judge(settings, seen.frames, frame, painted, shown_frame)
-            write(np.concatenate([frame, stream_report.as_uint8(painted, (0, 1))], axis=1))
+            write(np.concatenate([frame, report.as_uint8(painted, (0, 1))], axis=1))
             if started is None:  # The first step was compiled.
                 started = time.perf_counter()
             speed = seen.frames / max(time.perf_counter() - started, 1e-9)
@@ -108,7 +107,7 @@ def watch(settings: Settings, console: Console) -> Seen:
 def _learner(settings: Settings) -> Callable[[dict], tuple[np.ndarray, int]]:
     """Learns from a batch of one frame; gives what is painted `[H, W, 3]`, and of which frame."""
     network = models.autoencoder(widths=(16, 32, 32, 64, 128), normalise=True)
-    init, train_step = stream_rules.make_learning(
+    init, train_step = rules.make_learning(
         settings.rule, network, squared_error(), optax.adam(settings.learning_rate)
     )
     frame = jax.ShapeDtypeStruct((1, settings.size, settings.size, 3), np.uint8)

@@ -25,13 +25,24 @@ def make_learning(
     target: str = "stream",
     **execution: Any,
 ) -> tuple[Callable, Callable]:
-    """`(init, train_step)` of `step.make_train_step`, with outputs, or that of `blocking`.
+    """A train step for a stream that also returns what is shown.
 
     Args:
       rule: "sideways", or "backprop", which blocks.
-      network, loss_fn, tx: as everywhere.
-      update_every, target: of Sideways.
+      network: D modules.
+      loss_fn: `loss_fn(output, target) -> scalar`, the mean over the batch.
+      tx: the optimizer.
+      update_every: frames from one update of Sideways to the next; backprop has its own pace.
+      target: "stream" or "origin": which frame's target Sideways compares an output with.
       **execution: "execution", "mesh" and "groups" of Sideways.
+
+    Returns:
+      `(init, train_step)`: `init(key, frame, target) -> TrainState`, and
+      `train_step(train_state, frames, targets, reset) -> (TrainState, metrics, Outputs)` for frames
+      and targets `[K, B, ...]` and reset bool `[K, B]`.
+
+    Raises:
+      ValueError: for an unknown rule.
     """
     check_name("rule", rule, RULES)
     if rule == "backprop":
@@ -43,7 +54,13 @@ def make_learning(
 
 
 def frames_arrived(rule: str, update_every: int, train_step: int | jax.Array) -> int | jax.Array:
-    """How many frames have arrived by `TrainState.step`: the number of the next one."""
+    """How many frames of each stream have arrived by `TrainState.step`: the next one's number.
+
+    Args:
+      rule: "sideways" or "backprop".
+      update_every: frames from one update of Sideways to the next.
+      train_step: `TrainState.step`, which counts updates of Sideways and frames of backprop.
+    """
     return train_step if rule == "backprop" else train_step * update_every
 
 

@@ -1,8 +1,8 @@
 """Streaming evaluation: at every step the newest output there is, against the frame of now.
 
-As in the literature on streaming perception, and as "fair(er) asynchronous evaluation" asks for:
-whoever is late is compared with what has become of the world meanwhile. Beside it, the error
-against the frame that the output is of, which leaves the lateness out.
+As in the literature on streaming perception, and as "fair(er) asynchronous evaluation" asks for: a
+late output is compared with the frame that has arrived meanwhile. Beside it, the error against the
+frame that the output is of, which leaves the lateness out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class StreamScore:
 
     Args:
       longest_lag: in steps; 3D-3 for blocking BP, which is the latest of all.
-      pixel_range: of the outputs; see `sideways_jax.models.autoencoder`.
+      pixel_range: the outputs for black and for white.
       first_frame: the number of the first frame that will be added; outputs of frames before it are
         left out, so add the `longest_lag` steps before the first that counts, as not playing.
       count_missing: whether a step without any output counts as a black one; by default it does not

@@ -53,18 +53,7 @@ def make_evaluate(network: Network, average: str) -> Callable[..., Evaluation]:
     """
     check_name("eval.average", average, AVERAGES)
 
-    @jax.jit
-    def sum_over_frames(params, state, frames, mask):
-        def one_step(inputs):
-            frame, is_real = inputs
-            logits = network.apply(params, state, frame, train=False)[0].astype(jnp.float32)
-            scores = jax.nn.softmax(logits) if average == "probabilities" else logits
-            # Selected, not multiplied: what padding gives may be anything.
-            return jnp.where(is_real[:, None], scores, jnp.zeros_like(scores))
-
-        # One step of the batch after the other: memory does not grow with the clip.
-        by_step = jax.lax.map(one_step, (frames.swapaxes(0, 1), mask.T))
-        return by_step.sum(axis=0)
+    sum_over_frames = _make_sums(network, average)
 
     def evaluate(
         params,
@@ -86,53 +75,84 @@ def make_evaluate(network: Network, average: str) -> Callable[..., Evaluation]:
         Raises:
           ValueError: if there are no videos, or some video got no frame.
         """
-        scores = np.zeros((num_videos, num_classes))
-        labels = np.zeros(num_videos, np.int64)
-        num_frames = np.zeros(num_videos, np.int64)
-        beginnings = {}
+        tally = _Tally(num_videos, num_classes, shown)
         pending = None
-
-        def collect(sums, batch):
-            sums = np.asarray(sums, np.float64)
-            for row in np.flatnonzero(batch["mask"].any(axis=1)):
-                video = batch["video"][row]
-                scores[video] += sums[row]
-                labels[video] = batch["label"][row]
-                num_frames[video] += batch["mask"][row].sum()
-                if video in shown and video not in beginnings:
-                    beginnings[video] = batch["frames"][row][batch["mask"][row]]
-
         for batch in batches:
             sums = sum_over_frames(params, state, batch["frames"], batch["mask"])
             if pending is not None:  # The device works on this batch while the last is collected.
-                collect(*pending)
+                tally.add(*pending)
             pending = sums, batch
         if pending is not None:
-            collect(*pending)
-        if num_videos == 0:
+            tally.add(*pending)
+        return tally.result(average)
+
+    return evaluate
+
+
+def _make_sums(network: Network, average: str) -> Callable:
+    """A function that adds up the scores of real frames: `[B, classes]` of frames `[B, K, ...]`."""
+
+    @jax.jit
+    def sum_over_frames(params, state, frames, mask):
+        def one_step(inputs):
+            frame, is_real = inputs
+            logits = network.apply(params, state, frame, train=False)[0].astype(jnp.float32)
+            scores = jax.nn.softmax(logits) if average == "probabilities" else logits
+            # Selected, not multiplied: what padding gives may be anything.
+            return jnp.where(is_real[:, None], scores, jnp.zeros_like(scores))
+
+        # One step of the batch after the other: memory does not grow with the clip.
+        by_step = jax.lax.map(one_step, (frames.swapaxes(0, 1), mask.T))
+        return by_step.sum(axis=0)
+
+    return sum_over_frames
+
+
+class _Tally:
+    """What has been seen of every video."""
+
+    def __init__(self, num_videos: int, num_classes: int, shown: Collection[int]):
+        self._scores = np.zeros((num_videos, num_classes))
+        self._labels = np.zeros(num_videos, np.int64)
+        self._num_frames = np.zeros(num_videos, np.int64)
+        self._shown, self._beginnings = shown, {}
+
+    def add(self, sums: jax.Array, batch: dict[str, np.ndarray]) -> None:
+        """Adds the scores of a batch, of the frames that are real."""
+        sums = np.asarray(sums, np.float64)
+        for row in np.flatnonzero(batch["mask"].any(axis=1)):
+            video, mask = batch["video"][row], batch["mask"][row]
+            self._scores[video] += sums[row]
+            self._labels[video] = batch["label"][row]
+            self._num_frames[video] += mask.sum()
+            if video in self._shown and video not in self._beginnings:
+                self._beginnings[video] = batch["frames"][row][mask]
+
+    def result(self, average: str) -> Evaluation:
+        """The accuracy and the loss; ValueError for a video without frames."""
+        labels, num_frames = self._labels, self._num_frames
+        if len(labels) == 0:
             raise ValueError("there are no test videos to evaluate on")
         missing = np.flatnonzero(num_frames == 0)
         if missing.size:
             raise ValueError(
-                f"{missing.size} of {num_videos} test videos had no frames, number {missing[0]} "
+                f"{missing.size} of {len(labels)} test videos had no frames, number {missing[0]} "
                 "is the first"
             )
-        probabilities = scores / num_frames[:, None]
+        probabilities = self._scores / num_frames[:, None]
         if average == "logits":
             probabilities = _softmax(probabilities)
-        of_label = probabilities[np.arange(num_videos), labels]
+        of_label = probabilities[np.arange(len(labels)), labels]
         return Evaluation(
             accuracy=float((probabilities.argmax(axis=1) == labels).mean()),
             loss=float(-np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean()),
-            videos=num_videos,
+            videos=len(labels),
             frames=int(num_frames.sum()),
             shown=[
-                ShownClip(beginnings[video], int(labels[video]), probabilities[video])
-                for video in shown
+                ShownClip(self._beginnings[video], int(labels[video]), probabilities[video])
+                for video in self._shown
             ],
         )
-
-    return evaluate
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from rich.console import Console
 from data import load
 from data.pipeline import Source
 from experiments.configs.common import DTYPES
-from experiments.examples import archives as example_archives
+from experiments.examples import archives
 from experiments.jobs.classification import report
 from experiments.jobs.classification.accuracy import make_evaluate
 from experiments.running import run
@@ -59,7 +59,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     Raises:
       ValueError: for a config that makes no sense.
     """
-    config = example_archives.with_examples(config, workdir / "example_videos")
+    config = archives.with_examples(config, workdir / "example_videos")
     execution = choose(config, make_network(config.model, num_classes=2).depth)
     share = {"process_index": execution.share, "process_count": execution.num_shares}
     source = load(config.data, seed=config.seed, **share)

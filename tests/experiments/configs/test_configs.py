@@ -4,8 +4,8 @@ import pytest
 
 from experiments.configs import autoencoder, cater, hmdb51, quickstart, ucf101, video_folder
 from experiments.configs.common import ArgumentError, parse_arguments
-from experiments.jobs.autoencoding import job as train_stream
-from experiments.jobs.classification import job as train
+from experiments.jobs.autoencoding import job as autoencoding_job
+from experiments.jobs.classification import job as classification_job
 from experiments.terminal.command_line import fields
 
 
@@ -82,8 +82,10 @@ def test_cater():
 def test_activations_in_bfloat16(module):
     config = module.get_config("smoke")
     config.model.dtype = "bfloat16"
-    make_network = train.make_network if module is not autoencoder else train_stream.make_network
-    network = make_network(config.model, *(() if module is autoencoder else (3,)))
+    if module is autoencoder:
+        network = autoencoding_job.make_network(config.model)
+    else:
+        network = classification_job.make_network(config.model, 3)
     frame = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     params, state = jax.eval_shape(lambda key: network.init(key, frame), jax.random.key(0))
     *inner, output = network.activation_shapes(params, state, frame)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.configs import autoencoder
-from experiments.jobs.autoencoding import rules as stream_rules
+from experiments.jobs.autoencoding import rules
 from experiments.jobs.autoencoding.job import frame_shape, make_network, on_chunks
 from experiments.running.checks import all_finite, check_saved, signals_finite
 from experiments.running.execution import choose, conversions
@@ -65,9 +65,9 @@ def run(request):
         frame_shape(config.data),
     )
     where = {} if config.rule == "backprop" else execution.arguments
-    init, learn = stream_rules.make_learning(config.rule, network, squared_error(), tx, **where)
+    init, learn = rules.make_learning(config.rule, network, squared_error(), tx, **where)
     learn = jax.jit(learn)
-    arrived = functools.partial(stream_rules.frames_arrived, config.rule, 1)
+    arrived = functools.partial(rules.frames_arrived, config.rule, 1)
     train_state, _ = on_chunks(learn, arrived)(init(jax.random.key(0), frame), BATCH)
     return arrived, learn, train_state, *conversions(execution, network, tx, frame)
 

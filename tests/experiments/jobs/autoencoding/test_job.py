@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from experiments.configs import autoencoder
-from experiments.jobs.autoencoding import job as train_stream
+from experiments.jobs.autoencoding import job
 from experiments.jobs.autoencoding.job import train_and_evaluate
 from tests.experiments import tiny
 
@@ -140,14 +140,14 @@ def test_mistakes(fields, said, tmp_path):
 @pytest.mark.usefixtures("quick_compile")
 def test_advice_about_the_test_part_leads_to_a_run(tmp_path, monkeypatch):
     """The test part is looked at before the workdir is there, so that it can be left out."""
-    load = train_stream.load_streams
+    load = job.load_streams
 
     def without_test_part(config, *, seed, split):
         if split == "test":
             raise ValueError("its test part is too short")
         return load(config, seed=seed, split=split)
 
-    monkeypatch.setattr(train_stream, "load_streams", without_test_part)
+    monkeypatch.setattr(job, "load_streams", without_test_part)
     with pytest.raises(ValueError, match=r"too short; .* --config\.test_streams=False"):
         train_and_evaluate(_config(train__num_steps=1), tmp_path / "run", QUIET)
     assert not (tmp_path / "run").exists()
