@@ -1,8 +1,8 @@
 """Benchmarks: `python experiments/benchmark.py --suite=rules --json=FILE`, and other suites.
 
 Prints a table, writes `{"machine": {...}, "rows": [...]}` to FILE and a picture beside it. Frames
-are random numbers; nothing is loaded. Suites are files in `experiments/benchmarks/`; each takes
-some of the flags below, with defaults of its own.
+are random numbers; nothing is loaded. Suites are files in `experiments/benchmarks/suites/`; each
+takes some of the flags below, with defaults of its own.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ FLAGS = flags.FLAGS
 _SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "what to measure", required=True)
 _JSON = flags.DEFINE_string("json", None, "the file to write; the picture goes beside it, as .png")
 _SETTINGS = suite.define_flags(SUITES)
+for _name in _SETTINGS:
+    flags.declare_key_flag(_name)  # So that --help shows it.
 
 
 def make_table(name: str, settings, rows: list[suite.Row]) -> Table:

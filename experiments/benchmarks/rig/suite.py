@@ -24,7 +24,7 @@ HELP = {
     "link_latency_us": "of your links, to predict for them too",
     "matrix": "rows of the matrices (1024 do for a CPU)",
     "memory_frames": "the numbers of frames K for the memory",
-    "model": "the network",
+    "model": "the network; chip measures simple_cnn and vgg8 if none is given",
     "rounds": "timed calls of each program, in turn",
     "size": "height and width of the frames, pixels",
     "stack": "modules of the stack that is measured",
@@ -113,6 +113,8 @@ def _without_none(kind: Any) -> Any:
 
 
 def _text(default: Any) -> str:
+    if default is None:
+        return "none"
     return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
