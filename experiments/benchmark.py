@@ -1,7 +1,8 @@
 """Benchmarks: `python experiments/benchmark.py --suite=rules --json=FILE`, and other suites.
 
 Prints a table, writes `{"machine": {...}, "rows": [...]}` to FILE and a picture beside it. Frames
-are random numbers; nothing is loaded. Suites are files in `experiments/benchmarks/`.
+are random numbers; nothing is loaded. Suites are files in `experiments/benchmarks/suites/`; each
+takes some of the flags below, with defaults of its own.
 """
 
 from __future__ import annotations
@@ -16,58 +17,40 @@ from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments import command_line
-from experiments.benchmarks import (
-    chip,
-    measure,
-    memory,
-    online,
-    peers,
-    rules,
-    scaling,
-    table2,
-)
+from experiments.benchmarks.rig import suite
+from experiments.benchmarks.suites import chip, memory, online, peers, rules, scaling, table2
+from experiments.processes.machine import machine
+from experiments.terminal import command_line
 
 SUITES = {
-    "rules": rules, "memory": memory, "table2": table2, "online": online, "scaling": scaling,
-    "peers": peers, "chip": chip,
-}  # fmt: skip
+    "rules": rules.SUITE,
+    "memory": memory.SUITE,
+    "table2": table2.SUITE,
+    "online": online.SUITE,
+    "scaling": scaling.SUITE,
+    "peers": peers.SUITE,
+    "chip": chip.SUITE,
+}
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("suite", None, list(SUITES), "what to measure", required=True)
-flags.DEFINE_string("json", None, "the file to write; the picture goes to the same name with .png")
-flags.DEFINE_string("model", "simple_cnn", "the network; chip takes vgg8 too if none is given")
-flags.DEFINE_integer("frames", 64, "frames of the clips that are timed", lower_bound=1)
-flags.DEFINE_list("memory_frames", ["16", "64", "256"], "the K for the memory")
-flags.DEFINE_list("depths", ["2", "3", "6"], "the N for the memory")
-flags.DEFINE_list("devices", ["2"], "the N of table2, online, scaling and peers")
-flags.DEFINE_bool("forced", False, "devices of one process instead of processes with own cores")
-flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "of the activations, in table2, online and scaling"
-)
-flags.DEFINE_integer(
-    "matrix", 8192, "rows of the matrices of chip (1024 do for a CPU)", lower_bound=1
-)
-flags.DEFINE_integer("stack", 16, "modules of the stack that scaling measures", lower_bound=3)
-flags.DEFINE_float("link_latency_us", None, "of your links, to scale on them too", lower_bound=0)
-flags.DEFINE_float("link_gigabytes_per_second", None, "likewise", lower_bound=1e-6)
-flags.DEFINE_integer("batch", 8, "clips", lower_bound=1)
-flags.DEFINE_integer("size", 32, "height and width of the frames", lower_bound=1)
-flags.DEFINE_integer("rounds", 9, "timed calls of each, in turn", lower_bound=1)
+_SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "what to measure", required=True)
+_JSON = flags.DEFINE_string("json", None, "the file to write; the picture goes beside it, as .png")
+_SETTINGS = suite.define_flags(SUITES)
+for _name in _SETTINGS:
+    flags.declare_key_flag(_name)  # So that --help shows it.
 
 
-def table(result: list[dict]) -> Table:
+def make_table(name: str, settings, rows: list[suite.Row]) -> Table:
     """The rows that matter to a reader, as a table."""
-    suite = SUITES[FLAGS.suite]
-    shown, headers = suite.SHOWN, getattr(suite, "HEADERS", {})
-    names = ", ".join(dict.fromkeys(row["model"] for row in result))
-    lines = Table(title=f"{FLAGS.suite}: {names}, batch {FLAGS.batch}, size {FLAGS.size}")
-    for name in shown:
-        lines.add_column(headers.get(name, name.replace("_", " ")), justify="right")
-    for row in getattr(suite, "shown", list)(result):
+    shown, headers = SUITES[name].columns, SUITES[name].headers
+    title = f"{name}: {suite.names(rows)}, batch {settings.batch}, size {settings.size}"
+    table = Table(title=title)
+    for key in shown:
+        table.add_column(headers.get(key, key.replace("_", " ")), justify="right")
+    for row in SUITES[name].shown(rows):
         cells = ("" if row[key] is None else form.format(row[key]) for key, form in shown.items())
-        lines.add_row(*cells)
-    return lines
+        table.add_row(*cells)
+    return table
 
 
 def main(argv: list[str]) -> None:
@@ -75,38 +58,23 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}: settings are given as --name=value")
     console = command_line.console()
-    suite = SUITES[FLAGS.suite]
-    settings = {
-        "model": FLAGS.model,
-        "models": (FLAGS.model,) if FLAGS["model"].present else ("simple_cnn", "vgg8"),
-        "matrix": FLAGS.matrix,
-        "frames": FLAGS.frames,
-        "memory_frames": tuple(map(int, FLAGS.memory_frames)),
-        "depths": tuple(map(int, FLAGS.depths)),
-        "devices": tuple(map(int, FLAGS.devices)),
-        "forced": FLAGS.forced,
-        "dtype": FLAGS.dtype,
-        "stack": FLAGS.stack,
-        "link_latency_us": FLAGS.link_latency_us,
-        "link_gigabytes_per_second": FLAGS.link_gigabytes_per_second,
-        "batch": FLAGS.batch,
-        "size": FLAGS.size,
-        "rounds": FLAGS.rounds,
-    }
+    name, chosen = _SUITE.value, SUITES[_SUITE.value]
+    given = {one: FLAGS[one].value for one in _SETTINGS if FLAGS[one].present}
     try:
-        suite.prepare(**settings)
+        settings = suite.settings_of(name, chosen, given)
+        chosen.check(settings)
     except ValueError as error:
         raise app.UsageError(str(error)) from error
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        result = suite.rows(**settings, progress=progress)
-    console.print(table(result))
-    if FLAGS.json:
-        path = pathlib.Path(FLAGS.json)
+        rows = chosen.rows(settings, progress)
+    console.print(make_table(name, settings, rows))
+    if _JSON.value:
+        path = pathlib.Path(_JSON.value)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": measure.machine(), "rows": result}, indent=2) + "\n")
+        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
         drawing = path.with_suffix(".png")
-        suite.picture(result, drawing)
+        chosen.picture(rows, drawing)
         console.print(f"written: {path} and {drawing}")
 
 

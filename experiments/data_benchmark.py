@@ -151,23 +151,22 @@ def cpu_seconds() -> float:
 
 
 def waiting(source, num_steps: int) -> dict[str, float]:
-    """Trains Simple-CNN as `experiments.loop` does; seconds a step, and of these, waiting.
+    """Trains Simple-CNN as `experiments.running.loop` does; seconds a step, and of these, waiting.
 
     The step before the first that counts compiles. The loop hands a step to the device, takes the
     next batch while it runs, and only then looks at the results of the last but one.
     """
     import jax
 
-    from experiments import train
     from experiments.configs import ucf101
-    from experiments.execution import choose
-    from experiments.optimisation import make_tx
+    from experiments.jobs.classification import job
+    from experiments.running.execution import choose
+    from experiments.running.optimizer import make_tx
 
     config = ucf101.get_config()
-    network = train.make_network(config, len(source.classes))
-    init, step = train.make_train_step(
-        config, network, make_tx(config, source.steps_per_epoch), choose(config, network.depth)
-    )
+    network = job.make_network(config.model, len(source.classes))
+    tx = make_tx(config.optimizer, source.steps_per_epoch)
+    init, step = job.make_train_step(config, network, tx, choose(config, network.depth))
     step = jax.jit(step, donate_argnums=0)
     state = jax.jit(init)(jax.random.key(0))
     with contextlib.closing(iter(source.train)) as batches:
@@ -186,76 +185,115 @@ def waiting(source, num_steps: int) -> dict[str, float]:
     return {"seconds_a_step": took / num_steps, "fraction_waiting": waited / took}
 
 
+class Settings(NamedTuple):
+    """What is measured."""
+
+    video: str  # a video to build from; "": made ones
+    videos: int  # how many
+    workers: tuple[int, ...]  # the numbers of worker processes
+    batches: int  # that are timed at once
+    rounds: int
+    train_steps: int  # of Simple-CNN; 0: none
+
+
 def main(argv: list[str]) -> None:
     """Runs the benchmark."""
     del argv
     from rich.console import Console
-    from rich.table import Table
 
-    import data
-    from experiments.benchmarks import measure
+    from experiments.processes.machine import machine
 
-    console = Console()
+    settings = Settings(
+        video=_VIDEO.value,
+        videos=_VIDEOS.value,
+        workers=tuple(map(int, _WORKERS.value)),
+        batches=_BATCHES.value,
+        rounds=_ROUNDS.value,
+        train_steps=_TRAIN_STEPS.value,
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        names = write_videos(folder / "downloads", _VIDEOS.value, _VIDEO.value)
-        start = time.perf_counter()
-        built = data.build("ucf101", folder / "downloads", folder / "data", name="side_128")
-        took = time.perf_counter() - start
-        frames = sum(n for part in built.info.metadata["videos"].values() for _, n, *_ in part)
-        size = built.info.dataset_size
+        result = measure(settings, Path(scratch), Console())
+    if _JSON.value:
+        text = json.dumps({"machine": machine(), **result}, indent=2)
+        Path(_JSON.value).write_text(text + "\n")
+
+
+def measure(settings: Settings, folder: Path, console) -> dict:
+    """Builds in `folder`, times and trains; prints the numbers and gives them, JSON."""
+    result = build(settings, folder, console)
+    rates = clip_rates(settings, folder)
+    print_rates(settings, rates, console)
+    result["clips_per_second"] = [
+        {"source": name, "workers": workers, "rounds": [one._asdict() for one in values]}
+        for (name, workers), values in rates.items()
+    ]
+    if settings.train_steps:
+        num_workers = max(settings.workers)
+        found = waiting(sources(folder, num_workers)["records"], settings.train_steps)
         console.print(
-            f"built {len(names)} videos, {frames} frames of {size / frames / 1000:.1f} kB, in "
-            f"{took:.1f} s: {frames / took:.0f} frames/s on {measure.machine()['cores']} cores",
+            f"training Simple-CNN: {found['seconds_a_step']:.2f} s a step, waiting "
+            f"{100 * found['fraction_waiting']:.2f}% of the time ({num_workers} workers)",
             highlight=False,
         )
-        rates = {}
-        for num_workers in map(int, _WORKERS.value):
-            with contextlib.ExitStack() as stack:
-                streams = {
-                    name: stack.enter_context(contextlib.closing(iter(source.train)))
-                    for name, source in sources(folder, num_workers).items()
-                }
-                for _ in range(_ROUNDS.value):
-                    for name, stream in streams.items():
-                        # What the workers had ready does not count. Those of the other stream
-                        # have filled their buffers by then, and are idle.
-                        for _ in range(2 * num_workers + 2):
-                            next(stream)
-                        measured = rate(stream, _BATCHES.value)
-                        rates.setdefault((name, num_workers), []).append(measured)
-        table = Table(title="clips/s, median (lowest to highest)")
-        for column in ("workers", "JPEG records", "CPU", "AVI files", "CPU"):
-            table.add_column(column, justify="right")
-        for num_workers in map(int, _WORKERS.value):
-            cells = []
-            for name in ("records", "files"):
-                speeds, cpu = zip(*rates[name, num_workers], strict=True)
-                middle = statistics.median(speeds)
-                cells += [f"{middle:.1f} ({min(speeds):.1f} to {max(speeds):.1f})"]
-                cells += [f"{statistics.median(cpu):.1f} ms/clip"]
-            table.add_row(str(num_workers), *cells)
-        console.print(table)
-        result = {
-            "build_frames_per_second": frames / took,
-            "bytes_a_frame": size / frames,
-            "clips_per_second": [
-                {"source": name, "workers": workers, "rounds": [one._asdict() for one in values]}
-                for (name, workers), values in rates.items()
-            ],
-        }
-        if _TRAIN_STEPS.value:
-            num_workers = max(map(int, _WORKERS.value))
-            found = waiting(sources(folder, num_workers)["records"], _TRAIN_STEPS.value)
-            console.print(
-                f"training Simple-CNN: {found['seconds_a_step']:.2f} s a step, waiting "
-                f"{100 * found['fraction_waiting']:.2f}% of the time ({num_workers} workers)",
-                highlight=False,
-            )
-            result |= found
-        if _JSON.value:
-            text = json.dumps({"machine": measure.machine(), **result}, indent=2)
-            Path(_JSON.value).write_text(text + "\n")
+        result |= found
+    return result
+
+
+def build(settings: Settings, folder: Path, console) -> dict[str, float]:
+    """Builds the data set; frames a second, and bytes a frame."""
+    import data
+    from experiments.processes.machine import machine
+
+    names = write_videos(folder / "downloads", settings.videos, settings.video)
+    start = time.perf_counter()
+    built = data.build("ucf101", folder / "downloads", folder / "data", name="side_128")
+    took = time.perf_counter() - start
+    frames = sum(n for part in built.info.metadata["videos"].values() for _, n, *_ in part)
+    size = built.info.dataset_size
+    console.print(
+        f"built {len(names)} videos, {frames} frames of {size / frames / 1000:.1f} kB, in "
+        f"{took:.1f} s: {frames / took:.0f} frames/s on {machine()['cores']} cores",
+        highlight=False,
+    )
+    return {"build_frames_per_second": frames / took, "bytes_a_frame": size / frames}
+
+
+def clip_rates(settings: Settings, folder: Path) -> dict[tuple[str, int], list[Rate]]:
+    """How fast clips come, by source and number of workers, round by round."""
+    rates = {}
+    for num_workers in settings.workers:
+        with contextlib.ExitStack() as stack:
+            streams = {
+                name: stack.enter_context(contextlib.closing(iter(source.train)))
+                for name, source in sources(folder, num_workers).items()
+            }
+            for _ in range(settings.rounds):
+                for name, stream in streams.items():
+                    # What the workers had ready does not count. Those of the other stream
+                    # have filled their buffers by then, and are idle.
+                    for _ in range(2 * num_workers + 2):
+                        next(stream)
+                    measured = rate(stream, settings.batches)
+                    rates.setdefault((name, num_workers), []).append(measured)
+    return rates
+
+
+def print_rates(settings: Settings, rates: dict[tuple[str, int], list[Rate]], console) -> None:
+    """Prints a row for every number of workers."""
+    from rich.table import Table
+
+    table = Table(title="clips/s, median (lowest to highest)")
+    for column in ("workers", "JPEG records", "CPU", "AVI files", "CPU"):
+        table.add_column(column, justify="right")
+    for num_workers in settings.workers:
+        cells = []
+        for name in ("records", "files"):
+            speeds, cpu = zip(*rates[name, num_workers], strict=True)
+            middle = statistics.median(speeds)
+            cells += [f"{middle:.1f} ({min(speeds):.1f} to {max(speeds):.1f})"]
+            cells += [f"{statistics.median(cpu):.1f} ms/clip"]
+        table.add_row(str(num_workers), *cells)
+    console.print(table)
 
 
 if __name__ == "__main__":

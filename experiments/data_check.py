@@ -73,7 +73,7 @@ def bad_videos(source, *, every_frame: bool, progress=None) -> Iterator[tuple[st
                 else:
                     some = np.unique([0, num_frames // 2, num_frames - 1])
                     videos.read(number, some, box, np.random.default_rng(0))
-            # Whatever it is, it is what this is looking for.
+            # Any error: a video that cannot be decoded is what this looks for.
             except Exception as error:
                 yield name, str(error)
             if progress:
@@ -113,32 +113,71 @@ def contact_sheet(clips: Sequence, labels: Sequence[int], classes: Sequence[str]
     return figure
 
 
+class Settings(NamedTuple):
+    """What is looked at, and how long."""
+
+    sheet: str  # the picture of training clips
+    every_frame: bool  # decode every frame of every video
+    seconds: float  # for how long training clips are timed
+
+
 def main(argv: list[str]) -> int:
     """Runs the checks; what a user can get wrong ends in one line."""
     del argv
-    from experiments.stopping import hidden_from_children
-
+    settings = Settings(_SHEET.value, _EVERY_FRAME.value, _SECONDS.value)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            return _check(_CONFIG.value, Path(scratch), hidden_from_children)
+            return _check(_CONFIG.value, settings, Path(scratch))
         except (ValueError, OSError) as error:
             print(f"Error: {error}", file=sys.stderr)
             return 1
 
 
-def _check(config, scratch: Path, hidden) -> int:
+def _check(config, settings: Settings, scratch: Path) -> int:
     from rich.console import Console
     from rich.progress import track
-    from rich.table import Table
 
     from data import load
-    from experiments.example_archives import with_examples
+    from experiments.examples.archives import with_examples
+    from experiments.running.stopping import hidden_from_children
 
     console = Console()
     config = with_examples(config, scratch)
     source = load(config.data, seed=config.seed)
-    rows = counts(source)
-    table = Table(title=f"{config.data.name}: {len(rows)} classes")
+    _print_counts(console, config.data.name, counts(source))
+    has_workers = config.data.num_workers > 0
+    hidden = hidden_from_children() if has_workers else contextlib.nullcontext()
+    with contextlib.closing(iter(source.train)) as batches, hidden:
+        _draw_clips(batches, source.classes, settings.sheet)
+        speed = clips_per_second(batches, settings.seconds)
+    data = config.data
+    console.print(
+        f"{speed:.1f} clips/s of {data.num_frames} frames, {data.size}x{data.size} pixels, with "
+        f"{data.num_workers} workers; clips are drawn in {settings.sheet}",
+        markup=False,
+        soft_wrap=True,
+    )
+    progress = track(
+        range(source.num_train + source.num_test),
+        "decoding",
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar = iter(progress)
+    every_frame = settings.every_frame
+    bad = list(bad_videos(source, every_frame=every_frame, progress=lambda: next(bar, None)))
+    next(bar, None)
+    for kind, files in (("left out as bad", source.skipped), ("bad", bad)):
+        console.print(f"{kind}: {len(files)}", markup=False)
+        for name, reason in files:
+            console.print(f"  {name}: {reason}", markup=False, soft_wrap=True)
+    return int(bool(bad))
+
+
+def _print_counts(console, name: str, rows: list[Count]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{name}: {len(rows)} classes")
     for column in ("class", "train videos", "frames", "test videos", "frames"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for row in rows:
@@ -150,45 +189,20 @@ def _check(config, scratch: Path, hidden) -> int:
     if empty:
         console.print(f"no training video: {', '.join(empty)}", markup=False)
 
-    with contextlib.closing(iter(source.train)) as batches, hidden() if config.data.num_workers \
-            else contextlib.nullcontext():  # fmt: skip
-        shown = {"frames": [], "label": []}
-        for batch in itertools.islice(batches, SHOWN_CLIPS):
-            for name, values in shown.items():
-                values.extend(batch[name])
-            if len(shown["label"]) >= SHOWN_CLIPS:
-                break
-        sheet = contact_sheet(
-            shown["frames"][:SHOWN_CLIPS], shown["label"][:SHOWN_CLIPS], source.classes
-        )
-        sheet.savefig(_SHEET.value)
-        speed = clips_per_second(batches, _SECONDS.value)
-    data = config.data
-    console.print(
-        f"{speed:.1f} clips/s of {data.num_frames} frames, {data.size}x{data.size} pixels, with "
-        f"{data.num_workers} workers; clips are drawn in {_SHEET.value}",
-        markup=False,
-        soft_wrap=True,
-    )
-    bar = iter(
-        track(
-            range(source.num_train + source.num_test),
-            "decoding",
-            console=Console(stderr=True),
-            transient=True,
-        )
-    )
-    bad = list(bad_videos(source, every_frame=_EVERY_FRAME.value, progress=lambda: next(bar, None)))
-    next(bar, None)
-    for kind, files in (("left out as bad", source.skipped), ("bad", bad)):
-        console.print(f"{kind}: {len(files)}", markup=False)
-        for name, reason in files:
-            console.print(f"  {name}: {reason}", markup=False, soft_wrap=True)
-    return int(bool(bad))
+
+def _draw_clips(batches, classes: Sequence[str], sheet: str) -> None:
+    shown = {"frames": [], "label": []}
+    for batch in itertools.islice(batches, SHOWN_CLIPS):
+        for name, values in shown.items():
+            values.extend(batch[name])
+        if len(shown["label"]) >= SHOWN_CLIPS:
+            break
+    figure = contact_sheet(shown["frames"][:SHOWN_CLIPS], shown["label"][:SHOWN_CLIPS], classes)
+    figure.savefig(sheet)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    from experiments.command_line import parse_flags
+    from experiments.terminal.command_line import parse_flags
 
     return parse_flags(argv)
 

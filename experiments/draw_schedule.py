@@ -1,4 +1,4 @@
-"""Prints and draws clock tables: who works on which frame, and when.
+"""Prints and draws clock tables: which module works on which frame at which step.
 
 python experiments/draw_schedule.py --schedules=blocking,sideways --stages=5 --steps=12 --out=a.png
 

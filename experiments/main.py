@@ -24,20 +24,26 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show where an error came from.")
 def main(argv: list[str]) -> int:
     """Runs the job; what a user can get wrong ends in one line, not in a traceback."""
     del argv
-    from experiments.command_line import quiet
+    from experiments.terminal.command_line import quiet
 
     quiet()  # Orbax tells a lot.
     # Not at the top: the processes that make batches import this file, too, and need no JAX.
     import jax
 
     from data import BadVideo
-    from experiments import distributed, execution, train, train_stream
-    from experiments.stopping import NonFiniteError, Stopped
+    from experiments.jobs.autoencoding import job as autoencoding
+    from experiments.jobs.classification import job as classification
+    from experiments.processes import distributed
+    from experiments.running import execution
+    from experiments.running.stopping import NonFiniteError, Stopped
 
-    jobs = {"classification": train, "autoencoding": train_stream}
+    jobs = {"classification": classification, "autoencoding": autoencoding}
     try:
-        if not distributed.initialize():
+        cluster = distributed.given()
+        if cluster is None:
             execution.force_cpu_devices(_CONFIG.value)
+        else:
+            distributed.initialize(cluster)
         jobs[_CONFIG.value.task].train_and_evaluate(_CONFIG.value, _WORKDIR.value)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -54,8 +60,8 @@ def main(argv: list[str]) -> int:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    from experiments import distributed  # noqa: F401, for its flags
-    from experiments.command_line import parse_flags
+    from experiments.processes import distributed  # noqa: F401, for its flags
+    from experiments.terminal.command_line import parse_flags
 
     return parse_flags(argv)
 

@@ -20,7 +20,7 @@ _SIZE = flags.DEFINE_integer("size", 16, "height and width, pixels")
 def main(argv: list[str]) -> int:
     """Pushes and prints; fails if the process has grown by more than 1%."""
     del argv
-    from experiments.command_line import quiet
+    from experiments.terminal.command_line import quiet
 
     quiet()
     import jax

@@ -1,1 +1,1 @@
-"""The suites of `experiments/benchmark.py`, one file each."""
+"""The internals of `experiments/benchmark.py`."""

@@ -3,7 +3,7 @@
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.closest import did_you_mean
+from experiments.terminal.closest import did_you_mean
 
 DTYPES = ("float32", "bfloat16")  # that `model.dtype` may be
 

@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from experiments.benchmarks import table2
+from experiments.benchmarks.rig import suite
+from experiments.benchmarks.suites import table2
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,6 +120,8 @@ def test_speedups_are_those_of_the_paper():
         ("benchmark.py", ["--suite=table2", "--devices=7", "--forced"], "has 6 modules"),
         ("benchmark.py", ["--suite=rulez"], "rules"),
         ("benchmark.py", ["--suite=rules", "--batch=0"], "batch"),
+        ("benchmark.py", ["--suite=rules", "--stack=3"], "--suite=rules takes no --stack"),
+        ("benchmark.py", ["--suite=memory", "--depths=2,x"], "--depths=2,x must be numbers"),
         ("draw_schedule.py", ["--schedules=sidewise"], "'sideways'"),
     ],
 )
@@ -125,6 +129,20 @@ def test_wrong_arguments_are_named(script, arguments, said):
     done = run(script, *arguments)
     assert done.returncode != 0
     assert said in done.stderr
+
+
+def test_a_suite_says_which_settings_it_takes():
+    class Settings(NamedTuple):
+        model: str = "simple_cnn"
+        depths: tuple[int, ...] = (2, 3)
+        dtype: suite.Dtype = "float32"
+
+    made_up = suite.Suite(Settings, *[lambda *_: None] * 3, columns={})
+    assert suite.settings_of("made_up", made_up, {}) == Settings()
+    given = {"model": "vgg8", "depths": ["1", "6"]}
+    assert suite.settings_of("made_up", made_up, given) == Settings("vgg8", (1, 6))
+    with pytest.raises(ValueError, match="it takes --depths, --dtype, --model"):
+        suite.settings_of("made_up", made_up, {"frames": 64})
 
 
 def test_draw_schedule(tmp_path):

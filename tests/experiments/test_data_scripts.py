@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import data
-from experiments import data_check, example_archives
+from experiments import data_check
 from experiments.configs import cater, hmdb51, ucf101
+from experiments.examples import archives as example_archives
 from tests.data import downloads
 
 ROOT = Path(__file__).resolve().parents[2]

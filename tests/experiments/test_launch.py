@@ -1,11 +1,14 @@
 """Several processes on one machine, started and watched by experiments/launch.py."""
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from experiments.processes.children import start
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,10 +30,11 @@ import sys
 sys.path.insert(0, {root!r})
 from absl import app
 import jax, jax.numpy as jnp, numpy as np, optax
-from experiments import distributed
+from experiments.processes import distributed
 
 def main(argv):
-    distributed.initialize()
+    if cluster := distributed.given():
+        distributed.initialize(cluster)
     from jax.sharding import NamedSharding, PartitionSpec
     from flax import linen
     from sideways_jax import Network, from_linen, make_mesh, step
@@ -87,6 +91,26 @@ def test_when_one_dies_the_others_are_stopped(program, code, said, tmp_path):
     assert done.returncode == code
     assert "Process 1 of 2" in done.stderr
     assert said in done.stderr
+
+
+def test_a_child_that_cannot_be_started_takes_the_others_along(tmp_path):
+    (tmp_path / "process-2.log").mkdir()  # Where its output should go.
+    children = []
+    with pytest.raises(IsADirectoryError):
+        start([sys.executable, "-c", "import time; time.sleep(100)"], 3, tmp_path, children,
+              pin=False)  # fmt: skip
+    assert len(children) == 2
+    assert [child.poll() for child in children] == [-signal.SIGTERM] * 2
+
+
+def test_a_program_that_cannot_be_started_is_one_line(tmp_path):
+    script = tmp_path / "program.sh"
+    script.write_text("echo")  # Not executable.
+    command = [sys.executable, str(ROOT / "experiments" / "launch.py"), "--", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 127
+    assert "Traceback" not in done.stderr
+    assert "program.sh cannot be started: Permission denied" in done.stderr
 
 
 def test_two_processes_compute_what_two_devices_do(tmp_path):

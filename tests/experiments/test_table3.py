@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from experiments.stream_report import draw_milestones
+from experiments.jobs.autoencoding.report import draw_milestones
 from tests.experiments import tiny
 
 

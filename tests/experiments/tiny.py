@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments import metrics_log
 from experiments.configs import quickstart
+from experiments.workdir import metrics_log
 
 ROOT = Path(__file__).parents[2]
 MAIN = [sys.executable, "experiments/main.py"]

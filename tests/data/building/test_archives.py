@@ -4,7 +4,7 @@ import zipfile
 import pytest
 
 from data.building import archives
-from experiments import stored_rar
+from experiments.examples import stored_rar
 from tests.data import downloads
 
 FILES = {"a/1.avi": b"one", "a/2.txt": b"two", "b c/3(!&;).avi": b"three"}

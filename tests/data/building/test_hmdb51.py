@@ -6,7 +6,7 @@ from data.building import builder, listing, stored
 from data.building.hmdb51 import hmdb51_dataset_builder
 from data.sets import recorded
 from data.video import boxes
-from experiments import stored_rar
+from experiments.examples import stored_rar
 from tests.data import downloads, videos
 
 

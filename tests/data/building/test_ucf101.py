@@ -7,7 +7,7 @@ from data.building import builder, listing, stored
 from data.building.ucf101 import ucf101_dataset_builder
 from data.sets import recorded
 from data.video import boxes
-from experiments import stored_rar
+from experiments.examples import stored_rar
 from tests.data import downloads, videos
 
 RESIZE = 36

@@ -1,0 +1,123 @@
+"""What a suite of benchmarks has, and how flags of `experiments/benchmark.py` follow from it."""
+
+from __future__ import annotations
+
+import os
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from absl import flags
+from rich.progress import Progress
+
+Row = dict[str, Any]  # what was measured, JSON; "suite", "model", "batch" and "size" among it
+Dtype = Literal["float32", "bfloat16"]  # of activations
+
+HELP = {
+    "batch": "clips",
+    "depths": "the numbers of devices N for the memory",
+    "devices": "the numbers of devices N",
+    "dtype": "of the activations",
+    "forced": "devices of one process instead of processes with cores of their own",
+    "frames": "frames K of the clips that are timed",
+    "link_gigabytes_per_second": "of your links, to predict for them too",
+    "link_latency_us": "of your links, to predict for them too",
+    "matrix": "rows of the matrices (1024 do for a CPU)",
+    "memory_frames": "the numbers of frames K for the memory",
+    "model": "the network; chip measures simple_cnn and vgg8 if none is given",
+    "rounds": "timed calls of each program, in turn",
+    "size": "height and width of the frames, pixels",
+    "stack": "modules of the stack that is measured",
+}
+
+
+class Suite(NamedTuple):
+    """A suite: a file in `suites` that ends with one, and a line in `experiments/benchmark.py`."""
+
+    # A NamedTuple class. Its fields are the flags that the suite takes, with their defaults; the
+    # types may be int, float, bool, str, a Literal of strings, a tuple of int, or one of these or
+    # None. `HELP` says what they mean.
+    settings: type
+    check: Callable[[Any], None]  # check(settings): ValueError for what cannot be measured
+    rows: Callable[[Any, Progress], list[Row]]  # rows(settings, progress): measures
+    picture: Callable[[list[Row], str | os.PathLike[str]], None]  # picture(rows, path): a PNG
+    columns: Mapping[str, str]  # of the table: names in the rows, and how to format each
+    headers: Mapping[str, str] = types.MappingProxyType({})  # of columns whose name says too little
+    shown: Callable[[list[Row]], list[Row]] = list  # the rows that the table has
+
+
+def define_flags(suites: Mapping[str, Suite]) -> tuple[str, ...]:
+    """Defines a flag for every setting of the suites, and gives their names.
+
+    A flag that is not given is None: the defaults belong to the suites.
+    """
+    kinds = {}
+    for suite in suites.values():
+        kinds |= get_type_hints(suite.settings)
+    for name, kind in kinds.items():
+        takers = {n: one.settings._field_defaults[name] for n, one in suites.items()
+                  if name in one.settings._fields}  # fmt: skip
+        defaults = "; ".join(
+            f"{shown} in {', '.join(n for n, d in takers.items() if _text(d) == shown)}"
+            for shown in dict.fromkeys(map(_text, takers.values()))
+        )
+        _define(name, _without_none(kind), f"{HELP[name]} ({defaults})")
+    return tuple(kinds)
+
+
+def settings_of(name: str, suite: Suite, given: Mapping[str, Any]) -> Any:
+    """The settings of a suite.
+
+    Args:
+      name: of the suite.
+      suite: itself.
+      given: what the user set, by name; a list of strings where a tuple of numbers is meant.
+
+    Raises:
+      ValueError: for a setting that the suite does not have, or numbers that are none.
+    """
+    fields = suite.settings._fields
+    if others := [one for one in given if one not in fields]:
+        raise ValueError(
+            f"--suite={name} takes no --{others[0]}; it takes --{', --'.join(sorted(fields))}"
+        )
+    values = {}
+    for field, value in given.items():
+        if isinstance(value, list):
+            if not all(text.isdecimal() and int(text) for text in value) or not value:
+                raise ValueError(f"--{field}={','.join(value)} must be numbers from 1 on")
+            value = tuple(map(int, value))
+        values[field] = value
+    return suite.settings(**values)
+
+
+def _define(name: str, kind: Any, text: str) -> None:
+    if kind is bool:
+        flags.DEFINE_bool(name, None, text)
+    elif kind is int:
+        flags.DEFINE_integer(name, None, text, lower_bound=1)
+    elif kind is float:
+        flags.DEFINE_float(name, None, text, lower_bound=0)
+    elif kind is str:
+        flags.DEFINE_string(name, None, text)
+    elif get_origin(kind) is Literal:
+        flags.DEFINE_enum(name, None, list(get_args(kind)), text)
+    else:  # A tuple of int.
+        flags.DEFINE_list(name, None, text)
+
+
+def _without_none(kind: Any) -> Any:
+    if get_origin(kind) in (Union, types.UnionType):
+        kind, _ = get_args(kind)
+    return kind
+
+
+def _text(default: Any) -> str:
+    if default is None:
+        return "none"
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def names(rows: Iterable[Row]) -> str:
+    """The networks of some rows, for a title."""
+    return ", ".join(dict.fromkeys(row["model"] for row in rows))

@@ -1,0 +1,1 @@
+"""What more devices would do, predicted from what a few did."""

@@ -1,0 +1,157 @@
+"""Suite `memory`: temporary bytes per device of training on a mesh, against K and N.
+
+From the compiled programs alone, nothing is run: what one update (an episode and plain gradient
+descent) needs on every device beside the train state, the clip and the results. The mesh is of
+forced CPU devices, also on a machine with others.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.progress import Progress
+
+from experiments.benchmarks.rig import measure
+from experiments.benchmarks.rig.programs import loss_fn
+from experiments.benchmarks.rig.suite import Suite
+from sideways_jax import make_mesh, models, step
+
+SHOWN = {
+    "schedule": "{}",
+    "recompute": "{}",
+    "devices": "{}",
+    "frames": "{}",
+    "temporary_bytes": "{:,}",
+    "ratio": "{:.2f}",
+    "ratio_to": "{}",
+}
+# Rule and schedule, and whether the forward pass runs again in the backward pass.
+EXECUTIONS = (
+    ("sideways", None),
+    ("1f1b", True),
+    ("1f1b", False),
+    ("gpipe", True),
+    ("gpipe", False),
+    ("blocking", True),
+    ("blocking", False),
+)
+
+
+class Settings(NamedTuple):
+    """See `suite.HELP`."""
+
+    model: str = "simple_cnn"
+    memory_frames: tuple[int, ...] = (16, 64, 256)
+    depths: tuple[int, ...] = (2, 3, 6)
+    batch: int = 8
+    size: int = 32
+
+
+def prepare(settings: Settings) -> None:
+    """Forces as many CPU devices as the largest mesh has; before JAX is first used."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(settings.depths))
+
+
+def rows(settings: Settings, progress: Progress) -> list[dict]:
+    """Compiles; one row for each schedule, number of devices and number of frames."""
+    model, memory_frames, depths, batch, size = settings
+    network = models.make(model, num_classes=10)
+    frame = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+
+    def temporary_bytes(schedule, recompute, num_devices, num_frames):
+        sideways = schedule == "sideways"
+        init, train_step = step.make_train_step(
+            network,
+            loss_fn,
+            optax.sgd(0.1),
+            rule="sideways" if sideways else "backprop",
+            execution="depth_sharded",
+            mesh=make_mesh(num_devices),
+            schedule=None if sideways else schedule,
+            recompute=bool(recompute),
+        )
+        train_state = jax.eval_shape(lambda: init(jax.random.key(0), frame))
+        clip = jax.ShapeDtypeStruct((num_frames, *frame.shape), frame.dtype)
+        labels = jax.ShapeDtypeStruct((num_frames, batch), jnp.int32)
+        return measure.temporary_bytes(measure.compiled(train_step, train_state, clip, labels))
+
+    wanted = [(*one, n, k) for one in EXECUTIONS for n in depths for k in memory_frames]
+    task = progress.add_task("compiling", total=len(wanted))
+    result = []
+    for schedule, recompute, num_devices, num_frames in wanted:
+        result.append(
+            {
+                "suite": "memory",
+                "model": model,
+                "schedule": schedule,
+                "recompute": recompute,
+                "devices": num_devices,
+                "frames": num_frames,
+                "batch": batch,
+                "size": size,
+                "temporary_bytes": temporary_bytes(schedule, recompute, num_devices, num_frames),
+            }
+        )
+        progress.advance(task)
+    progress.remove_task(task)
+    sideways = {
+        (row["devices"], row["frames"]): row["temporary_bytes"]
+        for row in result
+        if row["schedule"] == "sideways"
+    }
+    for row in result:
+        of_sideways = sideways[row["devices"], row["frames"]]
+        is_other = row["schedule"] != "sideways"
+        row["ratio_to"] = "sideways" if is_other else None
+        row["ratio"] = row["temporary_bytes"] / of_sideways if is_other else None
+    return result
+
+
+def picture(result: list[dict], path: str) -> None:
+    """Memory per device against K, one plot for every N, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = {
+        "sideways": "tab:orange",
+        "1f1b": "tab:green",
+        "gpipe": "tab:red",
+        "blocking": "tab:blue",
+    }
+    depths = sorted({row["devices"] for row in result})
+    figure, axes = plt.subplots(
+        1, len(depths), figsize=(4 * len(depths) + 2, 4), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for n, (plot, depth) in enumerate(zip(axes[0], depths, strict=True)):
+        for schedule, recompute in EXECUTIONS:
+            points = sorted(
+                (row["frames"], row["temporary_bytes"] / 2**20)
+                for row in result
+                if (row["schedule"], row["recompute"]) == (schedule, recompute)
+                and row["devices"] == depth
+            )
+            label = schedule + {None: "", True: ", recomputed", False: ", kept"}[recompute]
+            style = "--" if recompute else "-"
+            colour = colours[schedule]
+            plot.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=label)
+        plot.set(xscale="log", yscale="log", xlabel="frames K", title=f"{depth} devices")
+        plot.set_xticks(sorted({row["frames"] for row in result}), minor=False)
+        plot.xaxis.set_major_formatter("{x:.0f}")
+        plot.xaxis.set_minor_formatter("")
+        if n == 0:
+            plot.set_ylabel("temporary memory per device, MiB")
+    figure.legend(*plot.get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+    first = result[0]
+    figure.suptitle(f"{first['model']}, batch {first['batch']}, {first['size']}x{first['size']}")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+SUITE = Suite(settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN)

@@ -1,0 +1,72 @@
+"""Suite `online`: frames per second of streams at a small batch, with weights that change at each.
+
+On the same pinned devices: Sideways with an update after every frame; blocking backprop, one frame
+up and down at a time (which updates after the clip, so that it is a little faster here than it
+could be); and `stream.PipelinedModel`, depth-parallel inference, a call for every frame. The ideal
+is that of `table2`. `output_lag` is in steps, of the auto-encoder's rule: D-1 with Sideways;
+blocking backprop shows an output for 2D-1 steps, so D-1 to 3D-3.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from rich.progress import Progress
+
+from experiments.benchmarks.rig import processes
+from experiments.benchmarks.rig.processes import Settings
+from experiments.benchmarks.rig.suite import Suite
+from experiments.benchmarks.suites.table2 import picture, prepare
+
+SHOWN = {
+    "devices": "{}",
+    "rule": "{}",
+    "execution": "{}",
+    "frames_per_second": "{:.3g}",
+    "speedup_over_blocking": "{:.2f}",
+    "ideal_speedup": "{:.2f}",
+    "efficiency": "{:.0%}",
+    "share_of_ideal_speed": "{:.0%}",
+    "output_lag": "{}",
+}
+HEADERS = {
+    "devices": "N",
+    "frames_per_second": "frames/s",
+    "speedup_over_blocking": "over blocking",
+    "ideal_speedup": "ideal",
+    "efficiency": "of it",
+    "share_of_ideal_speed": "of ideal speed",
+    "output_lag": "lag",
+}
+
+
+def rows(settings: Settings, progress: Progress) -> list[dict]:
+    """Measures; one row for each program and number of devices. See `processes.rows`."""
+    return processes.rows(rows_of, "online", settings, progress)
+
+
+def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
+    """The rows of one number of devices, out of what the worker measured."""
+    depth = len(run["module_costs"])
+    late = {"backprop": f"{depth - 1}-{3 * depth - 3}"}
+    # Inference is not compared with learning.
+    nothing = dict.fromkeys(
+        ("speedup_over_blocking", "ideal_speedup", "efficiency", "share_of_ideal_speed")
+    )
+    return [
+        row
+        | (nothing if row["rule"] == "inference" else {})
+        | {
+            "suite": "online",
+            **settings,
+            "frames_per_second": settings["frames"] / statistics.median(seconds),
+            "output_lag": late.get(row["rule"], f"{depth - 1}"),
+        }
+        for row, seconds in processes.programs(run)
+    ]
+
+
+SUITE = Suite(
+    settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN, headers=HEADERS
+)

@@ -1,0 +1,1 @@
+"""Programs that suites start in processes of their own, and what they run there."""

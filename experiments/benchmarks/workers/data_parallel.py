@@ -1,0 +1,74 @@
+"""Plain data parallelism: every device has the whole network and a share of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sideways_jax import step, training
+from sideways_jax.episode import LossFn
+from sideways_jax.layout import DATA
+from sideways_jax.network import Network
+
+CLIP = PartitionSpec(None, DATA)  # frames and targets [K, B, ...]
+
+
+def make_train_step(
+    network: Network,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    execution: str,
+    mesh: Mesh,
+) -> tuple[Callable, Callable]:
+    """`step.make_train_step(rule="backprop")` on the axis `data` of a mesh.
+
+    Each device back-propagates its share of every batch; the gradients are averaged once a clip.
+    For networks without state, like Simple-CNN: running statistics would differ by device.
+
+    Args:
+      network: D modules without state.
+      loss_fn: `loss_fn(output, target) -> scalar`, the mean over the batch.
+      tx: the optimizer.
+      execution: "scan" or "time_parallel", on each device.
+      mesh: with an axis `data`, which the batch can be divided by.
+    """
+
+    def on_device(params, state, frames, targets):
+        episode = step.episode_gradients(
+            network, loss_fn, params, state, frames, targets, rule="backprop",
+            execution=execution,
+        )  # fmt: skip
+        return episode._replace(
+            grads=jax.lax.pmean(episode.grads, DATA), loss=jax.lax.pmean(episode.loss, DATA)
+        )
+
+    everywhere = PartitionSpec()
+
+    def gradients(params, state, frames, targets, *, rng):
+        del rng
+        if jax.tree.leaves(state):
+            raise ValueError("data_parallel is for networks without state; this one has some")
+        return jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(everywhere, everywhere, CLIP, CLIP),
+            out_specs=step.Episode(
+                grads=everywhere, num_grads=everywhere, loss=everywhere, outputs=CLIP,
+                valid=everywhere, state=everywhere,
+            ),
+            # Otherwise gradients would be summed over devices frame by frame, by the transposition
+            # of what makes parameters vary.
+            check_vma=False,
+        )(params, state, frames, targets)  # fmt: skip
+
+    init, train_step = training.per_episode(network, tx, gradients, "backprop", "stream", None)
+
+    def init_everywhere(key, frame):
+        make = jax.jit(lambda key: init(key, frame), out_shardings=NamedSharding(mesh, everywhere))
+        return make(key)
+
+    return init_everywhere, train_step

@@ -1,0 +1,1 @@
+"""Tiny videos and archives for smoke tests."""

@@ -1,0 +1,1 @@
+"""What can be learned: a folder for each `config.task`."""

@@ -1,0 +1,1 @@
+"""The other job: a stream of frames, painted while it comes."""

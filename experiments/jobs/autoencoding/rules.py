@@ -1,0 +1,99 @@
+"""The two ways to live with a stream that does not wait, in one form: Sideways and blocking BP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sideways_jax import Network, blocking, step, stream
+from sideways_jax.episode import RULES
+from sideways_jax.names import check_name
+from sideways_jax.online import Outputs
+
+
+def make_learning(
+    rule: str,
+    network: Network,
+    loss_fn: Callable,
+    tx: optax.GradientTransformation,
+    *,
+    update_every: int = 1,
+    target: str = "stream",
+    **execution: Any,
+) -> tuple[Callable, Callable]:
+    """A train step for a stream that also returns what is shown.
+
+    Args:
+      rule: "sideways", or "backprop", which blocks.
+      network: D modules.
+      loss_fn: `loss_fn(output, target) -> scalar`, the mean over the batch.
+      tx: the optimizer.
+      update_every: frames from one update of Sideways to the next; backprop has its own pace.
+      target: "stream" or "origin": which frame's target Sideways compares an output with.
+      **execution: "execution", "mesh" and "groups" of Sideways.
+
+    Returns:
+      `(init, train_step)`: `init(key, frame, target) -> TrainState`, and
+      `train_step(train_state, frames, targets, reset) -> (TrainState, metrics, Outputs)` for frames
+      and targets `[K, B, ...]` and reset bool `[K, B]`.
+
+    Raises:
+      ValueError: for an unknown rule.
+    """
+    check_name("rule", rule, RULES)
+    if rule == "backprop":
+        return blocking.make_train_step(network, loss_fn, tx, with_outputs=True)
+    return step.make_train_step(
+        network, loss_fn, tx, update_every=update_every, target=target, with_outputs=True,
+        **execution,
+    )  # fmt: skip
+
+
+def frames_arrived(rule: str, update_every: int, train_step: int | jax.Array) -> int | jax.Array:
+    """How many frames of each stream have arrived by `TrainState.step`: the next one's number.
+
+    Args:
+      rule: "sideways" or "backprop".
+      update_every: frames from one update of Sideways to the next.
+      train_step: `TrainState.step`, which counts updates of Sideways and frames of backprop.
+    """
+    return train_step if rule == "backprop" else train_step * update_every
+
+
+def frames_per_update(rule: str, depth: int, update_every: int) -> int:
+    """How many frames arrive from one weight update to the next."""
+    return blocking.period(depth, train=True) if rule == "backprop" else update_every
+
+
+def make_showing(rule: str, network: Network) -> tuple[Callable, Callable]:
+    """Inference with weights that stay as they are: pipelined for Sideways, else blocking.
+
+    Returns:
+      `init(params, state, frame) -> carry`, and
+      `show(params, state, carry, frames, reset) -> (carry, Outputs)` for frames `[K, B, ...]`;
+      frames are numbered from 0, since `init`.
+    """
+    check_name("rule", rule, RULES)
+    if rule == "sideways":
+
+        def init_pipeline(params, state, frame):
+            return stream.init_pipeline(network, params, state, frame)
+
+        def show_pipelined(params, state, pipeline, frames, reset):
+            return stream.pipelined_outputs(network, params, state, pipeline, frames, reset)
+
+        return init_pipeline, show_pipelined
+
+    def init_held(params, state, frame):
+        return blocking.init_held(network, params, state, frame), jnp.zeros((), jnp.int32)
+
+    def show_held(params, state, carry, frames, reset) -> tuple[Any, Outputs]:
+        held, first = carry
+        held, outputs = blocking.show(network, params, state, held, frames, first, reset)
+        return (held, first + reset.shape[0]), outputs
+
+    return init_held, show_held

@@ -1,0 +1,144 @@
+"""Streaming evaluation: at every step the newest output there is, against the frame of now.
+
+As in the literature on streaming perception, and as "fair(er) asynchronous evaluation" asks for: a
+late output is compared with the frame that has arrived meanwhile. Beside it, the error against the
+frame that the output is of, which leaves the lateness out.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sideways_jax.models.autoencoder import PIXEL_RANGE, pixels
+from sideways_jax.online import Outputs
+
+
+class Scores(NamedTuple):
+    """The result over a stream, or several; errors are mean squares, with black 0 and white 1."""
+
+    streaming_mse: float  # the output shown at each step against the frame of that step
+    compensated_mse: float  # the same outputs against the frames that they are of
+    mean_lag: float  # steps from a frame to a step at which its output is shown
+    max_lag: int
+    frames: int  # that arrived, over all streams
+    frames_used: int  # whose output was shown
+    frames_dropped: int  # whose output was not, although that of a later one was
+
+
+class StreamScore:
+    """Adds up the scores of chunk after chunk.
+
+    Args:
+      longest_lag: in steps; 3D-3 for blocking BP, which is the latest of all.
+      pixel_range: the outputs for black and for white.
+      first_frame: the number of the first frame that will be added; outputs of frames before it are
+        left out, so add the `longest_lag` steps before the first that counts, as not playing.
+      count_missing: whether a step without any output counts as a black one; by default it does not
+        count.
+    """
+
+    def __init__(
+        self,
+        longest_lag: int,
+        pixel_range: tuple[float, float] = PIXEL_RANGE,
+        *,
+        count_missing: bool = False,
+        first_frame: int = 0,
+    ):
+        self._longest_lag, self._count_missing = longest_lag, count_missing
+        self._pixel_range = tuple(pixel_range)
+        self._first_frame = self._next_frame = first_frame
+        self._past: np.ndarray | None = None
+        self._last_shown: np.ndarray | None = None
+        self._streaming, self._compensated = [], []
+        self._lags: list[np.ndarray] = []
+        self._used = self._dropped = self._arrived = 0
+
+    def add(self, outputs: Outputs, frames: np.ndarray, playing: np.ndarray | None = None) -> None:
+        """Adds K steps of B streams.
+
+        Args:
+          outputs: `[K, B, H, W, 3]`, with the numbers of their frames.
+          frames: what arrived, uint8 `[K, B, H, W, 3]`.
+          playing: bool `[K, B]`, False where nothing counts: a stream of the batch is over, or
+            scoring has not begun (chunks have to be added all the same, for outputs that are late).
+
+        Raises:
+          ValueError: for an output that is later than `longest_lag`.
+        """
+        frames = np.asarray(frames)
+        num_frames, batch = frames.shape[:2]
+        if self._past is None:
+            self._past = np.zeros((self._longest_lag, *frames.shape[1:]), frames.dtype)
+            self._last_shown = np.full(batch, -1)
+        shown = np.asarray(outputs.frames)
+        shown = np.where(shown >= self._first_frame, shown, -1)
+        now = self._next_frame + np.arange(num_frames)[:, None]
+        latest = int(np.where(shown >= 0, now - shown, 0).max())
+        if latest > self._longest_lag:
+            raise ValueError(
+                f"an output came {latest} steps after its frame, longest_lag={self._longest_lag}: "
+                "make that larger"
+            )
+        streaming, compensated = _errors(
+            outputs.outputs, shown, frames, self._past, self._next_frame,
+            self._pixel_range,
+        )  # fmt: skip
+        playing = np.ones(shown.shape, bool) if playing is None else playing
+        shown = np.where(playing, shown, -1)
+        valid = shown >= 0
+        scored = playing if self._count_missing else valid
+        self._streaming.append(np.asarray(streaming, np.float64)[scored])
+        self._compensated.append(np.asarray(compensated, np.float64)[valid])
+        self._lags.append((now - shown)[valid])
+        for row in shown:
+            fresh = (row >= 0) & (row != self._last_shown)
+            self._used += int(fresh.sum())
+            follows = fresh & (self._last_shown >= 0)
+            self._dropped += int((row - self._last_shown - 1)[follows].sum())
+            # Kept while nothing is shown: what was lost before a restart is lost, too.
+            self._last_shown = np.where(row >= 0, row, self._last_shown)
+        self._arrived += int(playing.sum())
+        self._past = np.concatenate([self._past, frames])[len(frames) :]
+        self._next_frame += num_frames
+
+    def result(self) -> Scores | None:
+        """The scores so far; None if nothing was shown yet."""
+        lags = np.concatenate(self._lags) if self._lags else np.empty(0)
+        if not lags.size:
+            return None
+        return Scores(
+            streaming_mse=float(np.concatenate(self._streaming).mean()),
+            compensated_mse=float(np.concatenate(self._compensated).mean()),
+            mean_lag=float(lags.mean()),
+            max_lag=int(lags.max()),
+            frames=self._arrived,
+            frames_used=self._used,
+            frames_dropped=self._dropped,
+        )
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def _errors(outputs, shown, frames, past, first_frame, pixel_range):
+    """Squared errors `[K, B]` against the frames of now, and against those that were shown."""
+    known = jnp.concatenate([past, frames])
+    place = jnp.clip(shown - first_frame + past.shape[0], 0, known.shape[0] - 1)
+    low, high = pixel_range
+
+    def error(output, frame):
+        difference = (output - pixels(frame, pixel_range, output.dtype)) / (high - low)
+        return jnp.mean(jnp.square(difference), axis=(1, 2, 3))
+
+    def of_step(inputs):  # Step after step: a chunk of large frames is large.
+        output, is_shown, frame, where = inputs
+        # What is not there is black.
+        output = jnp.where(is_shown[:, None, None, None], output, jnp.full_like(output, low))
+        own = known[where, jnp.arange(known.shape[1])]
+        return error(output, frame), error(output, own)
+
+    return jax.lax.map(of_step, (outputs, shown >= 0, frames, place))

@@ -1,0 +1,1 @@
+"""The main job: videos and their classes."""

@@ -1,0 +1,233 @@
+"""The main job: train a network on videos, evaluate it, and leave everything in a workdir.
+
+Running the same experiment again in the same workdir goes on from its last checkpoint; on the CPU
+the result is that of an uninterrupted run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from data import Source, load
+from experiments.configs.common import DTYPES
+from experiments.examples import archives
+from experiments.jobs.classification import report
+from experiments.jobs.classification.accuracy import make_evaluate
+from experiments.running import run
+from experiments.running.checks import all_finite
+from experiments.running.execution import Execution, choose, conversions, on_this_process
+from experiments.running.optimizer import make_schedule, make_tx
+from experiments.running.protocol import Job, Result
+from experiments.running.stopping import hidden_from_children
+from sideways_jax import Network, depth_sharded, models, step
+from sideways_jax.names import check_name
+
+NUM_SHOWN = 8  # test clips in the picture
+
+
+def train_and_evaluate(
+    config: ConfigDict, workdir: os.PathLike[str] | str, console: Console | None = None
+) -> report.Summary:
+    """Trains, or goes on, until `config.train.num_steps`, and evaluates on the test videos.
+
+    Args:
+      config: see `experiments.configs.common.base_config`.
+      workdir: gets what `experiments.running.run` writes, `summary.json`, `training_curves.png` and
+        `test_clips.png`.
+      console: where progress and results are shown; the standard output by default.
+
+    Raises:
+      ValueError, NonFiniteError, Stopped: see `experiments.running.run.run`.
+    """
+    return run.run(prepare, config, workdir, console)
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Job:
+    """Makes the job; example videos, if the config asks for them, go into the workdir.
+
+    Raises:
+      ValueError: for a config that makes no sense.
+    """
+    config = archives.with_examples(config, workdir / "example_videos")
+    execution = choose(config, make_network(config.model, num_classes=2).depth)
+    share = {"process_index": execution.share, "process_count": execution.num_shares}
+    source = load(config.data, seed=config.seed, **share)
+    # Every process tests on all videos, and all of them get the same result.
+    whole = source if execution.num_shares == 1 else load(config.data, seed=config.seed)
+    network = make_network(config.model, len(source.classes))
+    tx = make_tx(config.optimizer, source.steps_per_epoch)
+    init, train_step = make_train_step(config, network, tx, execution)
+    to_modules, from_modules = conversions(execution, network, tx, _frame_shape(config.data))
+    key = jax.random.key(config.seed)
+    jax.eval_shape(train_step, jax.eval_shape(init, key), _batch_shape(config.data))
+    # The first batch may start worker processes.
+    has_workers = config.data.num_workers > 0
+    return Job(
+        config=config,
+        introduction=_introduction(config, source, network, execution),
+        init=lambda: jax.jit(init)(key),
+        train_step=train_step,
+        to_modules=to_modules,
+        from_modules=from_modules,
+        open_batches=lambda: iter(source.train),
+        put=execution.put,
+        fetching=hidden_from_children if has_workers else contextlib.nullcontext,
+        test_batches=whole.test,
+        evaluate=_make_evaluate(config.eval.average, network, whole, to_modules),
+        learning_rate=make_schedule(config.optimizer, source.steps_per_epoch),
+        steps_per_epoch=source.steps_per_epoch,
+        finish=_make_finish(config.rule, execution.described(config.schedule), source.classes),
+    )
+
+
+def make_network(options: ConfigDict, num_classes: int) -> Network:
+    """The network of `config.model`, with an output for every class.
+
+    Raises:
+      ValueError: for an unknown network, or an argument that it does not have.
+    """
+    check_name("model.dtype", options.get("dtype", "float32"), DTYPES)
+    arguments = options.to_dict()
+    return models.make(arguments.pop("name"), num_classes, **arguments)
+
+
+def make_train_step(
+    config: ConfigDict,
+    network: Network,
+    tx: optax.GradientTransformation,
+    execution: Execution,
+) -> tuple[Callable, Callable]:
+    """`sideways_jax.step.make_train_step` for batches as the data come.
+
+    Returns:
+      `(init, train_step)`: `init(key) -> TrainState`, and `train_step(train_state, batch) ->
+      (train_state, metrics)` with a batch `{"frames": uint8 [B, K, H, W, 3], "label": int32 [B]}`.
+      The metrics are "loss" (cross-entropy per computation step), "accuracy", "grad_norm", and
+      "finite": whether all that was learned is.
+    """
+    init, train_step = step.make_train_step(
+        network,
+        cross_entropy,
+        tx,
+        rule=config.rule,
+        schedule=config.schedule or None,
+        recompute=config.recompute,
+        target=config.target,
+        metrics_fn=lambda logits, label: {"accuracy": accuracy(logits, label)},
+        **execution.arguments,
+    )
+    frame = _frame_shape(config.data)
+
+    def train_on_batch(train_state, batch):
+        # Time first. Frames stay uint8 until the first module normalises them.
+        frames = batch["frames"].swapaxes(0, 1)
+        labels = jnp.broadcast_to(batch["label"], frames.shape[:2])
+        train_state, metrics = train_step(train_state, frames, labels)
+        return train_state, metrics | {"finite": all_finite(train_state)}
+
+    return lambda key: init(key, frame), train_on_batch
+
+
+def _make_evaluate(
+    average: str, network: Network, source: Source, to_modules: Callable
+) -> Callable | None:
+    """`Job.evaluate`, or None if there are no test videos."""
+    evaluate = make_evaluate(network, average)
+    if not source.num_test:
+        return None
+
+    def test(train_state, batches, *, last, folder):
+        del folder
+        modules = to_modules(train_state)
+        return evaluate(
+            *on_this_process((modules.params, modules.state)),
+            batches,
+            num_videos=source.num_test,
+            num_classes=len(source.classes),
+            shown=_spread(source.num_test, NUM_SHOWN) if last else (),
+        )
+
+    return test
+
+
+def _make_finish(rule: str, execution: str, classes: Sequence[str]) -> Callable:
+    """`Job.finish`: the summary, and its pictures."""
+
+    def finish(result: Result, workdir: Path, console: Console | None) -> report.Summary:
+        evaluation = result.evaluation
+        summary = report.Summary(
+            rule=rule,
+            execution=execution,
+            steps=result.step,
+            test_accuracy=evaluation and evaluation.accuracy,
+            steps_per_second=result.steps_per_second,
+            workdir=os.fspath(workdir),
+        )
+        if console is not None:
+            report.write(summary, evaluation.shown if evaluation else [], classes, workdir)
+            report.print_table(summary, console)
+        return summary
+
+    return finish
+
+
+def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """The loss of one computation step: logits `[B, classes]`, label int32 `[B]`, mean over B."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+
+def accuracy(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """The fraction of a batch whose largest logit is that of the label."""
+    return jnp.mean((logits.argmax(axis=-1) == label).astype(jnp.float32))
+
+
+def _frame_shape(data: ConfigDict) -> jax.ShapeDtypeStruct:
+    shape = _batch_shape(data)["frames"]
+    return jax.ShapeDtypeStruct((shape.shape[0], *shape.shape[2:]), shape.dtype)
+
+
+def _batch_shape(data: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    frames = (data.batch_size, data.num_frames, data.size, data.size, 3)
+    return {
+        "frames": jax.ShapeDtypeStruct(frames, jnp.uint8),
+        "label": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32),
+    }
+
+
+def _spread(size: int, count: int) -> list[int]:
+    """At most `count` of the numbers 0 to `size - 1`, evenly spread.
+
+    >>> _spread(10, 4)
+    [0, 3, 6, 9]
+    """
+    return np.linspace(0, size - 1, min(count, size)).astype(int).tolist()
+
+
+def _introduction(
+    config: ConfigDict, source: Source, network: Network, execution: Execution
+) -> str:
+    frame = _frame_shape(config.data)
+    params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
+    size = sum(x.size for x in jax.tree.leaves(params))
+    text = (
+        f"{config.rule} ({config.execution}) with {config.model.name}, {network.depth} modules, "
+        f"{size:,} parameters, on {jax.devices()[0].device_kind}; {config.data.name}: "
+        f"{len(source.classes)} classes, {source.num_train} videos to train on and "
+        f"{source.num_test} to test, {source.steps_per_epoch} steps an epoch"
+        + (f"; bad files left out: {len(source.skipped)}" if source.skipped else "")
+        + "."
+    )
+    if execution.mesh is None:
+        return text
+    mesh, groups = execution.mesh, execution.groups
+    return f"{text}\n{depth_sharded.report(network, params, state, frame, mesh, groups)}"

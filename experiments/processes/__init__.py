@@ -1,0 +1,1 @@
+"""Several processes, and the machine they run on."""

@@ -1,0 +1,84 @@
+"""More than one process, by `jax.distributed` and nothing of our own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NamedTuple
+
+import jax
+from absl import flags
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0; with --num_processes and --process_id."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are in all.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Find the other processes through Slurm, Open MPI, Kubernetes, Cloud TPU."
+)
+HEARTBEAT_SECONDS = 20  # A process that says nothing for so long is taken for dead.
+
+
+class Cluster(NamedTuple):
+    """Where the other processes are. All None: the environment says so, as Slurm's does."""
+
+    coordinator_address: str | None
+    num_processes: int | None
+    process_id: int | None
+
+
+def given() -> Cluster | None:
+    """What the flags say, for `main`; None if they name no other process.
+
+    Raises:
+      ValueError: if only some of the three flags are given.
+    """
+    cluster = Cluster(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    given = [value is not None for value in cluster]
+    if any(given) and not all(given):
+        raise ValueError(
+            "--coordinator_address, --num_processes and --process_id belong together: give all "
+            "three, or --distributed alone where Slurm, Open MPI, Kubernetes or Cloud TPU tell them"
+        )
+    return cluster if any(given) or _DISTRIBUTED.value else None
+
+
+def initialize(cluster: Cluster) -> None:
+    """Connects to the other processes. Has to be called before JAX is first asked for a device.
+
+    Raises:
+      ValueError: if the environment should name the others and does not.
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            *cluster, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=120
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed found no cluster environment ({error}): start the program with srun, "
+            "mpirun or the like, or give --coordinator_address, --num_processes and --process_id"
+        ) from error
+
+
+def explain(error: Exception) -> str:
+    """The error for the user; when another process is gone, that is what matters."""
+    # Orbax passes the same failure on as another type of error.
+    lost = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+    if jax.process_count() == 1 or not lost:
+        return str(error)
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} lost the others, one of them has "
+        f"ended ({str(error).splitlines()[0][:200]}). What was saved is there; run the same "
+        "command again to go on from the last checkpoint"
+    )
+
+
+def leave(code: int) -> int:
+    """Ends this process at once if there are others: the orderly way would wait for them."""
+    if jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

@@ -1,0 +1,159 @@
+"""Where a run computes: on one device, or its modules spread over a mesh of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from sideways_jax import Network, make_mesh
+from sideways_jax.layout import DATA, DEPTH
+from sideways_jax.step import per_module
+from sideways_jax.train_state import TrainState
+
+
+class Execution(NamedTuple):
+    """How `config.execution` came out for the devices at hand."""
+
+    name: str  # scan, time_parallel or depth_sharded
+    mesh: Mesh | None
+    groups: tuple[int, ...] | None  # modules of each device, by hand
+    share: int  # which share of every batch this process feeds ...
+    num_shares: int  # ... and of how many
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """For `step.make_train_step`."""
+        return {"execution": self.name, "mesh": self.mesh, "groups": self.groups}
+
+    def described(self, schedule: str) -> str:
+        """The execution, with what else says where it ran."""
+        if self.mesh is None:
+            return self.name
+        shape = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
+        return " ".join(filter(None, (self.name, schedule, f"({shape})")))
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Hands a batch to the devices, this process's share of it `[B / num_shares, ...]`.
+
+        Every device gets the examples of its row of the mesh. They are cut out of the share by
+        their numbers in the whole batch: a share may have more rows than this process holds.
+        """
+        if self.mesh is None:
+            return jax.device_put(batch)
+        data = DATA if self.mesh.shape[DATA] > 1 else None
+        sharding = NamedSharding(self.mesh, PartitionSpec(data))
+
+        def spread(values):
+            size = len(values) * self.num_shares
+            first = len(values) * self.share
+
+            def of_device(index):
+                start, stop, _ = index[0].indices(size)
+                return values[start - first : stop - first]
+
+            return jax.make_array_from_callback((size, *values.shape[1:]), sharding, of_device)
+
+        return {name: spread(values) for name, values in batch.items()}
+
+
+def force_cpu_devices(config: ConfigDict) -> None:
+    """Gives the CPU as many devices as the mesh wants; before JAX is first asked for one.
+
+    They share its cores, so that this shows how a pipeline works and not how fast. It changes
+    nothing where there is an accelerator.
+    """
+    wanted = max(config.mesh.depth, 1) * max(config.mesh.data, 1)
+    if wanted > 1 and config.execution in ("auto", "depth_sharded"):
+        jax.config.update("jax_num_cpu_devices", wanted)
+
+
+def choose(config: ConfigDict, depth: int) -> Execution:
+    """Chooses for a network of `depth` modules.
+
+    `execution="auto"` spreads them over all devices, or as many as `mesh` says, if there is more
+    than one, and else takes "time_parallel". `mesh.depth=0` stands for as many as there are.
+
+    Raises:
+      ValueError: for a mesh that is not used, or that needs more devices than there are.
+    """
+    name, mesh = config.execution, config.mesh
+    wanted = max(mesh.depth, 1) * max(mesh.data, 1)
+    if name == "auto":
+        several = wanted > 1 or jax.device_count() > 1
+        name = "depth_sharded" if several else "time_parallel"
+    if name != "depth_sharded":
+        if wanted > 1 or mesh.groups:
+            raise ValueError(
+                f"execution={name!r} runs on one device, but mesh.depth={mesh.depth}, "
+                f"mesh.data={mesh.data}, mesh.groups={mesh.groups}: set execution='depth_sharded', "
+                "or leave the mesh alone"
+            )
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"execution={name!r} runs on one device, but there are {jax.process_count()} "
+                "processes: set execution='depth_sharded'"
+            )
+        return Execution(name, None, None, 0, 1)
+    replicas = max(mesh.data, 1)
+    made = make_mesh(mesh.depth or min(depth, max(jax.device_count() // replicas, 1)), replicas)
+    used = {device.process_index for device in made.devices.flat}
+    if len(used) < jax.process_count():
+        raise ValueError(
+            f"a mesh of data={replicas} x depth={made.shape[DEPTH]} uses the devices of "
+            f"{len(used)} processes, there are {jax.process_count()}: start fewer, or set "
+            "mesh.depth and mesh.data to use all of their devices"
+        )
+    holders = [{device.process_index for device in row} for row in made.devices]
+    held = [n for n, processes in enumerate(holders) if jax.process_index() in processes]
+    return Execution(name, made, tuple(mesh.groups) or None, *share_of(held, replicas))
+
+
+def share_of(held: Sequence[int], num_rows: int) -> tuple[int, int]:
+    """The smallest share of a batch with all that a process has to feed: `(share, num_shares)`.
+
+    A batch is cut into equal shares, one of which every process loads. It has to contain the
+    examples of all rows of the mesh that the process holds devices of, whole or in part. Where rows
+    straddle processes unevenly, that may be the whole batch: `(0, 1)`.
+
+    Args:
+      held: the rows, in ascending order.
+      num_rows: how many the mesh has, the size of its axis `data`.
+
+    >>> share_of([2, 3], num_rows=4)
+    (1, 2)
+    >>> share_of([1, 2], num_rows=4)  # 3 processes of 4 devices: 3 devices are a row.
+    (0, 1)
+    """
+    num_shares = next(
+        count
+        for count in range(num_rows, 0, -1)
+        if num_rows % count == 0
+        and held[0] // (num_rows // count) == held[-1] // (num_rows // count)
+    )
+    return held[0] // (num_rows // num_shares), num_shares
+
+
+def conversions(
+    execution: Execution, network: Network, tx, frame: jax.ShapeDtypeStruct
+) -> tuple[Callable[[TrainState], TrainState], Callable[[TrainState], TrainState]]:
+    """To and from the `TrainState` with a pytree for every module, which is what is saved.
+
+    Args:
+      execution, network, tx: of the run.
+      frame: the shape of a whole batch of frames.
+    """
+    if execution.mesh is None:
+        return lambda train_state: train_state, lambda train_state: train_state
+    return per_module(network, tx, execution.mesh, frame, execution.groups)
+
+
+def on_this_process(tree):
+    """Arrays that every device has, as arrays of this process alone."""
+    return jax.tree.map(
+        lambda x: x if x.is_fully_addressable else x.addressable_data(0), tree
+    )  # fmt: skip

@@ -1,0 +1,264 @@
+"""The training loop: steps, and what happens between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import grain
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments.running.protocol import Evaluation, Job, Result
+from experiments.running.stopping import NonFiniteError, Stopped, StopSignal, check_finite
+from experiments.terminal.progress import Clock, Progress
+from experiments.workdir.checkpoints import Checkpoints
+from experiments.workdir.metrics_log import MetricsLog
+from sideways_jax.step import TrainState
+
+
+class Session(NamedTuple):
+    """What a run works with in its workdir, from its start to its end."""
+
+    folder: Path  # the workdir; for processes other than the first, a temporary one
+    checkpoints: Checkpoints
+    log: MetricsLog
+    progress: Progress
+    stop: StopSignal
+
+
+class Position(NamedTuple):
+    """Where a run is between two steps."""
+
+    train_state: TrainState
+    step: int  # of the training loop, so far
+    # The metrics since the last line of the log. They go into checkpoints, so that a line is the
+    # mean of the same steps whether the run was interrupted or not.
+    window: list[dict[str, float]]
+
+
+def go_on(
+    checkpoints: Checkpoints,
+    train_state: TrainState,
+    batches: grain.DatasetIterator,
+    num_steps: int,
+    console: Console,
+) -> Position:
+    """Where the last session stopped; the beginning if there was none.
+
+    Args:
+      checkpoints: of the workdir.
+      train_state: a fresh one.
+      batches: is moved to where it was.
+      num_steps: how many are asked for.
+      console: is told.
+
+    Raises:
+      ValueError: if more steps than that have been made, or with other data.
+    """
+    start = checkpoints.latest or 0
+    if start > num_steps:
+        raise ValueError(
+            f"{checkpoints.directory.parent} has been trained for {start} steps already, "
+            f"train.num_steps={num_steps} are fewer; use another workdir, or more steps"
+        )
+    if not start:
+        return Position(train_state, 0, [])
+    restored = checkpoints.restore(start, train_state, batches)
+    console.print(f"Going on from step {start}.", highlight=False)
+    return Position(restored.train_state, start, restored.progress["window"])
+
+
+def run(
+    options: ConfigDict,
+    job: Job,
+    session: Session,
+    batches: grain.DatasetIterator,
+    position: Position,
+) -> Result:
+    """Trains from `position` to `options.num_steps`, or until there are no more batches.
+
+    The metrics of a step are looked at when the next one has been handed to the device, so that it
+    never waits for the host; except before something is saved, evaluated or stopped.
+
+    Args:
+      options: `config.train`.
+      job: what is learned.
+      session: of its workdir.
+      batches: that the job opened, at `position`.
+      position: where to begin, see `go_on`.
+
+    Raises:
+      NonFiniteError: at the first step whose loss, gradients or results are not finite. Nothing of
+        it has been saved.
+      Stopped: when `session.stop` is set, after saving.
+    """
+    return _Loop(options, job, session, batches, position).run()
+
+
+class _Loop:
+    def __init__(self, options, job, session, batches, position):
+        self._options, self._job, self._session, self._batches = options, job, session, batches
+        self._train_state, self._step, self._window = position
+        self._clock = Clock()
+        self._train_step = jax.jit(job.train_step, donate_argnums=0)
+
+    def run(self) -> Result:
+        """All steps that are left."""
+        num_steps, clock = self._options.num_steps, self._clock
+        if self._step:  # What an interrupted run did not get to.
+            self._between_steps(stop=False)
+        self._session.progress.say("compiling")
+        waiting = None
+        while self._step < num_steps:
+            with self._job.fetching():
+                batch = next(self._batches, None)
+            if batch is None:  # A stream that has an end.
+                if waiting is not None:
+                    self._look_at(*waiting)
+                clock.stop()
+                if not self._step:
+                    return self._result(None, None)
+                self._close_the_log()
+                self._save()
+                break
+            if self._step == 0:
+                self._session.log.write_clips("train/clips", batch["frames"], 0)
+            first = clock.steps_per_second is None and waiting is None
+            self._train_state, metrics = self._train_step(self._train_state, self._job.put(batch))
+            if waiting is not None:
+                self._look_at(*waiting)
+            self._step += 1
+            waiting = self._step, metrics
+            stop = self._asked_to_stop()
+            pause = stop or self._due(self._options.checkpoint_every, self._options.eval_every)
+            if first or pause or self._step == num_steps:
+                self._look_at(*waiting)
+                waiting = None
+                clock.stop()
+                self._between_steps(stop)
+                clock.start()
+        clock.stop()
+        return self._result(self._test(last=True), clock.steps_per_second)
+
+    def _result(self, evaluation: Evaluation | None, speed: float | None) -> Result:
+        failure = getattr(self._batches, "failure", None)
+        return Result(self._train_state, self._step, evaluation, speed, failure)
+
+    def _look_at(self, number: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        with _advised(self._session.checkpoints):
+            check_finite(number, values)
+        del values["finite"]
+        self._window.append(values)
+        self._clock.count()
+        shown = {name: value for name, value in values.items() if name != "grad_norm"}
+        self._session.progress.update(number, shown, self._clock.steps_per_second)
+        if number % self._options.log_every == 0 or number == self._options.num_steps:
+            self._write_line(number)
+        if number % self._options.log_every == 0:
+            self._window.clear()
+
+    def _write_line(self, number: int) -> None:
+        window, speed = self._window, self._clock.steps_per_second
+        means = {name: float(np.mean([one[name] for one in window])) for name in window[0]}
+        means["learning_rate"] = float(self._job.learning_rate(number - 1))
+        means["epoch"] = number / self._job.steps_per_epoch
+        timing = {} if speed is None else {"steps_per_second": speed}
+        self._session.log.write(number, "train", means, **timing)
+
+    def _close_the_log(self) -> None:
+        if self._window:
+            self._write_line(self._step)
+            self._window.clear()  # The same command again has nothing to add to it.
+
+    def _save(self) -> None:
+        session, progress = self._session, {"window": self._window}
+        session.progress.say("saving")
+        session.log.flush()
+        with _advised(session.checkpoints):
+            session.checkpoints.save(self._step, self._train_state, self._batches, progress)
+
+    def _test(self, *, last: bool = False) -> Evaluation | None:
+        job, session, step = self._job, self._session, self._step
+        if job.evaluate is None:
+            return None
+        session.progress.say("evaluating")
+        batches = job.test_batches()
+        if jax.process_count() == 1:
+            batches = _until(session.stop, batches)
+        try:
+            evaluation = job.evaluate(self._train_state, batches, last=last, folder=session.folder)
+        except _Interrupted:
+            self._save()
+            raise self._stopped() from None
+        if step not in session.log.evaluated:
+            session.log.write(step, "test", evaluation.metrics())
+        return evaluation
+
+    def _due(self, *intervals: int) -> bool:
+        return any(every > 0 and self._step % every == 0 for every in intervals)
+
+    def _asked_to_stop(self) -> bool:
+        # Several processes have to stop at the same step. Agreeing on it takes a message to all.
+        if jax.process_count() == 1:
+            return bool(self._session.stop)
+        return self._due(self._options.log_every) and self._session.stop.agreed()
+
+    def _between_steps(self, stop: bool) -> None:
+        options, step = self._options, self._step
+        if stop:
+            self._save()
+            raise self._stopped()
+        if self._due(options.checkpoint_every) or step == options.num_steps:
+            self._save()
+        # The evaluation after the last step is made at the end, once, with examples to show.
+        evaluated = step in self._session.log.evaluated
+        if self._due(options.eval_every) and step < options.num_steps and not evaluated:
+            self._test()
+        self._session.progress.say("training")
+
+    def _stopped(self) -> Stopped:
+        return Stopped(
+            f"Stopped at step {self._step} of {self._options.num_steps}, and saved. Run the same "
+            "command again to go on.",
+            self._session.stop.number,
+        )
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def _until(stop: StopSignal, batches: Iterable[dict]) -> Iterator[dict]:
+    for batch in batches:
+        if stop:
+            raise _Interrupted
+        yield batch
+
+
+@contextmanager
+def _advised(checkpoints: Checkpoints) -> Iterator[None]:
+    """Adds to a NonFiniteError what is kept, and what to do."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}. {_advice(checkpoints)}", error.step) from None
+
+
+def _advice(checkpoints: Checkpoints) -> str:
+    last = checkpoints.latest
+    kept = (
+        "No checkpoint had been saved yet"
+        if last is None
+        else f"The last good checkpoint, of step {last}, is kept in {checkpoints.directory}"
+    )
+    return (
+        f"Training has stopped, nothing of this step was saved. {kept}. Try a smaller "
+        "optimizer.learning_rate, more optimizer.warmup_epochs or a smaller optimizer.clip_value, "
+        "in another workdir"
+    )

@@ -1,0 +1,122 @@
+"""Checkpoints of a run, with Orbax: the train state, the position in the data, the open log line.
+
+Only this file knows Orbax. A checkpoint is a directory `checkpoints/STEP` that appears under this
+name once it is complete; the next run removes what a killed one left half written.
+
+What is saved does not depend on where it was computed: one pytree for every module, and one
+position in the data for all processes (grain.checkpoint would write one for each process, that
+another number of processes would not find).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from sideways_jax.step import TrainState
+
+KEPT = 3  # how many of the newest checkpoints stay
+
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore` gives; the iterator that it was handed has moved, too."""
+
+    train_state: TrainState
+    progress: dict  # as it was saved
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+      workdir: the directory of the run; they go into `checkpoints/` below it.
+      to_modules, from_modules: conversions to and from a train state with one pytree for every
+        module. That is what is saved, so that a run can go on with another execution and on
+        another number of devices.
+      check: `check(step, train_state)` is called with what is about to be saved, and raises what is
+        wrong with it.
+    """
+
+    def __init__(
+        self,
+        workdir: os.PathLike[str] | str,
+        to_modules: Callable[[TrainState], TrainState] = lambda train_state: train_state,
+        from_modules: Callable[[TrainState], TrainState] = lambda train_state: train_state,
+        check: Callable[[int, TrainState], None] = lambda step, train_state: None,
+    ):
+        self._to_modules, self._from_modules, self._check = to_modules, from_modules, check
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        # Saved while the caller waits: `train_step` donates its input, so that a save in the
+        # background would read buffers which the next step overwrites.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint; None if there is none."""
+        return self._manager.latest_step()
+
+    def save(
+        self, step: int, train_state: TrainState, data: grain.DatasetIterator, progress: dict
+    ) -> None:
+        """Saves, unless there is a checkpoint of this step.
+
+        Args:
+          step: the number of weight updates so far.
+          train_state: what it has learned is finite; to look at that is the caller's part.
+          data: the iterator over training batches.
+          progress: anything else; JSON.
+
+        Raises:
+          What `check` raises; nothing is saved then.
+        """
+        if step == self.latest:
+            return
+        modules = self._to_modules(train_state)
+        self._check(step, modules)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                train_state=ocp.args.StandardSave(modules),
+                data=ocp.args.JsonSave(data.get_state()),
+                progress=ocp.args.JsonSave(progress),
+            ),
+        )
+
+    def restore(self, step: int, train_state: TrainState, data: grain.DatasetIterator) -> Restored:
+        """Restores the checkpoint of a step.
+
+        Args:
+          step: one that there is, such as `latest`.
+          train_state: a freshly initialised one. Every array is restored with the shape, dtype and
+            sharding that it has there. It may have been saved from other devices.
+          data: a fresh iterator over training batches, moved to where the saved one was.
+
+        Raises:
+          ValueError: if the data are others than those it was saved with.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._to_modules(train_state))
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                train_state=ocp.args.StandardRestore(abstract),
+                data=ocp.args.JsonRestore(),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        data.set_state(restored.data)
+        return Restored(self._from_modules(restored.train_state), restored.progress)

@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from experiments.configs import autoencoder
+from experiments.workdir import config as workdirs
+from tests.experiments import tiny
+
+
+def test_same_config_and_what_may_change(tmp_path):
+    config = tiny.config()
+    workdirs.check(config, tmp_path / "new")
+    workdirs.claim(config, tmp_path / "new")
+    workdirs.check(config, tmp_path / "new")
+    workdirs.check(tiny.config(train__num_steps=99, data__num_workers=2), tmp_path / "new")
+    saved = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert saved["model"]["widths"] == [4, 4, 4, 4, 4]
+
+
+def test_names_every_difference(tmp_path):
+    workdirs.claim(tiny.config(), tmp_path)
+    other = tiny.config(rule="backprop", model__widths=(4, 4, 4, 4, 8)).unlock()
+    del other.data["speed"]
+    with pytest.raises(ValueError, match="holds another experiment") as error:
+        workdirs.check(other, tmp_path)
+    for difference in (
+        "data.speed was 1.0 there and is missing now",
+        "model.widths was [4, 4, 4, 4, 4] there and is [4, 4, 4, 4, 8] now",
+        'rule was "sideways" there and is "backprop" now',
+    ):
+        assert difference in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["update_every", "chunk"])
+def test_a_stream_is_not_counted_in_other_steps(field, tmp_path):
+    """Frame numbers, and with them dropout's keys, are counted in updates of so many frames."""
+    config = autoencoder.get_config("smoke")
+    workdirs.claim(config, tmp_path)
+    config.online[field] *= 11
+    with pytest.raises(ValueError, match=rf"online\.{field} was \d+ there and is \d+ now"):
+        workdirs.check(config, tmp_path)
+
+
+def test_workdirs_that_cannot_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        workdirs.check(tiny.config(), tmp_path / "file")
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"has checkpoints but no config\.json"):
+        workdirs.check(tiny.config(), tmp_path / "a")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        workdirs.check(tiny.config(), tmp_path)
