@@ -12,7 +12,7 @@ import optax
 from sideways_jax import Network, blocking, step, stream
 from sideways_jax.episode import RULES
 from sideways_jax.names import check_name
-from sideways_jax.online import Outputs
+from sideways_jax.stream import Outputs
 
 
 def make_learning(

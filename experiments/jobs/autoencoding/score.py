@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sideways_jax.models.autoencoder import PIXEL_RANGE, pixels
-from sideways_jax.online import Outputs
+from sideways_jax.stream import Outputs
 
 
 class Scores(NamedTuple):
