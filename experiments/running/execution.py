@@ -153,7 +153,11 @@ def conversions(
 
 
 def on_this_process(tree):
-    """Arrays that every device has, as arrays of this process alone."""
-    return jax.tree.map(
-        lambda x: x if x.is_fully_addressable else x.addressable_data(0), tree
-    )  # fmt: skip
+    """Arrays that every device has, or that are in host memory, on one device of this process."""
+
+    def local(x):
+        if isinstance(x, jax.Array):
+            return x if x.is_fully_addressable else x.addressable_data(0)
+        return jax.device_put(x, jax.local_devices()[0])
+
+    return jax.tree.map(local, tree)

@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from sideways_jax.step import TrainState
@@ -107,9 +108,11 @@ class Checkpoints:
           data: a fresh iterator over training batches, moved to where the saved one was.
 
         Raises:
-          ValueError: if the data are others than those it was saved with.
+          ValueError: if the data are others than those it was saved with, or if an earlier version
+            saved it.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._to_modules(train_state))
+        self._check_version(step)
+        abstract = jax.tree.map(_abstract, self._to_modules(train_state))
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -120,3 +123,18 @@ class Checkpoints:
         )
         data.set_state(restored.data)
         return Restored(self._from_modules(restored.train_state), restored.progress)
+
+    def _check_version(self, step: int) -> None:
+        """Raises ValueError for a train state without the number of frames that had arrived."""
+        saved = self._manager.item_metadata(step)["train_state"]
+        if saved is not None and "frames" not in saved:
+            raise ValueError(
+                f"{self.directory / str(step)} was saved by version 0.1.0 before 2026-11-21, whose "
+                "checkpoints do not say how many frames had arrived: go on with that version, or "
+                "start in another workdir"
+            )
+
+
+def _abstract(x: jax.Array | np.ndarray) -> Any:
+    """What Orbax restores like: shape, dtype and devices, or an array in host memory."""
+    return x if isinstance(x, np.ndarray) else ocp.utils.to_shape_dtype_struct(x)

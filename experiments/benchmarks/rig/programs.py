@@ -10,9 +10,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from sideways_jax.module_step import module_step
 
-from sideways_jax.trees import zeros
+from sideways_jax.in_flight import numbers_of
+from sideways_jax.rule import run_group
+from sideways_jax.task import Task
+from sideways_jax.trees import accumulate, wide_zeros
 
 
 def loss_fn(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -42,30 +44,36 @@ def group_alone(network, frame, group, num_frames: int):
         for i in group
     ]
 
+    task = Task(network, loss_fn)
+    target = jnp.zeros(frame.shape[:1], jnp.int32)
+    # Every module has an activation and a gradient, as in the middle of a stream.
+    everything = jnp.zeros((network.depth,), jnp.int32)
+    numbers = numbers_of(everything, everything, per_example=False)
+
     def run(params, state, inputs, cotangents):
         def body(carry, scale):
             state, sums, inputs, cotangents = carry
             # Something new at every step: XLA would compute what stays the same only once.
-            inputs = [inputs[0] * scale.astype(inputs[0].dtype), *inputs[1:]]
-            cotangents = [*cotangents[:-1], cotangents[-1] * scale.astype(cotangents[-1].dtype)]
-            steps = [
-                module_step(network.modules[i], params[i], state[j], inputs[j], cotangents[j],
-                            rng=key)
-                for j, i in enumerate(group)
-            ]  # fmt: skip
-            sums = [jax.tree.map(jnp.add, s, one.grads) for s, one in zip(sums, steps, strict=True)]
-            outs = [one.output for one in steps], [one.pseudo_gradient for one in steps]
-            # Signals move by one module; what comes from outside the group stays as it was.
-            inputs = [inputs[0], *outs[0][:-1]]
-            cotangents = [*outs[1][1:], cotangents[-1]]
+            below = inputs[0] * scale.astype(inputs[0].dtype)
+            above = cotangents[-1] * scale.astype(cotangents[-1].dtype)
+            steps = run_group(
+                task, group, tuple(params[i] for i in group), state, (below, *inputs[1:]),
+                (*cotangents[:-1], above), target, numbers, key,
+            )  # fmt: skip
+            sums = accumulate(sums, tuple(one.grads for one in steps))
+            outputs = tuple(one.output for one in steps)
+            down = tuple(one.pseudo_gradient for one in steps)
             kept = (
-                jnp.sum(outs[0][-1].astype(jnp.float32)[:1]),
-                (jnp.sum(outs[1][0].astype(jnp.float32)[:1]) if group[0] else 0.0),
+                jnp.sum(outputs[-1].astype(jnp.float32)[:1]),
+                (jnp.sum(down[0].astype(jnp.float32)[:1]) if group[0] else 0.0),
             )
-            return ([one.state for one in steps], sums, inputs, cotangents), kept
+            # Signals move by one module; what comes from outside the group stays as it was.
+            state = tuple(one.state for one in steps)
+            inputs, cotangents = (inputs[0], *outputs[:-1]), (*down[1:], cotangents[-1])
+            return (state, sums, inputs, cotangents), kept
 
-        sums = [zeros(params[i]) for i in group]
-        start = [state[i] for i in group], sums, inputs, cotangents
+        sums = wide_zeros(tuple(params[i] for i in group))
+        start = tuple(state[i] for i in group), sums, tuple(inputs), tuple(cotangents)
         scales = 1 + 1e-3 * jnp.arange(num_frames, dtype=jnp.float32)
         return jax.lax.scan(body, start, scales)
 

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sideways_jax import step, training
-from sideways_jax.episode import LossFn
+from sideways_jax.task import LossFn
 from sideways_jax.layout import DATA
 from sideways_jax.network import Network
 

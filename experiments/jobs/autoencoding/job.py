@@ -8,7 +8,6 @@ command again goes on from the last checkpoint.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,10 +91,9 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     )
     frame = frame_shape(config.data)
     to_modules, from_modules = conversions(execution, network, tx, frame)
-    arrived = functools.partial(rules.frames_arrived, config.rule, update_every)
     per_step = chunk / rules.frames_per_update(config.rule, network.depth, update_every)
     schedule = make_schedule(config.optimizer, UPDATES_PER_EPOCH)
-    evaluate = make_evaluate(config, network, to_modules, arrived) if config.test_streams else None
+    evaluate = make_evaluate(config, network, to_modules) if config.test_streams else None
 
     def init_on_frames(key):
         return init(key, frame, frame)
@@ -106,7 +104,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         config=config,
         introduction=_introduction(config, network),
         init=lambda: jax.jit(init_on_frames)(key),
-        train_step=on_chunks(learn, arrived),
+        train_step=on_chunks(learn),
         to_modules=to_modules,
         from_modules=from_modules,
         open_batches=lambda: Chunks(_streams(config.data, config.seed, "train"), chunk),
@@ -133,12 +131,11 @@ def frame_shape(data: ConfigDict) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((data.batch_size, data.size, data.size, 3), jnp.uint8)
 
 
-def on_chunks(learn: Callable, arrived: Callable) -> Callable:
+def on_chunks(learn: Callable) -> Callable:
     """`train_step(train_state, batch) -> (train_state, metrics)` for what `Chunks` gives.
 
     Args:
       learn: see `rules.make_learning`.
-      arrived: how many frames had arrived by `TrainState.step`.
 
     The metrics are "loss" (what is shown at a step against the frame that it is paired with), "lag"
     (of what is shown, steps), "grad_norm" and "finite".
@@ -146,7 +143,7 @@ def on_chunks(learn: Callable, arrived: Callable) -> Callable:
 
     def train_step(train_state, batch):
         frames, reset = batch["frames"].swapaxes(0, 1), batch["reset"].T
-        first = arrived(train_state.step)
+        first = train_state.frames
         train_state, metrics, outputs = learn(train_state, frames, frames, reset)
         shown = outputs.frames >= 0
         now = (first + jnp.arange(reset.shape[0], dtype=jnp.int32))[:, None]
@@ -157,9 +154,7 @@ def on_chunks(learn: Callable, arrived: Callable) -> Callable:
     return train_step
 
 
-def make_evaluate(
-    config: ConfigDict, network: Network, to_modules: Callable, arrived: Callable
-) -> Callable:
+def make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) -> Callable:
     """`Job.evaluate`: scores on the test streams, with the weights as they are, and a strip."""
     start, show = rules.make_showing(config.rule, network)
     show, frame = jax.jit(show), frame_shape(config.data)
@@ -184,7 +179,7 @@ def make_evaluate(
                 "frames; make data.length larger"
             )
         shown = middle.result(pixel_range)
-        strip = folder / "strips" / f"after-{arrived(int(train_state.step)):06d}-frames.png"
+        strip = folder / "strips" / f"after-{int(train_state.frames):06d}-frames.png"
         report.save_strip(report.draw_strip(shown), strip)
         return StreamEvaluation(scores, shown)
 

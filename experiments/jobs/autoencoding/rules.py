@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from sideways_jax import Network, blocking, step, stream
-from sideways_jax.episode import RULES
 from sideways_jax.names import check_name
+from sideways_jax.step import Training
 from sideways_jax.stream import Outputs
+from sideways_jax.task import RULES
 
 
 def make_learning(
@@ -24,8 +24,8 @@ def make_learning(
     update_every: int = 1,
     target: str = "stream",
     **execution: Any,
-) -> tuple[Callable, Callable]:
-    """A train step for a stream that also returns what is shown.
+) -> Training:
+    """A train step for a stream that also returns what is shown, of `step.make_train_step`.
 
     Args:
       rule: "sideways", or "backprop", which blocks.
@@ -36,32 +36,13 @@ def make_learning(
       target: "stream" or "origin": which frame's target Sideways compares an output with.
       **execution: "execution", "mesh" and "groups" of Sideways.
 
-    Returns:
-      `(init, train_step)`: `init(key, frame, target) -> TrainState`, and
-      `train_step(train_state, frames, targets, reset) -> (TrainState, metrics, Outputs)` for frames
-      and targets `[K, B, ...]` and reset bool `[K, B]`.
-
     Raises:
       ValueError: for an unknown rule.
     """
-    check_name("rule", rule, RULES)
+    options = {"update_every": update_every, "target": target, **execution}
     if rule == "backprop":
-        return blocking.make_train_step(network, loss_fn, tx, with_outputs=True)
-    return step.make_train_step(
-        network, loss_fn, tx, update_every=update_every, target=target, with_outputs=True,
-        **execution,
-    )  # fmt: skip
-
-
-def frames_arrived(rule: str, update_every: int, train_step: int | jax.Array) -> int | jax.Array:
-    """How many frames of each stream have arrived by `TrainState.step`: the next one's number.
-
-    Args:
-      rule: "sideways" or "backprop".
-      update_every: frames from one update of Sideways to the next.
-      train_step: `TrainState.step`, which counts updates of Sideways and frames of backprop.
-    """
-    return train_step if rule == "backprop" else train_step * update_every
+        options = {"update_every": 1}
+    return step.make_train_step(network, loss_fn, tx, rule=rule, with_outputs=True, **options)
 
 
 def frames_per_update(rule: str, depth: int, update_every: int) -> int:

@@ -1,7 +1,5 @@
 """What is checked for being finite: all that is learned, and all signals but those of bubbles."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +53,7 @@ MESH = pytest.param("smoke,execution=depth_sharded,depth=2", marks=pytest.mark.f
 def run(request):
     """The state after a chunk of two frames, of which D = 6 modules leave bubbles; and its parts.
 
-    `(arrived, learn, train_state, to_modules, from_modules)`.
+    `(learn, train_state, to_modules, from_modules)`.
     """
     config = autoencoder.get_config(request.param)
     network = make_network(config.model)
@@ -67,9 +65,8 @@ def run(request):
     where = {} if config.rule == "backprop" else execution.arguments
     init, learn = rules.make_learning(config.rule, network, squared_error(), tx, **where)
     learn = jax.jit(learn)
-    arrived = functools.partial(rules.frames_arrived, config.rule, 1)
-    train_state, _ = on_chunks(learn, arrived)(init(jax.random.key(0), frame), BATCH)
-    return arrived, learn, train_state, *conversions(execution, network, tx, frame)
+    train_state, _ = on_chunks(learn)(init(jax.random.key(0), frame), BATCH)
+    return learn, train_state, *conversions(execution, network, tx, frame)
 
 
 BATCH = {
@@ -79,7 +76,7 @@ BATCH = {
 
 
 def test_nan_in_a_bubble_does_not_stop_a_run(run):
-    arrived, learn, train_state, to_modules, from_modules = run
+    learn, train_state, to_modules, from_modules = run
 
     def leave_nan(*arguments):
         train_state, metrics, outputs = learn(*arguments)
@@ -87,7 +84,7 @@ def test_nan_in_a_bubble_does_not_stop_a_run(run):
         modules = modules._replace(in_flight=poisoned(modules.in_flight, bubbles=True))
         return from_modules(modules), metrics, outputs
 
-    train_state, metrics = on_chunks(leave_nan, arrived)(train_state, BATCH)
+    train_state, metrics = on_chunks(leave_nan)(train_state, BATCH)
     in_flight = to_modules(train_state).in_flight
     assert not all(jnp.isfinite(x).all() for x in jax.tree.leaves(in_flight))
     assert metrics["finite"]
@@ -96,7 +93,7 @@ def test_nan_in_a_bubble_does_not_stop_a_run(run):
 
 
 def test_what_is_learned_is_looked_at(run):
-    _, _, train_state, *_ = run
+    _, train_state, *_ = run
     assert all_finite(train_state)
     for part in ("params", "opt_state"):
         bad = jax.tree.map(lambda x: x * jnp.asarray(jnp.nan, x.dtype)
@@ -115,7 +112,7 @@ class _Position:
 
 
 def test_a_signal_that_is_not_finite_is_not_saved(run, tmp_path):
-    _, _, train_state, to_modules, _ = run
+    _, train_state, to_modules, _ = run
     modules = to_modules(train_state)
     bad = modules._replace(in_flight=poisoned(modules.in_flight, bubbles=False))
     with Checkpoints(tmp_path, check=check_saved) as checkpoints:
