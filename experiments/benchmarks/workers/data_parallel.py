@@ -9,9 +9,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sideways_jax import step, training
-from sideways_jax.task import LossFn
 from sideways_jax.layout import DATA
 from sideways_jax.network import Network
+from sideways_jax.task import LossFn, Task
 
 CLIP = PartitionSpec(None, DATA)  # frames and targets [K, B, ...]
 
@@ -38,17 +38,17 @@ def make_train_step(
     """
 
     def on_device(params, state, frames, targets):
-        episode = step.episode_gradients(
+        one = step.episode_gradients(
             network, loss_fn, params, state, frames, targets, rule="backprop",
             execution=execution,
         )  # fmt: skip
-        return episode._replace(
-            grads=jax.lax.pmean(episode.grads, DATA), loss=jax.lax.pmean(episode.loss, DATA)
+        return one._replace(
+            grads=jax.lax.pmean(one.grads, DATA), loss=jax.lax.pmean(one.loss, DATA)
         )
 
     everywhere = PartitionSpec()
 
-    def gradients(params, state, frames, targets, *, rng):
+    def episode(params, state, frames, targets, rng):
         del rng
         if jax.tree.leaves(state):
             raise ValueError("data_parallel is for networks without state; this one has some")
@@ -65,7 +65,8 @@ def make_train_step(
             check_vma=False,
         )(params, state, frames, targets)  # fmt: skip
 
-    init, train_step = training.per_episode(network, tx, gradients, "backprop", "stream", None)
+    task = Task(network, loss_fn, "backprop")
+    init, train_step = training.make_training(task, tx, episode)
 
     def init_everywhere(key, frame):
         make = jax.jit(lambda key: init(key, frame), out_shardings=NamedSharding(mesh, everywhere))
