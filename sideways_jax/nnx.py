@@ -186,8 +186,12 @@ def _streams(template: nnx.State, rng: jax.Array | None) -> nnx.State:
         rng = jax.random.wrap_key_data(rng)
     restarted = []
     for n, (path, variable) in enumerate(nnx.to_flat_state(template)):
-        is_key = isinstance(variable, nnx.RngKey)
-        value = jax.random.fold_in(rng, n) if is_key else jnp.zeros((), jnp.uint32)
+        shape = variable.get_value().shape  # Not () for the layers that nnx.vmap makes.
+        if isinstance(variable, nnx.RngKey):
+            value = jax.random.fold_in(rng, n)
+            value = jax.random.split(value, shape) if shape else value
+        else:
+            value = jnp.zeros(shape, jnp.uint32)
         restarted.append((path, variable.replace(value)))
     return nnx.from_flat_state(restarted)
 
