@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from sideways_jax.trees import PyTree
 
@@ -143,10 +144,10 @@ def wrong_mode(part: str, train: bool, why: str, how: str) -> ValueError:
     """
     wanted, got = ("training", "evaluation") if train else ("evaluation", "training")
     return ValueError(
-        f"{part} is in {got} mode (train={not train}) although this is {wanted} (train={train}): "
-        f"{why}. Hand on an argument of __call__ such as `train` to it, or name that argument with "
-        f"train_argument=...{how}. If it is meant to be the same in both modes, give "
-        "allow_fixed=True"
+        f"{part} is in {got} mode although this is {wanted} (train={train}): {why}. Leave its "
+        "attribute at None, or hand on to it an argument of the module's __call__ such as `train`; "
+        f"if that has a name of its own, give train_argument=...{how}. If it is meant to be the "
+        "same in both modes, give allow_fixed=True"
     )
 
 
@@ -157,3 +158,14 @@ def keep_dtypes(state: PyTree, new_state: PyTree) -> PyTree:
         return new if new.dtype == old.dtype else new.astype(old.dtype)
 
     return jax.tree.map(keep, state, new_state)
+
+
+def depends_on_input(function: Callable[[PyTree], PyTree], x: PyTree) -> bool:
+    """Whether a function uses its input for what it gives, by its traced program.
+
+    >>> depends_on_input(lambda x: 0 * x, 1.0), depends_on_input(lambda x: 2.0, 1.0)
+    (True, False)
+    """
+    jaxpr = jax.make_jaxpr(function)(x).jaxpr
+    _, used_inputs = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return any(used_inputs)

@@ -26,7 +26,7 @@ from sideways_jax.adapters import (
 from sideways_jax.network import Module
 from sideways_jax.trees import PyTree, shape_of
 
-INTERMEDIATES = "intermediates"  # What Linen modules sow for whoever looks at them.
+INTERMEDIATES = "intermediates"  # The collection that Linen modules sow into, to be looked at.
 
 
 def from_linen(
@@ -91,9 +91,9 @@ def from_linen(
     def told(train, rng):
         """The module of this mode, and what it is called with beside the activation."""
         one = in_mode[train]
-        keywords = train_keywords(type(one).__call__, train, train_argument)
+        keywords = _keywords(one, train, train_argument)
         arguments = call_arguments(type(one).__call__, keywords)
-        with tell_linen(train, keywords, allow_fixed), _explained(rng, rng_streams):
+        with tell_linen(train, keywords, allow_fixed), _explained(train, rng, rng_streams):
             yield one, *arguments
 
     def init(key, x):
@@ -167,6 +167,25 @@ def _linen_module(
     return made
 
 
+def _keywords(module: linen.Module, train: bool, train_argument: TrainArgument) -> dict[str, Any]:
+    """What the outermost module is told, but for what was settled when it was made."""
+    keywords = train_keywords(type(module).__call__, train, train_argument)
+    if train_argument is not None:
+        return keywords
+    parameters = signature(type(module).__call__).parameters
+    # With an attribute of the same name, one of the two has to be None (flax.linen.merge_param).
+    settled = _fields(module)
+    return {
+        name: mode
+        for name, mode in keywords.items()
+        if parameters[name].default is not None or settled.get(name) is None
+    }
+
+
+def _fields(module: linen.Module) -> dict[str, Any]:
+    return {field.name: getattr(module, field.name, None) for field in dataclasses.fields(module)}
+
+
 @contextlib.contextmanager
 def tell_linen(
     train: bool, keywords: Mapping[str, Any] | None = None, allow_fixed: bool = False
@@ -199,16 +218,18 @@ def _told(module, args, kwargs, train, keywords, allow_fixed):
             "whether this is training: wrap the NNX module with from_nnx, or, if it is the same in "
             "both modes, give allow_fixed=True"
         )
+    is_outermost = module.path == ()
+    if is_outermost:  # nn.remat and nn.jit trace arguments, unless they were named as static.
+        kwargs = {n: keywords.get(n, v) if isinstance(v, Tracer) else v for n, v in kwargs.items()}
     call = signature(type(module).__call__)
     try:
         given = call.bind_partial(module, *args, **kwargs)
     except TypeError:  # The call itself says it better.
         return args, kwargs
-    told = {}
-    if module.path == ():
-        # nn.remat and nn.jit trace the arguments that they were not told to be static.
-        told |= {n: v for n, v in keywords.items() if isinstance(given.arguments.get(n), Tracer)}
-    fields = {field.name for field in dataclasses.fields(module)}
+    fields, told = _fields(module), {}
+    for name, mode in keywords.items():
+        if is_outermost and isinstance(given.arguments.get(name), Tracer):
+            told[name] = mode
     for name, say in FLAGS.items():
         if name in told:
             continue
@@ -217,19 +238,18 @@ def _told(module, args, kwargs, train, keywords, allow_fixed):
         if parameter is not None:
             default = None if parameter.default is parameter.empty else parameter.default
             mode = given.arguments.get(name, default)
-        if mode is None and name in fields:
-            mode = getattr(module, name)
+        if mode is None:
+            mode = fields.get(name)
         if mode is None and parameter is not None:
             told[name] = say(train)
         ignorable = allow_fixed or (name == "deterministic" and never_drops(module))
         if is_flag(mode) and mode != say(train) and not ignorable:
-            kind = type(module).__name__
             raise wrong_mode(
                 _name(module),
                 train,
                 f"it has {name}={bool(mode)}",
-                ", or give a function that makes the module, from_linen(lambda train: "
-                f"{kind}(...))",
+                ", or give a function that makes the module for either mode, "
+                "from_linen(lambda train: ...)",
             )
     if not told:
         return args, kwargs
@@ -275,7 +295,7 @@ def _init_variables(
             raise ValueError(
                 f"it sows into the collection {collection!r}. What is sown is neither trained nor "
                 "sent on; a loss in there would be forgotten. Make it a part of the output, or, if "
-                f"nobody needs it in training, give ignore=({collection!r},)"
+                f"training does not need it, give ignore=({collection!r},)"
             ) from failed
     if failed is not None:
         raise ValueError(
@@ -299,14 +319,15 @@ def _like(state: PyTree, new_state: PyTree) -> PyTree:
 
 
 @contextlib.contextmanager
-def _explained(rng: jax.Array | None, rng_streams: Sequence[str]) -> Iterator[None]:
+def _explained(train: bool, rng: jax.Array | None, rng_streams: Sequence[str]) -> Iterator[None]:
     """Says what to do about the errors of Flax and JAX that do not say it."""
     try:
         yield
     except errors.InvalidRngError as error:
         if rng is None:
+            when = "" if train else " in evaluation, where there are none"
             raise ValueError(
-                f"this Linen module draws random numbers, it needs rng=: {error}"
+                f"this Linen module draws random numbers{when}, it needs rng=: {error}"
             ) from error
         raise ValueError(
             f"this Linen module draws from a random stream that is not in {rng_streams=}; give "

@@ -15,6 +15,7 @@ from sideways_jax.adapters import (
     TrainArgument,
     call_arguments,
     check_call,
+    depends_on_input,
     is_flag,
     keep_dtypes,
     train_keywords,
@@ -24,6 +25,7 @@ from sideways_jax.linen import tell_linen
 from sideways_jax.network import Module
 from sideways_jax.trees import PyTree
 
+_HOW = ", or an attribute of the module that is called `train`, which follows too"
 Path = tuple[Any, ...]  # of a variable in an NNX module
 
 
@@ -70,6 +72,8 @@ def from_nnx(
                 f"from_nnx got a function that gives a {type(made).__name__}: it has to give an "
                 "NNX module"
             )
+        if isinstance(made, nnx.bridge.ToNNX):
+            raise ValueError("ToNNX holds a module of Flax Linen: wrap that with from_linen")
         check_call(made, train_argument)
         _mark_arrays(made)
         nnx.pop(made, nnx.Intermediate)  # There may be some from a call of before.
@@ -91,25 +95,42 @@ def from_nnx(
         # Copies: a train step that donates them must not take the buffers of the caller's module.
         return jax.tree.map(jnp.copy, (nnx.to_pure_dict(params), nnx.to_pure_dict(state)))
 
-    def apply(params, state, x, *, train, rng):
-        train = bool(train)
+    def run(params, state, x, train, rng):
+        """`(y, new_state, random streams)`, the last as they are after the call."""
         module = nnx.merge(
             graph,
             _filled(params_template, params),
-            _streams(rng_template, rng, train),
+            _streams(rng_template, rng),
             _filled(state_template, state),
         )
         call = type(module).__call__
         args, keywords = call_arguments(call, train_keywords(call, train, train_argument))
         _set_flags(module, train)
-        before, traces = _values(module), [*_traces(module)]
+        before, traces, streams = _values(module), [*_traces(module)], [*_draws(module)]
         with tell_linen(train, allow_fixed=allow_fixed):  # For nnx.bridge.ToNNX.
             y = module(x, *args, **keywords)
         nnx.pop(module, nnx.Intermediate)
         _check_variables(before, _values(module))
         if not allow_fixed:
             _check_modes(traces, train)
-        return y, keep_dtypes(state, nnx.to_pure_dict(_split(module)[3]))
+        return y, keep_dtypes(state, nnx.to_pure_dict(_split(module)[3])), streams
+
+    def apply(params, state, x, *, train, rng):
+        train = bool(train)
+        if rng is not None or not nnx.to_flat_state(rng_template):
+            return run(params, state, x, train, rng)[:2]
+        if train:
+            raise ValueError("this NNX module has random streams (dropout?), training needs rng=")
+        no_key = jax.random.key(0)  # Nothing may depend on it.
+        y, new_state, streams = run(params, state, x, train, no_key)
+        # A key that was drawn may be thrown away: nnx.RNN draws one for a carry of zeros.
+        if any(stream.has_moved for stream in streams) and depends_on_input(
+            lambda key: run(params, state, x, train, key)[:2], no_key
+        ):
+            raise ValueError(
+                "this NNX module uses random numbers in evaluation (train=False), it needs rng="
+            )
+        return y, new_state
 
     return Module(init, apply)
 
@@ -159,19 +180,18 @@ def _filled(template: nnx.State, values: PyTree) -> nnx.State:
     return nnx.from_flat_state(filled)
 
 
-def _streams(template: nnx.State, rng: jax.Array | None, train: bool) -> nnx.State:
+def _streams(template: nnx.State, rng: jax.Array | None) -> nnx.State:
     """The random streams, started anew from `rng`: each has a key of its own and counts from 0."""
-    variables = nnx.to_flat_state(template)
-    if rng is None:
-        if train and variables:
-            raise ValueError("this NNX module has random streams (dropout?), training needs rng=")
-        rng = jax.random.key(0)  # Nothing draws from it: `_check_modes`.
-    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+    if rng is not None and not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         rng = jax.random.wrap_key_data(rng)
     restarted = []
-    for n, (path, variable) in enumerate(variables):
-        is_key = isinstance(variable, nnx.RngKey)
-        value = jax.random.fold_in(rng, n) if is_key else jnp.zeros((), jnp.uint32)
+    for n, (path, variable) in enumerate(nnx.to_flat_state(template)):
+        shape = variable.get_value().shape  # Not () for the layers that nnx.vmap makes.
+        if isinstance(variable, nnx.RngKey):
+            value = jax.random.fold_in(rng, n)
+            value = jax.random.split(value, shape) if shape else value
+        else:
+            value = jnp.zeros(shape, jnp.uint32)
         restarted.append((path, variable.replace(value)))
     return nnx.from_flat_state(restarted)
 
@@ -196,7 +216,7 @@ def _values(module: nnx.Module) -> dict[Path, Any]:
 def _check_variables(before: dict[Path, Any], after: dict[Path, Any]) -> None:
     """Raises ValueError if a call made variables, or changed the structure of some."""
     for path in {**before, **after}:
-        name = _dotted(path)
+        name = ".".join(map(str, path))
         if path not in before:
             raise ValueError(
                 f"a call of this NNX module makes the variable {name}: what is trained or kept has "
@@ -212,42 +232,56 @@ def _check_variables(before: dict[Path, Any], after: dict[Path, Any]) -> None:
 
 
 class _Trace(NamedTuple):
-    """Where it shows whether dropout or batch normalisation did what it does in training."""
+    """Where it shows what a part of a module did in a call."""
 
-    name: str
-    moves: nnx.Variable  # in training, and only there
+    name: str  # of the part
+    moves: nnx.Variable
     stays: nnx.Variable | None
     old: tuple  # values of the two before the call
-    why: str  # what it means if nothing moved
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether even what stays is new, as after `nnx.remat` and `nnx.jit`."""
+        return self.stays is None or self.stays.get_value() is not self.old[1]
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether what moves is new."""
+        return self.moves.get_value() is not self.old[0]
+
+
+def _trace(path: Path, part: Any, moves: nnx.Variable, stays: nnx.Variable | None) -> _Trace:
+    name = f"{'.'.join(map(str, path)) or 'the module itself'} ({type(part).__name__})"
+    old = moves.get_value(), None if stays is None else stays.get_value()
+    return _Trace(name, moves, stays, old)
 
 
 def _traces(module: nnx.Module) -> Iterator[_Trace]:
-    """Of all submodules that are not the same in both modes."""
+    """Of dropout, which draws, and batch normalisation, whose statistics move, in training."""
     for path, part in nnx.iter_modules(module):
-        name = f"{_dotted(path) or 'the module itself'} ({type(part).__name__})"
-        if isinstance(part, (nnx.Dropout, nnx.MultiHeadAttention)):
+        if isinstance(part, nnx.BatchNorm):
+            yield _trace(path, part, part.mean, part.bias if part.scale is None else part.scale)
+        elif isinstance(part, (nnx.Dropout, nnx.MultiHeadAttention)):
             rate = part.rate if isinstance(part, nnx.Dropout) else part.dropout_rate
             if 0 < rate < 1 and isinstance(part.rngs, nnx.RngStream):
-                moves, stays, why = part.rngs.count, part.rngs.key, "it drew no random numbers"
-                yield _Trace(name, moves, stays, (moves.get_value(), stays.get_value()), why)
-        elif isinstance(part, nnx.BatchNorm):
-            moves, stays, why = part.mean, part.scale or part.bias, "its statistics did not move"
-            old = moves.get_value(), None if stays is None else stays.get_value()
-            yield _Trace(name, moves, stays, old, why)
+                yield _trace(path, part, part.rngs.count, part.rngs.key)
+
+
+def _draws(module: nnx.Module) -> Iterator[_Trace]:
+    """Of all random streams."""
+    for path, part in nnx.iter_graph(module):
+        if isinstance(part, nnx.RngStream):
+            yield _trace(path, part, part.count, part.key)
 
 
 def _check_modes(traces: Sequence[_Trace], train: bool) -> None:
     """Raises ValueError if dropout or batch normalisation did not follow `train` in a call.
 
-    Their attributes did, but arguments of their calls come first. Variables that went through
-    `nnx.remat` or `nnx.jit` are all new, even those that stay; of them nothing is known.
+    Their attributes did, but arguments of their calls come first.
     """
-    for name, moves, stays, old, why in traces:
-        moved = moves.get_value() is not old[0]
-        all_new = stays is None or stays.get_value() is not old[1]
-        if moved != train and not (moved and all_new):
-            raise wrong_mode(name, train, why if train else "its call overrides its attribute", "")
-
-
-def _dotted(path: Path) -> str:
-    return ".".join(map(str, path))
+    for one in traces:
+        if train and not one.has_moved:
+            why = "it drew no random numbers, or its statistics did not move, if it ran at all"
+            raise wrong_mode(one.name, train, why, _HOW)
+        if not train and one.has_moved and not one.is_unknown:
+            raise wrong_mode(one.name, train, "an argument of its call says so", _HOW)
