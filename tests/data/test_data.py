@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import data
+from data.sets import CLIPS, STREAMS
 from tests.data import videos
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -35,6 +36,12 @@ def test_what_the_door_shows_is_there():
     assert [name for name in data.__all__ if not hasattr(data, name)] == []
 
 
+def test_the_data_sets_there_are():
+    clips = {"cater", "hmdb51", "kinetics_csv", "moving_digits", "ucf101", "video_folder"}
+    assert clips <= set(CLIPS)
+    assert {"moving_solids", "video_file"} <= set(STREAMS)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -61,7 +68,7 @@ def test_default_config(name):
     [
         ("moving_digit", "no data set 'moving_digit'; did you mean 'moving_digits'"),
         ("folder", "did you mean 'video_folder'"),
-        ("zzz", "it can be cater, hmdb51, kinetics_csv, moving_digits"),
+        ("zzz", f"it can be {', '.join(sorted(CLIPS))}$"),
         ("moving_solids", "it is for data.load_streams"),
     ],
 )
@@ -76,7 +83,7 @@ def test_an_unknown_name(name, message):
     ("name", "message"),
     [
         ("moving_solid", "did you mean 'moving_solids'"),
-        ("zzz", "it can be moving_solids, video_file"),
+        ("zzz", f"it can be {', '.join(sorted(STREAMS))}$"),
         ("video_folder", "made of clips with labels: it is for data.load"),
     ],
 )
@@ -88,7 +95,7 @@ def test_an_unknown_name_of_streams(name, message):
 
 
 def test_default_config_of_an_unknown_name():
-    message = "it can be cater, hmdb51, .* moving_solids, ucf101, video_file, video_folder"
+    message = f"it can be {', '.join(sorted(CLIPS | STREAMS))}$"
     with pytest.raises(ValueError, match=message):
         data.default_config("zzz")
 
