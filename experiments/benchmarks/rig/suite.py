@@ -36,7 +36,7 @@ class Suite(NamedTuple):
 
     # A NamedTuple class. Its fields are the flags that the suite takes, with their defaults; the
     # types may be int, float, bool, str, a Literal of strings, a tuple of int, or one of these or
-    # None. `HELP` says what they mean.
+    # None; `batch` and `size` are among them. `HELP` says what they mean.
     settings: type
     check: Callable[[Any], None]  # check(settings): ValueError for what cannot be measured
     rows: Callable[[Any, Progress], list[Row]]  # rows(settings, progress): measures
