@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ def train_state(value):
         opt_state=({"count": jnp.int32(value)}, ()),
         in_flight=(),
         rng=jax.random.key(value),
+        frames=jnp.int32(10 * value),
     )
 
 
@@ -98,3 +101,31 @@ def test_other_data_are_refused(tmp_path, batches):
         other = iter(load(tiny.config(data__speed=2.0).data, seed=0).train)
         with pytest.raises(ValueError, match="videos was"):
             checkpoints.restore(1, train_state(0), other)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_named(tmp_path, batches):
+    """It does not say how many frames had arrived, which streams need to go on."""
+
+    class Earlier(NamedTuple):
+        step: jax.Array
+        params: tuple
+        state: tuple
+        opt_state: tuple
+        in_flight: tuple
+        rng: jax.Array
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, Earlier(*train_state(1)[:6]), batches, {})
+        with pytest.raises(ValueError, match=r"checkpoints/1 was saved by .*how many frames"):
+            checkpoints.restore(1, train_state(0), batches)
+
+
+def test_what_is_in_host_memory_comes_back_there(tmp_path, batches):
+    """What leaves a mesh: no device gets the modules of others when they are restored."""
+    saved = train_state(1)._replace(params=({"w": np.ones((8, 2), np.float32)}, ()))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, saved, batches, {})
+        like = saved._replace(params=jax.tree.map(np.zeros_like, saved.params))
+        restored = checkpoints.restore(1, like, batches).train_state
+    assert isinstance(restored.params[0]["w"], np.ndarray)
+    np.testing.assert_array_equal(restored.params[0]["w"], saved.params[0]["w"])
