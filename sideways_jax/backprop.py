@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from sideways_jax.episode import Episode
-from sideways_jax.trees import average, first_of, zeros
+from sideways_jax.trees import accumulate, average, first_of, wide_zeros
 
 
 def scan_episode(network, loss_fn, params, state, frames, targets, *, target, train, rng):
     """An episode of backprop as a `lax.scan` over frames, with the memory of a single one.
+
+    Gradients and losses are added in `trees.wide` dtypes: float32 for bfloat16 parameters, which is
+    twice their bytes for as long as the episode takes.
 
     An output is there in the step of its frame, so that it is paired with the target of that frame
     whatever `target` says.
@@ -26,16 +29,16 @@ def scan_episode(network, loss_fn, params, state, frames, targets, *, target, tr
         (frame_value, (output, state)), frame_grads = jax.value_and_grad(frame_loss, has_aux=True)(
             params, state, *inputs
         )
-        return (state, jax.tree.map(jnp.add, grads, frame_grads), loss + frame_value), output
+        return (state, *accumulate((grads, loss), (frame_grads, frame_value))), output
 
     num_frames = jax.tree.leaves(frames)[0].shape[0]
     frame_ids = jnp.arange(num_frames, dtype=jnp.int32)
     inputs = (frames, targets, frame_ids)
     loss_shape = jax.eval_shape(frame_loss, params, state, *first_of(inputs))[0]
-    start = (jax.tree.map(jnp.asarray, state), zeros(params), zeros(loss_shape))
+    start = (jax.tree.map(jnp.asarray, state), *wide_zeros((params, loss_shape)))
     (state, grads, loss), outputs = jax.lax.scan(body, start, inputs)
     return Episode(
-        grads=average(grads, num_frames),
+        grads=average(grads, num_frames, like=params),
         num_grads=jnp.full((network.depth,), num_frames, jnp.int32),
         loss=average(loss, num_frames),
         outputs=outputs,

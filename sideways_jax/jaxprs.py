@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import jax
 from jax.extend import core
 
@@ -32,3 +34,44 @@ def inline_jit(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
     if not any("jit" in eqn.primitive.name or "call" in eqn.primitive.name for eqn in closed.eqns):
         return closed
     return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*closed.in_avals)
+
+
+def evaluate(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, values: Sequence) -> dict[core.Var, jax.Array]:
+    """One equation of a program, on the values of `eqn.invars`: the values of its variables."""
+    read = {v: x for v, x in zip(eqn.invars, values, strict=True) if isinstance(v, core.Var)}
+    outvars = [v for v in eqn.outvars if not isinstance(v, core.DropVar)]
+    alone = jaxpr.replace(constvars=[], invars=list(read), outvars=outvars, eqns=[eqn])
+    return dict(zip(outvars, jax.core.eval_jaxpr(alone, [], *read.values()), strict=True))
+
+
+def body_of(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
+    """The program inside an equation that has one, of a call, a checkpoint or a loop."""
+    body = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+    # Of a checkpoint it is a jaxpr that needs no constants.
+    return body if hasattr(body, "consts") else core.ClosedJaxpr(body, ())
+
+
+def is_call(eqn: core.JaxprEqn) -> bool:
+    """Whether an equation only runs the program inside it."""
+    return eqn.primitive.name in ("jit", "pjit", "closed_call")
+
+
+def is_checkpoint(eqn: core.JaxprEqn) -> bool:
+    """Whether an equation is `jax.checkpoint`."""
+    return eqn.primitive.name in ("checkpoint", "remat", "remat2")
+
+
+def all_equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """The equations of a program and of all programs inside them."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from all_equations(inner)
+
+
+def scan_sizes(eqn: core.JaxprEqn) -> tuple[int, int]:
+    """How many of the inputs of a `lax.scan` are constants, and how many are carried."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    constants, carry, _ = eqn.params["ft_in"].unpack()  # From jax 0.11 on.
+    return len(constants), len(carry)

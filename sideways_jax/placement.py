@@ -79,28 +79,36 @@ def from_sizes(sizes: Sequence[int], depth: int, num_devices: int) -> Groups:
     return tuple(tuple(range(a, a + size)) for a, size in zip(starts, sizes, strict=True))
 
 
-def count_costs(network: Network, params: tuple, state: tuple, frame: PyTree) -> tuple[float, ...]:
+def count_costs(
+    network: Network, params: tuple, state: tuple, frame: PyTree, *, train: bool = True
+) -> tuple[float, ...]:
     """Counts the floating-point operations of each module's forward and backward pass.
 
     The compiler counts them, on one frame batch; nothing is run.
 
     Args:
-      network, params, state: as everywhere; arrays or their shapes.
+      network: D modules.
+      params, state: tuples of D pytrees, of arrays or their shapes.
       frame: a batch of frames `[B, ...]`, or its shape.
+      train: whether there is a backward pass. Without it, as in inference, nothing is
+        differentiated, so that modules need not be differentiable (with a `while_loop`, say).
     """
     inputs = (shape_of(frame), *network.activation_shapes(params, state, frame))
     costs = []
     for i, module in enumerate(network.modules):
 
-        def both(params, state, x, pseudo_gradient, module=module):
-            def forward(params, x):
-                return module.apply(params, state, x, train=False, rng=None)[0]
+        def forward(params, state, x, module=module):
+            return module.apply(params, state, x, train=False, rng=None)[0]
 
-            output, pull_back = jax.vjp(forward, params, x)
+        def both(params, state, x, pseudo_gradient, forward=forward):
+            output, pull_back = jax.vjp(lambda params, x: forward(params, state, x), params, x)
             return output, pull_back(pseudo_gradient)
 
-        arguments = jax.tree.map(shape_of, (params[i], state[i], inputs[i], inputs[i + 1]))
-        analysis = jax.jit(both).lower(*arguments).cost_analysis() or {}
+        function, arguments = forward, (params[i], state[i], inputs[i])
+        if train:
+            function, arguments = both, (*arguments, inputs[i + 1])
+        lowered = jax.jit(function).lower(*jax.tree.map(shape_of, arguments))
+        analysis = lowered.cost_analysis() or {}
         costs.append(max(float(analysis.get("flops", 0.0)), 1.0))
     return tuple(costs)
 

@@ -19,7 +19,7 @@ from sideways_jax.layout import Layout, Sums, exchange, filled, run_branch
 from sideways_jax.network import Network, module_key
 from sideways_jax.packing import Packed, Packing
 from sideways_jax.schedules import ClockTable
-from sideways_jax.trees import PyTree, first_of, shape_of, zeros
+from sideways_jax.trees import PyTree, accumulate, first_of, shape_of, wide_zeros, zeros
 
 
 class _Carry(NamedTuple):
@@ -70,6 +70,11 @@ def backprop_steps(
       train, rng: passed on to the modules.
       bubble: the value of signals before the first real one arrives, of their padding and of
         unused places in the stash; tests put NaN there.
+
+    Returns:
+      Sums; those of gradients, and the losses, are in `trees.wide` dtypes: float32 for bfloat16
+      parameters, which is twice their bytes on every device. (The names of the vectors stay those
+      of the parameters, "bfloat16 000".)
     """
     num_frames = jax.tree.leaves(frames)[0].shape[0]
     stages = [
@@ -116,14 +121,15 @@ def backprop_steps(
             return carry, layout.signals.pack(n, result, padding=bubble)
         put = partial(jax.lax.dynamic_update_index_in_dim, index=frame_id, axis=0)
         outputs = jax.tree.map(put, carry.outputs, output)
-        return carry._replace(outputs=outputs, losses=put(carry.losses, result)), nothing_up
+        losses = put(carry.losses, result.astype(carry.losses.dtype))
+        return carry._replace(outputs=outputs, losses=losses), nothing_up
 
     def backward(n, carry, frame_id):
         row = {name: entry(rows, frame_id % table.stash) for name, rows in carry.stash.items()}
         if n < top:
             cotangent = layout.signals.unpack(n, carry.from_above)
         else:
-            cotangent = jnp.ones((), carry.losses.dtype)
+            cotangent = jnp.ones((), loss_shape.dtype)
         grads, down = stages[n].pull_back(
             layout.params.unpack(n, params),
             stash_packing.unpack(n, row),
@@ -152,14 +158,14 @@ def backprop_steps(
         carry, grads = run_branch(branches, carry, *clock)
         below, above = exchange(carry.from_below, carry.from_above, layout.num_devices)
         # Added here, in place: what goes through a branch is copied.
-        sums = jax.tree.map(jnp.add, sums, grads)
+        sums = accumulate(sums, grads)
         return (carry._replace(from_below=below, from_above=above), sums), None
 
     loss_shape = jax.eval_shape(loss_fn, layout.output, first_of(targets))
     by_frame = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((num_frames, *x.shape), x.dtype), (layout.output, loss_shape)
     )
-    outputs, losses = zeros(by_frame)
+    outputs, losses = zeros(by_frame[0]), wide_zeros(by_frame[1])
     start = _Carry(
         state=state,
         stash={
@@ -172,7 +178,7 @@ def backprop_steps(
         from_above=filled(layout.signals, bubble),
     )
     clock = jnp.asarray(table.forward), jnp.asarray(table.backward)
-    (end, sums), _ = jax.lax.scan(body, (start, no_grads), clock)
+    (end, sums), _ = jax.lax.scan(body, (start, wide_zeros(no_grads)), clock)
     return Sums(sums, end.state, end.outputs, end.losses)
 
 

@@ -9,19 +9,37 @@ module i get none and need no backward pass; those that would come after its las
 
 The same pseudo-gradients as `lax.scan` over computation steps, at the cost of batched backprop;
 and backprop itself is the case without the shift.
+
+Two kinds of modules take their frames one by one all the same, with the same answer as ever, and
+the rest of the network stays as it is: those whose output depends on a state that changes from
+frame to frame (recurrent ones, say), and those whose random numbers would be others for a batch of
+keys than for each alone (of the generators "rbg" and "unsafe_rbg").
+
+Sums over frames are made in `trees.wide` dtypes (`wide_sums.py`): the gradients of bfloat16
+parameters are float32, twice the bytes, until they are divided by their number.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sideways_jax.episode import Episode, align_targets
 from sideways_jax.network import module_key
-from sideways_jax.state_split import split_state
-from sideways_jax.trees import PyTree, average, first_of
+from sideways_jax.state_split import draws_alike, remembered, split_program, trace
+from sideways_jax.trees import (
+    PyTree,
+    accumulate,
+    average,
+    cast_like,
+    first_of,
+    wide,
+    wide_zeros,
+)
+from sideways_jax.wide_sums import has_narrow, with_wide_sums, without_integers
 
 
 def episode(
@@ -45,22 +63,18 @@ def episode(
     for i, module in enumerate(network.modules):
         count = num_frames - delay * i  # frames that reach this module
         untrained = 2 * delay * (depth - 1 - i)  # of them, that meet no pseudo-gradient
-        x = _frames_to(x, count)
-        keys = None
-        if rng is not None:
-            keys = jax.vmap(partial(module_key, rng, i))(jnp.arange(count, dtype=jnp.int32))
         x, module_state, pull_back = _run_module(
-            module, params[i], state[i], x, keys, untrained, train=train
+            module, params[i], state[i], _frames_to(x, count), _Keys(rng, i), untrained, train=train
         )
         new_state.append(module_state)
         pull_backs.append(pull_back)
 
     losses, cotangent = jax.vmap(jax.value_and_grad(loss_fn))(x, aligned)
     grads, num_grads = [], []
-    for pull_back in reversed(pull_backs):
+    for pull_back, module_params in zip(reversed(pull_backs), reversed(params), strict=True):
         count = jax.tree.leaves(cotangent)[0].shape[0]
         module_grads, cotangent = pull_back(cotangent)
-        grads.append(average(module_grads, count))
+        grads.append(average(module_grads, count, like=module_params))
         num_grads.append(count)
         # Entry n belongs to the n-th trained frame of this module. Two frames later in the module
         # below is the n-th trained frame there too, so that the shift is to drop the last one.
@@ -71,7 +85,7 @@ def episode(
     return Episode(
         grads=tuple(reversed(grads)),
         num_grads=jnp.asarray(num_grads[::-1], jnp.int32),
-        loss=jnp.mean(losses),
+        loss=average(jnp.sum(losses.astype(wide(losses.dtype))), losses.shape[0]),
         outputs=outputs,
         valid=jnp.arange(num_frames) >= late,
         state=tuple(new_state),
@@ -82,15 +96,52 @@ sideways_episode = partial(episode, delay=1)
 backprop_episode = partial(episode, delay=0)
 
 
+class _Keys(NamedTuple):
+    """The keys of a module."""
+
+    rng: jax.Array | None  # of the episode
+    index: int  # of the module
+
+    def of_frame(self, frame_id: jax.Array | int) -> jax.Array | None:
+        """The key of one frame."""
+        return module_key(self.rng, self.index, frame_id)
+
+    def of_frames(self, count: int) -> jax.Array | None:
+        """The keys of the first frames, `[count]`."""
+        if self.rng is None:
+            return None
+        frame_ids = jnp.arange(count, dtype=jnp.int32)
+        if jax.random.key_impl(self.rng) == "threefry2x32":
+            return jax.vmap(self.of_frame)(frame_ids)
+        return jax.lax.map(self.of_frame, frame_ids)  # "unsafe_rbg" would give other keys.
+
+
 def _run_module(module, params, state, x, keys, untrained, *, train):
     """One module on all its frames `[n, B, ...]`.
 
     Returns the outputs of all frames, the state after the last one, and the vjp of the outputs
-    from frame number `untrained` on, in the parameters and in those frames.
+    from frame number `untrained` on, in the parameters and in those frames. What the vjp gives for
+    the parameters is a sum over frames in wide dtypes.
     """
-    rng = None if keys is None else keys[0]
-    split = split_state(module, params, state, first_of(x), rng, train=train)
-    over_frames = jax.vmap(split.forward, in_axes=(None, None, 0, None if keys is None else 0))
+    program = trace(module, params, state, first_of(x), keys.rng, train=train)
+    split = split_program(program)
+    if split is not None and draws_alike(program):
+        return _all_at_once(
+            split, params, state, x, keys, untrained, has_narrow(program.closed.jaxpr)
+        )
+    return _one_by_one(module, params, state, x, keys, untrained, remembered(program), train=train)
+
+
+def _all_at_once(split, params, state, x, keys, untrained, narrow):
+    count = jax.tree.leaves(x)[0].shape[0]
+    keys = keys.of_frames(count)
+    # Residuals that are the same for all frames (made from the weights, say) are there once.
+    residual_axes = [0 if by_frame else None for by_frame in split.by_frame]
+    over_frames = jax.vmap(
+        split.forward,
+        in_axes=(None, None, 0, None if keys is None else 0),
+        out_axes=(0, residual_axes),
+    )
 
     def forward(params, x, keys):
         return over_frames(params, state, x, keys)
@@ -104,14 +155,59 @@ def _run_module(module, params, state, x, keys, untrained, *, train):
     )
     if untrained:
         y_head, residuals_head = forward(params, _frames_to(x, untrained), keys_head)
-        y, residuals = jax.tree.map(
-            lambda a, b: jnp.concatenate([a, b]), (y_head, residuals_head), (y, residuals)
+        y, residuals = (
+            jax.tree.map(lambda a, b: jnp.concatenate([a, b]), y_head, y),
+            [
+                jnp.concatenate([a, b]) if by_frame else b
+                for a, b, by_frame in zip(residuals_head, residuals, split.by_frame, strict=True)
+            ],
         )
     if split.update is not None:
-        # There may be no residuals: the state that counts frames, say.
-        count = jax.tree.leaves(x)[0].shape[0]
-        state, _ = jax.lax.scan(lambda s, r: (split.update(s, r), None), state, residuals, count)
-    return y, state, pull_back
+
+        def update(state, of_frame):
+            of_frame = iter(of_frame)
+            pairs = zip(residuals, split.by_frame, strict=True)
+            return split.update(state, [next(of_frame) if by else r for r, by in pairs]), None
+
+        # There may be nothing by frame: the state that counts frames, say.
+        of_frames = [r for r, by_frame in zip(residuals, split.by_frame, strict=True) if by_frame]
+        state, _ = jax.lax.scan(update, jax.tree.map(jnp.asarray, state), of_frames, count)
+    return y, state, with_wide_sums(pull_back) if narrow else pull_back
+
+
+def _one_by_one(module, params, state, x, keys, untrained, is_seen, *, train):
+    """The frames of a module that cannot run on all of them at the same time.
+
+    As `_run_module`. Of the state those leaves that the output sees (`is_seen`) are kept for all
+    frames; the forward pass is run again for the backward pass.
+    """
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, state))
+    frame_ids = jnp.arange(jax.tree.leaves(x)[0].shape[0], dtype=jnp.int32)
+
+    def apply(params, leaves, x, frame_id):
+        state = jax.tree.unflatten(structure, leaves)
+        y, state = module.apply(params, state, x, train=train, rng=keys.of_frame(frame_id))
+        return y, cast_like(jax.tree.leaves(state), leaves)
+
+    def forward(leaves, inputs):
+        y, new_leaves = apply(params, leaves, *inputs)
+        return new_leaves, (y, [leaf for leaf, kept in zip(leaves, is_seen, strict=True) if kept])
+
+    last, (y, seen) = jax.lax.scan(forward, leaves, (x, frame_ids))
+
+    def of_one_frame(sums, inputs):
+        x, frame_id, seen, cotangent = inputs
+        seen = iter(seen)
+        then = [next(seen) if kept else leaf for leaf, kept in zip(leaves, is_seen, strict=True)]
+        _, vjp = jax.vjp(lambda params, x: apply(params, then, x, frame_id)[0], params, x)
+        grads, down = vjp(cotangent)
+        return accumulate(sums, grads), without_integers(down)
+
+    def pull_back(cotangent):
+        trained = _frames_from((x, frame_ids, seen), untrained)
+        return jax.lax.scan(of_one_frame, wide_zeros(params), (*trained, cotangent))
+
+    return y, jax.tree.unflatten(structure, last), pull_back
 
 
 def _frames_to(tree: PyTree, stop: int) -> PyTree:

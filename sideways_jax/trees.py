@@ -41,7 +41,7 @@ def wide(dtype: Any) -> jnp.dtype:
 
 def wide_zeros(tree: PyTree) -> PyTree:
     """Where sums of such trees start: zeros in the `wide` dtype of every leaf, or of its shape."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x.dtype)), tree)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x.dtype)), shape_of(tree))
 
 
 def accumulate(sums: PyTree, tree: PyTree) -> PyTree:
@@ -51,7 +51,7 @@ def accumulate(sums: PyTree, tree: PyTree) -> PyTree:
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """`tree` in the dtypes of `like`, of arrays or their shapes."""
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+    return jax.tree.map(lambda x, y: x.astype(jnp.result_type(y)), tree, like)
 
 
 def select(condition: jax.Array, tree: PyTree, otherwise: PyTree = None) -> PyTree:

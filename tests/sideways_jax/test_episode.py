@@ -309,10 +309,8 @@ def test_a_state_that_changes_the_output(rule):
     clip = networks.random_clip(8)
     start = (network, *network.init(jax.random.key(0), clip[0][0]))
     expected = {"sideways": _sideways, "backprop": _backprop}[rule](*start, *clip)
-    assert_same_episode(_library(*start, *clip, rule=rule), expected)
-    # Then frames cannot be computed at once, and this must not go unsaid.
-    with pytest.raises(ValueError, match="execution='scan'"):
-        _library(*start, *clip, rule=rule, execution="time_parallel")
+    for execution in EXECUTIONS:
+        assert_same_episode(_library(*start, *clip, rule=rule, execution=execution), expected)
 
 
 def test_an_optimised_program_computes_the_same():

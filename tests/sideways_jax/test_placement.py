@@ -55,3 +55,18 @@ def test_costs_are_counted_operations():
     assert first == pytest.approx(3 * 2 * 4 * 12 * 30, rel=0.2)
     assert last == pytest.approx(3 * 2 * 4 * 30 * 3, rel=0.2)
     assert nothing < 0.1 * last
+
+
+def test_costs_of_inference_are_those_of_the_forward_pass():
+    from sideways_jax import Module, Network
+
+    def apply(params, state, x, *, train, rng):  # It cannot be differentiated.
+        halve = lambda x: x / 2  # noqa: E731
+        return jax.lax.while_loop(lambda x: jnp.max(x) > 1, halve, x), state
+
+    network = Network([networks.dense(30), Module(lambda key, x: ((), ()), apply)])
+    frame = jax.ShapeDtypeStruct((4, 12), jnp.float32)
+    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), frame))
+    first, second = placement.count_costs(network, *variables, frame, train=False)
+    assert first == pytest.approx(2 * 4 * 12 * 30, rel=0.2)
+    assert second > 0
