@@ -121,7 +121,7 @@ def make_train_step(
         tx,
         rule=config.rule,
         schedule=config.schedule or None,
-        recompute=config.recompute,
+        recompute=config.recompute if config.schedule else None,  # of these schedules alone
         target=config.target,
         metrics_fn=lambda logits, label: {"accuracy": accuracy(logits, label)},
         **execution.arguments,
