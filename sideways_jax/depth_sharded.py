@@ -116,6 +116,8 @@ def plan(
     frame: PyTree,
     mesh: Mesh,
     groups: Sequence[int] | None,
+    *,
+    train: bool = True,
 ) -> Layout:
     """Places the modules on the devices of the mesh.
 
@@ -124,17 +126,18 @@ def plan(
       frame: the shape of a whole batch of frames `[B, ...]`.
       mesh: with the axes `depth` and, maybe, `data`.
       groups: how many consecutive modules each device takes; None balances counted costs.
+      train: whether there is a backward pass, which costs something, and a state that changes.
 
     Raises:
-      ValueError: if the modules or the batch do not go into the mesh.
+      ValueError: if the modules, their states or the batch do not go into the mesh.
     """
     replicas, num_devices = check_mesh(mesh)
     local = _share_of(frame, mesh)
     params, state = shape_of(params), shape_of(state)
-    if replicas > 1:
+    if train and replicas > 1:
         check_counters(network, params, state, shape_of(frame), local)
     if groups is None:
-        costs = placement.count_costs(network, params, state, local)
+        costs = placement.count_costs(network, params, state, local, train=train)
         placed = placement.balance(costs, num_devices)
     else:
         placed = placement.from_sizes(groups, network.depth, num_devices)

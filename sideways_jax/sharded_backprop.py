@@ -19,7 +19,15 @@ from sideways_jax.layout import Layout, Sums, exchange, filled, run_branch
 from sideways_jax.network import Network, module_key
 from sideways_jax.packing import Packed, Packing
 from sideways_jax.schedules import ClockTable
-from sideways_jax.trees import PyTree, accumulate, first_of, shape_of, wide_zeros, zeros
+from sideways_jax.trees import (
+    PyTree,
+    accumulate,
+    cast_like,
+    first_of,
+    shape_of,
+    wide_zeros,
+    zeros,
+)
 
 
 class _Carry(NamedTuple):
@@ -87,7 +95,7 @@ def backprop_steps(
     stash_packing = Packing.of([stage.kept for stage in stages])
     top = layout.num_devices - 1
     nothing_up, nothing_down = filled(layout.signals, bubble), filled(layout.signals, bubble)
-    no_grads = filled(layout.params, 0)
+    no_grads = filled(layout.grads, 0)
 
     def entry(tree, frame_id):
         return jax.tree.map(
@@ -139,7 +147,7 @@ def backprop_steps(
             cotangent,
         )
         down = layout.signals.pack(n - 1, down, padding=bubble) if n else nothing_down
-        return layout.params.pack(n, grads), down
+        return layout.grads.pack(n, cast_like(grads, layout.grads.trees[n])), down
 
     def branch(n, carry, forward_frames, backward_frames):
         # Who has nothing to do waits: a conditional, unlike a selection, does not compute.
@@ -178,7 +186,7 @@ def backprop_steps(
         from_above=filled(layout.signals, bubble),
     )
     clock = jnp.asarray(table.forward), jnp.asarray(table.backward)
-    (end, sums), _ = jax.lax.scan(body, (start, wide_zeros(no_grads)), clock)
+    (end, sums), _ = jax.lax.scan(body, (start, no_grads), clock)
     return Sums(sums, end.state, end.outputs, end.losses)
 
 

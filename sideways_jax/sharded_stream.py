@@ -73,7 +73,7 @@ def make_pipelined_step(
       ValueError: if the modules or the batch do not go into the mesh.
     """
     frame = shape_of(frame)
-    layout = plan(network, params, state, frame, mesh, groups)
+    layout = plan(network, params, state, frame, mesh, groups, train=False)
     (replicas, num_devices), data = check_mesh(mesh), data_axis(mesh)
     inner = Packing.of([up for up, _ in layout.inner.trees])  # Nothing comes down.
     spec = PartitionSpec

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from sideways_jax import Module, Network, from_linen, make_mesh, step
+from sideways_jax.stream import PipelinedModel
 from tests.sideways_jax import networks
 from tests.sideways_jax.networks import squared_error
 from tests.sideways_jax.sharding import assert_close, clip, episode, variables
@@ -319,3 +320,23 @@ def test_a_counter_of_frames_on_replicas():
         network, squared_error, optax.sgd(0.1), execution=step.Pipeline(make_mesh(2, 2))
     )
     init(jax.random.key(0), jax.ShapeDtypeStruct((4, 5), jnp.float32))
+
+
+# Inference ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_inference_on_a_mesh_does_not_differentiate():
+    """A loop of unknown length has no gradient; where nothing is trained it needs none."""
+
+    def halve(params, state, x, *, train, rng):
+        return jax.lax.while_loop(lambda y: jnp.abs(y).max() > 1, lambda y: y / 2, x), state
+
+    network = Network([Module(lambda key, x: ((), ()), halve), networks.linear(3)])
+    frames = 8 * np.ones((3, 2, 5), np.float32)
+    params, state = network.init(jax.random.key(0), frames[0])
+    model = PipelinedModel(network, params, state, mesh=make_mesh(2))
+    outputs = [model.push(frame) for frame in frames]
+    assert outputs[0] is None
+    expected, _ = network.apply(params, state, frames[0])
+    np.testing.assert_allclose(outputs[1], expected, rtol=1e-6)
