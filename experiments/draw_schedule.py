@@ -18,9 +18,9 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sideways_jax import schedules
-from sideways_jax.names import check_name
-from sideways_jax.schedules import ClockTable
+from sideways_jax.rule import schedules
+from sideways_jax.rule.schedules import ClockTable
+from sideways_jax.tools.names import check_name
 
 NAMES = ("sideways", *schedules.SCHEDULES)
 TITLES = {

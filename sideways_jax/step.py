@@ -12,20 +12,20 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from sideways_jax.conversion import per_module
-from sideways_jax.episode import Episode, check_episode
-from sideways_jax.execution import Execution
-from sideways_jax.in_flight import InFlight, init_in_flight, restart
-from sideways_jax.mesh import check_mesh
-from sideways_jax.names import check_name
-from sideways_jax.network import Network
-from sideways_jax.one_device import Scan, TimeParallel
-from sideways_jax.pipeline import Pipeline
-from sideways_jax.rule import ComputationStep, ModuleStep, computation_step, module_step
-from sideways_jax.streams import Outputs
-from sideways_jax.task import LossFn, MetricsFn, Task, check_task
-from sideways_jax.train_state import Training, TrainState
-from sideways_jax.trees import PyTree
+from sideways_jax.devices.mesh import check_mesh
+from sideways_jax.network.network import Network
+from sideways_jax.one_device.execution import Scan, TimeParallel
+from sideways_jax.pipeline.conversion import per_module
+from sideways_jax.pipeline.execution import Pipeline
+from sideways_jax.rule.episode import Episode, check_episode
+from sideways_jax.rule.in_flight import InFlight, init_in_flight, restart
+from sideways_jax.rule.rule import ComputationStep, ModuleStep, computation_step, module_step
+from sideways_jax.rule.task import LossFn, MetricsFn, Task, check_task
+from sideways_jax.tools.names import check_name
+from sideways_jax.tools.trees import PyTree
+from sideways_jax.training.execution import Execution
+from sideways_jax.training.streams import Outputs
+from sideways_jax.training.train_state import Training, TrainState
 
 __all__ = [
     "EXECUTIONS",

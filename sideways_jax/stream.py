@@ -16,89 +16,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sideways_jax import sharded_stream
-from sideways_jax.network import Network
-from sideways_jax.rule import forward_group
-from sideways_jax.streams import Outputs
-from sideways_jax.trees import PyTree, select, shape_of, zeros
-from sideways_jax.wiring import heard
+from sideways_jax.network.network import Network
+from sideways_jax.one_device.inference import (
+    PipelineState,
+    init_pipeline,
+    pipelined_outputs,
+    pipelined_step,
+)
+from sideways_jax.pipeline import inference
+from sideways_jax.tools.trees import PyTree, shape_of
+from sideways_jax.training.streams import Outputs
 
 __all__ = [
     "Outputs",
-    "Pipeline",
+    "PipelineState",
     "PipelinedModel",
     "init_pipeline",
     "pipelined_outputs",
     "pipelined_step",
 ]
-
-
-class Pipeline(NamedTuple):
-    """The activations between modules, D-1 of them, each with the number of its frame."""
-
-    activations: tuple  # [i]: h_i [B, ...], from module i, for module i+1
-    frames: jax.Array  # int32[D-1, B], -1 for a bubble
-    next_frame: jax.Array  # int32[], the number of the frame that enters next
-
-
-def init_pipeline(network: Network, params: tuple, state: tuple, frame: PyTree) -> Pipeline:
-    """The empty pipeline, for batches like `frame` `[B, ...]`, an array or its shape."""
-    shapes = network.activation_shapes(params, state, frame)[:-1]
-    batch = jax.tree.leaves(frame)[0].shape[0]
-    bubbles = jnp.full((network.depth - 1, batch), -1, jnp.int32)
-    return Pipeline(zeros(shapes), bubbles, jnp.zeros((), jnp.int32))
-
-
-def pipelined_step(
-    network: Network,
-    params: tuple,
-    state: tuple,
-    pipeline: Pipeline,
-    frame: PyTree,
-    reset: jax.Array | None = None,
-) -> tuple[Pipeline, PyTree, jax.Array]:
-    """One step of all modules, each on the activation that the step before sent it.
-
-    Args:
-      network: D modules, which run with `train=False`.
-      params, state: tuples of D pytrees.
-      pipeline: `init_pipeline`, or what the step before gave.
-      frame: a batch `[B, ...]`, one frame of each of B streams.
-      reset: bool `[B]`, whether it is the first of another stream, of which nothing is in the
-        pipeline yet; by default never.
-
-    Returns:
-      `(pipeline, output, frames)`: `h_D` `[B, ...]`, zero for a bubble, and int32 `[B]`, the number
-      of the frame that it is of, counted from 0 since `init_pipeline`, -1 for a bubble.
-    """
-    below = pipeline.frames
-    if reset is not None:
-        below = jnp.where(reset[None], -1, below)
-    batch = below.shape[1]
-    entering = jnp.full((1, batch), pipeline.next_frame)
-    frames = jnp.concatenate([entering, below])
-    group = tuple(range(network.depth))
-    inputs = heard(group, frame, pipeline.activations)
-    sent = forward_group(network, group, params, state, inputs, frames)
-    new = Pipeline(sent[:-1], frames[:-1], pipeline.next_frame + 1)
-    return new, select(frames[-1] >= 0, sent[-1]), frames[-1]
-
-
-def pipelined_outputs(
-    network: Network,
-    params: tuple,
-    state: tuple,
-    pipeline: Pipeline,
-    frames: PyTree,
-    reset: jax.Array | None = None,
-) -> tuple[Pipeline, Outputs]:
-    """`pipelined_step` over frames `[K, B, ...]` and `reset` `[K, B]`, in one `lax.scan`."""
-
-    def body(pipeline, inputs):
-        pipeline, output, shown = pipelined_step(network, params, state, pipeline, *inputs)
-        return pipeline, Outputs(output, shown)
-
-    return jax.lax.scan(body, pipeline, (frames, reset))
 
 
 class Counters(NamedTuple):
@@ -212,11 +148,11 @@ class PipelinedModel:
 
         else:
             mesh = self._mesh
-            pipelined = sharded_stream.make_pipelined_step(
+            pipelined = inference.make_pipelined_step(
                 self._network, params, state, frame, mesh=mesh, groups=self._groups
             )
             self._variables, self._pipeline, step = pipelined
-            self._top = lambda rows: sharded_stream.top_row(rows, mesh)
+            self._top = lambda rows: inference.top_row(rows, mesh)
         self._step = jax.jit(step, donate_argnums=1)
         self._shape = frame
         self._reset = np.zeros(jax.tree.leaves(frame)[0].shape[:1], bool)

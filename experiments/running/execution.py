@@ -11,9 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from sideways_jax import Network, make_mesh
-from sideways_jax.layout import DATA, DEPTH
+from sideways_jax.devices.mesh import DATA, DEPTH
 from sideways_jax.step import per_module
-from sideways_jax.train_state import TrainState
+from sideways_jax.training.train_state import TrainState
 
 
 class Execution(NamedTuple):

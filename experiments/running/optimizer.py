@@ -7,7 +7,7 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
-from sideways_jax.optimizer import learning_rate_schedule, make_optimizer
+from sideways_jax.training.paper_optimizer import learning_rate_schedule, make_optimizer
 
 
 def make_schedule(options: ConfigDict, steps_per_epoch: int) -> optax.Schedule:

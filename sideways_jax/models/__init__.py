@@ -8,8 +8,8 @@ from typing import Any
 from sideways_jax.models.autoencoder import autoencoder
 from sideways_jax.models.simple_cnn import simple_cnn
 from sideways_jax.models.vgg import vgg8
-from sideways_jax.names import check_name
-from sideways_jax.network import Network
+from sideways_jax.network.network import Network
+from sideways_jax.tools.names import check_name
 
 __all__ = ["NETWORKS", "autoencoder", "make", "simple_cnn", "vgg8"]
 

@@ -9,12 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sideways_jax import network
-from sideways_jax.conv import CANONICAL, conv_general_dilated
-from sideways_jax.linen import from_linen
+from sideways_jax.models.conv import CANONICAL, conv_general_dilated
 from sideways_jax.models.layers import check_frames, he_normal, lecun_normal
 from sideways_jax.models.simple_cnn import WIDTHS, ConvReLU
-from sideways_jax.names import check_name
+from sideways_jax.network import network
+from sideways_jax.network.linen import from_linen
+from sideways_jax.tools.names import check_name
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "none": lambda x: x,

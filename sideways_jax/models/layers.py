@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sideways_jax.conv import conv_general_dilated
+from sideways_jax.models.conv import conv_general_dilated
 
 
 def fan_in_normal(scale: float) -> nn.initializers.Initializer:

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sideways_jax import network
-from sideways_jax.linen import from_linen
 from sideways_jax.models.layers import Logits, as_frames, conv, he_normal
+from sideways_jax.network import network
+from sideways_jax.network.linen import from_linen
 
 WIDTHS = (32, 64, 64, 128, 256)
 

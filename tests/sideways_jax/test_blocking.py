@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from sideways_jax import blocking, step
+from sideways_jax import step
+from sideways_jax.one_device import blocking
 from tests.sideways_jax import networks
 from tests.sideways_jax.comparison import assert_same
 from tests.sideways_jax.networks import BATCH, squared_error

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from sideways_jax.conv import CANONICAL, conv_general_dilated
+from sideways_jax.models.conv import CANONICAL, conv_general_dilated
 
 CASES = [  # input size, kernel size, strides, padding
     ((8, 8), (3, 3), (1, 1), "SAME"),

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from sideways_jax import Module, Network, depth_sharded, make_mesh, step
-from sideways_jax.layout import run_branch
-from sideways_jax.task import Task
+from sideways_jax import Module, Network, make_mesh, step
+from sideways_jax.devices import report
+from sideways_jax.devices.exchange import run_branch
+from sideways_jax.rule.task import Task
 from tests.sideways_jax import networks, sharding
 from tests.sideways_jax.networks import squared_error
 from tests.sideways_jax.sharding import (
@@ -328,7 +329,7 @@ def test_a_report_of_who_has_what():
     network = Network([networks.dense(7), networks.batch_norm(), networks.linear(3)])
     start = variables(network, (5,), "float32")
     frame = jax.ShapeDtypeStruct((4, 5), jnp.float32)
-    text = depth_sharded.report(network, *start, frame, make_mesh(2, data=2), groups=(1, 2))
+    text = report.report(network, *start, frame, make_mesh(2, data=2), groups=(1, 2))
     lines = [re.sub(r" +", " ", line).strip() for line in text.splitlines()]
     # 5*7+7 = 42 and 7*3+7+7+3 = 38 parameters, held are 35+7+7+3; 0 and 14 statistics; 2x7
     # activations sent.

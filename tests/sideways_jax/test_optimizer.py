@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from sideways_jax.optimizer import learning_rate_schedule, make_optimizer
+from sideways_jax.training.paper_optimizer import learning_rate_schedule, make_optimizer
 
 CONSTANT = {"steps_per_epoch": 10, "warmup_epochs": 0, "drop_epochs": ()}
 

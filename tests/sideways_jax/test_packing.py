@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sideways_jax.packing import Packing
+from sideways_jax.devices.packing import Packing
 
 TREES = (
     {"a": jnp.arange(6.0).reshape(2, 3), "b": (jnp.int32(7), jnp.asarray([True, False]))},

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sideways_jax import placement
+from sideways_jax.devices import placement
 from tests.sideways_jax import networks
 
 

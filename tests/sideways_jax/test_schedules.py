@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from sideways_jax import schedules, step
-from sideways_jax.schedules import SCHEDULES, ClockTable
+from sideways_jax import step
+from sideways_jax.rule import schedules
+from sideways_jax.rule.schedules import SCHEDULES, ClockTable
 from tests.sideways_jax import networks
 
 # DESIGN of Sideways, section 3.4: D = 5, L = 9, activation / pseudo-gradient, counted from 1.

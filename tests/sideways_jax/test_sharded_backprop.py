@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sideways_jax import make_mesh
-from sideways_jax.pipeline import Pipeline
-from sideways_jax.schedules import SCHEDULES
-from sideways_jax.task import Task
+from sideways_jax.pipeline.execution import Pipeline
+from sideways_jax.rule.schedules import SCHEDULES
+from sideways_jax.rule.task import Task
 from tests.sideways_jax import networks, sharding
 from tests.sideways_jax.networks import squared_error
 from tests.sideways_jax.sharding import TOLERANCE, assert_close, case, clip, episode, variables

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from sideways_jax import Network, make_mesh, step
-from sideways_jax.task import Task
+from sideways_jax.rule.task import Task
 from tests.sideways_jax import networks, sharding
 from tests.sideways_jax.comparison import largest_difference
 from tests.sideways_jax.networks import squared_error

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from sideways_jax import sharded_optimizer
-from sideways_jax.sharded_optimizer import check_local, norms, stand_ins, view
+from sideways_jax.pipeline import local_optimizer
+from sideways_jax.pipeline.local_optimizer import check_local, norms, stand_ins, view
 
 SHAPES = ({"kernel": (6, 4), "bias": (1, 4)}, {"kernel": (4, 5)}, {"kernel": (5, 3), "scale": ()})
 GROUPS = ((0,), (1, 2))
@@ -159,7 +159,7 @@ def test_on_one_device_anything_goes(name):
 
 def test_the_norm_of_norms_is_the_norm():
     grads = _tree(1)
-    leaf_norms = sharded_optimizer.norms(grads)
+    leaf_norms = local_optimizer.norms(grads)
     assert optax.tree.norm(leaf_norms) == pytest.approx(float(optax.tree.norm(grads)))
     seen = stand_ins(jax.eval_shape(lambda: grads), leaf_norms)
     assert jax.tree.map(jnp.ndim, seen) == jax.tree.map(jnp.ndim, grads)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sideways_jax import make_mesh, models, sharded_stream, stream
+from sideways_jax import make_mesh, models, stream
+from sideways_jax.pipeline import inference
 from tests.sideways_jax import networks, sharding
 from tests.sideways_jax.sharding import BATCH, assert_close, case, variables
 
@@ -95,7 +96,7 @@ def test_nothing_leaks(groups):
     mesh = make_mesh(len(groups))
 
     def show(frames, bubble):
-        held, pipeline, step = sharded_stream.make_pipelined_step(
+        held, pipeline, step = inference.make_pipelined_step(
             network, *start, frames[0], mesh=mesh, groups=groups, bubble=bubble
         )
         bad = [np.isnan(x).any() for x in jax.tree.leaves((held, pipeline))]
@@ -104,7 +105,7 @@ def test_nothing_leaks(groups):
         for t, one in enumerate(frames):
             reset = (np.arange(BATCH) == 1) & (t == 5)
             pipeline, rows, ids = step(held, pipeline, one, reset)
-            shown.append((sharded_stream.top_row(rows, mesh), ids))
+            shown.append((inference.top_row(rows, mesh), ids))
         return shown
 
     poisoned = show(ended, np.nan)
@@ -117,7 +118,7 @@ def test_one_message_a_step_and_variables_where_they_belong():
     start = variables(network, frame, "float32")
     shape = jax.ShapeDtypeStruct((BATCH, *frame), jnp.float32)
     mesh = make_mesh(3)
-    held, pipeline, step = sharded_stream.make_pipelined_step(network, *start, shape, mesh=mesh)
+    held, pipeline, step = inference.make_pipelined_step(network, *start, shape, mesh=mesh)
     for leaf in jax.tree.leaves(held):
         assert {piece.data.shape[0] for piece in leaf.addressable_shards} == {1}
     hlo = jax.jit(step).lower(held, pipeline, shape).compile().as_text()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sideways_jax import Module
-from sideways_jax.state_split import split_state
+from sideways_jax.one_device.state_split import split_state
 
 X = jnp.arange(6.0, dtype=jnp.float32).reshape(3, 2)
 

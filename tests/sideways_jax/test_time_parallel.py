@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from sideways_jax import Module, Network, from_linen, step
-from sideways_jax.state_split import draws_alike, remembered, split_program, trace
+from sideways_jax.one_device.state_split import draws_alike, remembered, split_program, trace
 from tests.sideways_jax import networks
 from tests.sideways_jax.comparison import assert_same, assert_same_episode
 from tests.sideways_jax.networks import chain, linear, random_clip, squared_error

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sideways_jax import trees
+from sideways_jax.tools import trees
 
 NARROW = [jnp.bfloat16, jnp.float16]
 

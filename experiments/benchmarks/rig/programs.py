@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sideways_jax.in_flight import numbers_of
-from sideways_jax.rule import run_group
-from sideways_jax.task import Task
-from sideways_jax.trees import accumulate, wide_zeros
+from sideways_jax.rule.in_flight import numbers_of
+from sideways_jax.rule.rule import run_group
+from sideways_jax.rule.task import Task
+from sideways_jax.tools.trees import accumulate, wide_zeros
 
 
 def loss_fn(logits: jax.Array, labels: jax.Array) -> jax.Array:

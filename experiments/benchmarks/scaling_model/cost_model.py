@@ -34,8 +34,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from sideways_jax import placement, schedules
-from sideways_jax.placement import Groups
+from sideways_jax.devices import placement
+from sideways_jax.devices.placement import Groups
+from sideways_jax.rule import schedules
 
 RULES = ("sideways", *schedules.SCHEDULES)
 

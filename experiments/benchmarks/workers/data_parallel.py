@@ -8,10 +8,11 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sideways_jax import step, training
-from sideways_jax.layout import DATA
-from sideways_jax.network import Network
-from sideways_jax.task import LossFn, Task
+from sideways_jax import step
+from sideways_jax.devices.mesh import DATA
+from sideways_jax.network.network import Network
+from sideways_jax.one_device import per_episode
+from sideways_jax.rule.task import LossFn, Task
 
 CLIP = PartitionSpec(None, DATA)  # frames and targets [K, B, ...]
 
@@ -66,7 +67,7 @@ def make_train_step(
         )(params, state, frames, targets)  # fmt: skip
 
     task = Task(network, loss_fn, "backprop")
-    init, train_step = training.make_training(task, tx, episode)
+    init, train_step = per_episode.make_training(task, tx, episode)
 
     def init_everywhere(key, frame):
         make = jax.jit(lambda key: init(key, frame), out_shardings=NamedSharding(mesh, everywhere))

@@ -30,7 +30,8 @@ from experiments.benchmarks.workers import data_parallel, reference
 from experiments.benchmarks.workers import settings as worker_settings
 from experiments.benchmarks.workers.settings import Settings
 from experiments.processes import distributed
-from sideways_jax import make_mesh, models, placement, step
+from sideways_jax import make_mesh, models, step
+from sideways_jax.devices import placement
 from sideways_jax.stream import PipelinedModel
 
 _KIND = flags.DEFINE_enum(

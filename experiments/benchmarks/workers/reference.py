@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sideways_jax.network import Network
+from sideways_jax.network.network import Network
 
 
 def save(

@@ -32,11 +32,13 @@ from experiments.benchmarks.scaling_model.cost_model import RULES
 from experiments.benchmarks.workers import settings as worker_settings
 from experiments.benchmarks.workers.settings import Settings
 from experiments.processes import distributed
-from sideways_jax import Module, Network, make_mesh, models, network, placement, step
-from sideways_jax.layout import exchange
-from sideways_jax.linen import from_linen
+from sideways_jax import Module, Network, make_mesh, models, step
+from sideways_jax.devices import placement
+from sideways_jax.devices.exchange import exchange
 from sideways_jax.models.layers import Logits
 from sideways_jax.models.simple_cnn import ConvReLU
+from sideways_jax.network import network
+from sideways_jax.network.linen import from_linen
 
 _STACK = flags.DEFINE_integer("stack", 16, "modules of the stack", lower_bound=3)
 

@@ -28,8 +28,8 @@ from experiments.processes.machine import machine
 from experiments.workdir.files import write_atomically
 from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
-from sideways_jax.optimizer import make_optimizer
 from sideways_jax.step import TrainState
+from sideways_jax.training.paper_optimizer import make_optimizer
 
 RULES = ("backprop", "sideways")
 CHUNK = 66  # frames; a multiple of 2D-1 = 11

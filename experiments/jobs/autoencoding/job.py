@@ -31,7 +31,7 @@ from experiments.running.optimizer import make_schedule, make_tx
 from experiments.running.protocol import Job, Result
 from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
-from sideways_jax.names import check_name
+from sideways_jax.tools.names import check_name
 
 UPDATES_PER_EPOCH = 1000  # a stream has no epochs; schedules count in thousands of updates
 

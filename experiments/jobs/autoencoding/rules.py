@@ -8,11 +8,12 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from sideways_jax import Network, blocking, step, stream
-from sideways_jax.names import check_name
+from sideways_jax import Network, step, stream
+from sideways_jax.one_device import blocking
+from sideways_jax.rule.task import RULES
 from sideways_jax.step import Training
 from sideways_jax.stream import Outputs
-from sideways_jax.task import RULES
+from sideways_jax.tools.names import check_name
 
 
 def make_learning(

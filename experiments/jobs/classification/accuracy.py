@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sideways_jax import Network
-from sideways_jax.names import check_name
+from sideways_jax.tools.names import check_name
 
 AVERAGES = ("logits", "probabilities")
 

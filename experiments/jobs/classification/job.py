@@ -29,8 +29,9 @@ from experiments.running.execution import Execution, choose, conversions, on_thi
 from experiments.running.optimizer import make_schedule, make_tx
 from experiments.running.protocol import Job, Result
 from experiments.running.stopping import hidden_from_children
-from sideways_jax import Network, depth_sharded, models, step
-from sideways_jax.names import check_name
+from sideways_jax import Network, models, step
+from sideways_jax.devices import report as devices_report
+from sideways_jax.tools.names import check_name
 
 NUM_SHOWN = 8  # test clips in the picture
 
@@ -230,4 +231,4 @@ def _introduction(
     if execution.mesh is None:
         return text
     mesh, groups = execution.mesh, execution.groups
-    return f"{text}\n{depth_sharded.report(network, params, state, frame, mesh, groups)}"
+    return f"{text}\n{devices_report.report(network, params, state, frame, mesh, groups)}"

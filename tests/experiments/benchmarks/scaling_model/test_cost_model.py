@@ -5,7 +5,7 @@ import pytest
 
 from experiments.benchmarks.scaling_model import cost_model
 from experiments.benchmarks.scaling_model.cost_model import Link, Modules, Overhead, predict
-from sideways_jax import schedules
+from sideways_jax.rule import schedules
 
 FREE_LINK, NOTHING = Link(0.0, 0.0), Overhead(0.0, 0.0, 0.0, 0.0)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.jobs.autoencoding.score import StreamScore
-from sideways_jax import blocking
+from sideways_jax.one_device import blocking
 from sideways_jax.stream import Outputs
 
 BLACK, WHITE = 0, 255

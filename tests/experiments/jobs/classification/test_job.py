@@ -23,7 +23,7 @@ from experiments.running.optimizer import make_tx
 from experiments.running.stopping import NonFiniteError, Stopped
 from experiments.workdir.checkpoints import Checkpoints
 from sideways_jax import step
-from sideways_jax.optimizer import make_optimizer
+from sideways_jax.training.paper_optimizer import make_optimizer
 from tests.experiments import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

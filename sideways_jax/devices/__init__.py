@@ -1,0 +1,1 @@
+"""Who holds what on a mesh, and how it travels; nothing here knows of learning."""

@@ -1,0 +1,133 @@
+"""What every device of a pipeline holds and sends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from sideways_jax.devices import placement
+from sideways_jax.devices.mesh import check_mesh
+from sideways_jax.devices.packing import Packed, Packing
+from sideways_jax.devices.placement import Groups
+from sideways_jax.devices.replicas import check_counters
+from sideways_jax.network.network import Network
+from sideways_jax.tools.trees import PyTree, shape_of, wide_zeros
+
+
+class Layout(NamedTuple):
+    """What each device holds, and what it sends."""
+
+    groups: Groups  # the modules of every device
+    params: Packing
+    state: Packing
+    grads: Packing  # sums of gradients: like the parameters, in float32 at least
+    signals: Packing  # [n]: what goes up from device n, and comes down to it
+    inner: Packing  # [n]: (activations, pseudo-gradients) between the modules of device n
+    output: PyTree  # shapes of the network's output
+
+    @property
+    def num_devices(self) -> int:
+        """N, along `depth`."""
+        return len(self.groups)
+
+
+def make_layout(
+    network: Network, groups: Groups, params: tuple, state: tuple, frame: PyTree
+) -> Layout:
+    """The layout for these modules on these devices; only shapes are looked at.
+
+    Args:
+      network: D modules.
+      groups: for every device, the modules that it runs.
+      params, state: D pytrees, of arrays or their shapes.
+      frame: the batch of frames `[B, ...]` that one replica gets.
+    """
+    shapes = network.activation_shapes(params, state, frame)
+    ends = [group[-1] for group in groups]
+    between = [tuple(shapes[i] for i in group[:-1]) for group in groups]
+    return Layout(
+        groups=groups,
+        params=Packing.of([tuple(params[i] for i in group) for group in groups]),
+        state=Packing.of([tuple(state[i] for i in group) for group in groups]),
+        grads=Packing.of([wide_shapes(tuple(params[i] for i in group)) for group in groups]),
+        signals=Packing.of([shapes[i] for i in ends[:-1]] + [()]),
+        inner=Packing.of([(b, b) for b in between]),
+        output=shapes[-1],
+    )
+
+
+def pack(packing: Packing, groups: Groups, modules: tuple, padding: float = 0.0) -> Packed:
+    """One pytree for every module, as vectors with a leading axis over devices, `[N, length]`."""
+    rows = [packing.pack(n, tuple(modules[i] for i in g), padding) for n, g in enumerate(groups)]
+    return {name: jnp.stack([row[name] for row in rows]) for name in packing.lengths}
+
+
+def unpack(packing: Packing, groups: Groups, packed: Packed) -> tuple:
+    """The inverse of `pack`."""
+    modules = []
+    for n in range(len(groups)):
+        modules.extend(packing.unpack(n, {name: rows[n] for name, rows in packed.items()}))
+    return tuple(modules)
+
+
+def wide_shapes(params: PyTree) -> PyTree:
+    """The shapes of the sums of gradients."""
+    return jax.eval_shape(wide_zeros, params)
+
+
+def filled(packing: Packing, value: float) -> Packed:
+    """The vectors of a packing, with one value everywhere."""
+    return {name: jnp.full(v.shape, value, v.dtype) for name, v in packing.shapes().items()}
+
+
+def place(
+    network: Network,
+    params: tuple,
+    state: tuple,
+    frame: PyTree,
+    mesh: Mesh,
+    groups: Sequence[int] | None,
+    *,
+    train: bool = True,
+) -> Layout:
+    """Places the modules on the devices of the mesh.
+
+    Args:
+      network, params, state: arrays or their shapes.
+      frame: the shape of a whole batch of frames `[B, ...]`.
+      mesh: with the axes `depth` and, maybe, `data`.
+      groups: how many consecutive modules each device takes; None balances counted costs.
+      train: whether there is a backward pass, which costs something, and a state that changes.
+
+    Raises:
+      ValueError: if the modules, their states or the batch do not go into the mesh.
+    """
+    replicas, num_devices = check_mesh(mesh)
+    local = share_of(frame, mesh)
+    params, state = shape_of(params), shape_of(state)
+    if train and replicas > 1:
+        check_counters(network, params, state, shape_of(frame), local)
+    if groups is None:
+        costs = placement.count_costs(network, params, state, local, train=train)
+        placed = placement.balance(costs, num_devices)
+    else:
+        placed = placement.from_sizes(groups, network.depth, num_devices)
+    return make_layout(network, placed, params, state, local)
+
+
+def share_of(frame: PyTree, mesh: Mesh) -> PyTree:
+    """The shape of the part of a batch of frames that one replica gets."""
+    replicas, _ = check_mesh(mesh)
+    batch = jax.tree.leaves(frame)[0].shape[0]
+    if batch % replicas:
+        raise ValueError(
+            f"a batch of {batch} does not divide into data={replicas} replicas: use a multiple of "
+            f"{replicas}"
+        )
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] // replicas, *x.shape[1:]), x.dtype), frame
+    )

@@ -1,0 +1,107 @@
+"""Different pytrees on different devices, as arrays that one program can shard.
+
+A program under `jax.shard_map` is one program: every device holds arrays of the same shapes. The
+modules of a network differ, so the leaves of what a device holds of one kind (parameters, say) lie
+in vectors: its largest leaf of a dtype in the first, the next in the second, and so on, each as
+long as the longest over the devices needs. A device whose leaf is the longest copies nothing. Which
+leaf is where is known when the program is compiled, inside the branch for device n.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from sideways_jax.tools.trees import PyTree, shape_of
+
+Packed = dict[str, jax.Array]  # "dtype number" -> vector
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How the pytrees of N devices lie in vectors.
+
+    Attributes:
+      trees: for every device, the shapes of its pytree.
+      lengths: of every vector: what the device with the largest leaf there needs.
+    """
+
+    trees: tuple[PyTree, ...]
+    lengths: dict[str, int]
+
+    @classmethod
+    def of(cls, trees: Sequence[PyTree]) -> Packing:
+        """The packing of these pytrees, of arrays or their shapes, one for every device."""
+        trees = tuple(shape_of(tree) for tree in trees)
+        lengths: dict[str, int] = {}
+        for tree in trees:
+            leaves = jax.tree.leaves(tree)
+            for name, leaf in zip(_places(leaves), leaves, strict=True):
+                lengths[name] = max(lengths.get(name, 0), math.prod(leaf.shape))
+        return cls(trees, dict(sorted(lengths.items())))
+
+    def pack(self, device: int, tree: PyTree, padding: float = 0) -> Packed:
+        """The vectors that hold `tree`, the pytree of this device."""
+        leaves = dict(zip(self._places(device), jax.tree.leaves(tree), strict=True))
+        return {
+            name: _padded(leaves.get(name), vector, padding)
+            for name, vector in self.shapes().items()
+        }
+
+    def unpack(self, device: int, packed: Packed) -> PyTree:
+        """The pytree of this device, out of its vectors."""
+        leaves, structure = jax.tree.flatten(self.trees[device])
+        values = [
+            packed[name][: math.prod(leaf.shape)].reshape(leaf.shape)
+            for name, leaf in zip(self._places(device), leaves, strict=True)
+        ]
+        return jax.tree.unflatten(structure, values)
+
+    def shapes(self) -> Packed:
+        """Shapes and dtypes of the vectors."""
+        return {
+            name: jax.ShapeDtypeStruct((length,), jnp.dtype(name.split()[0]))
+            for name, length in self.lengths.items()
+        }
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes on every device, padding included."""
+        return sum(math.prod(v.shape) * v.dtype.itemsize for v in self.shapes().values())
+
+    @property
+    def bytes_used(self) -> tuple[int, ...]:
+        """Bytes that each device has use for; the rest of `bytes_held` is padding."""
+        return tuple(
+            sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+            for tree in self.trees
+        )
+
+    def _places(self, device: int) -> list[str]:
+        return _places(jax.tree.leaves(self.trees[device]))
+
+
+def _places(leaves: Sequence[jax.ShapeDtypeStruct]) -> list[str]:
+    """The vector of every leaf: by dtype, and then by size, the largest first."""
+    names = [""] * len(leaves)
+    taken: Counter[str] = Counter()
+    for k in sorted(range(len(leaves)), key=lambda k: -math.prod(leaves[k].shape)):
+        dtype = leaves[k].dtype.name
+        names[k] = f"{dtype} {taken[dtype]:03d}"
+        taken[dtype] += 1
+    return names
+
+
+def _padded(leaf: jax.Array | None, vector: jax.ShapeDtypeStruct, padding: float) -> jax.Array:
+    inexact = jnp.issubdtype(vector.dtype, jnp.inexact)
+    fill = jnp.asarray(padding if inexact else 0, vector.dtype)
+    if leaf is None:
+        return jnp.full(vector.shape, fill)
+    flat = jnp.ravel(leaf)
+    missing = vector.shape[0] - flat.size
+    return jnp.pad(flat, (0, missing), constant_values=fill) if missing else flat

@@ -1,0 +1,113 @@
+"""States of modules on replicas that each see their share of a batch.
+
+Running statistics, floating-point numbers, are averaged over replicas. A counter is not: it has to
+be the same on all of them as it is, and on one device that sees the whole batch.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from sideways_jax.devices.mesh import DATA
+from sideways_jax.network.network import Module, Network
+from sideways_jax.tools.jaxprs import inline_jit
+from sideways_jax.tools.trees import PyTree, shape_of
+
+
+def check_counters(
+    network: Network, params: tuple, state: tuple, whole: PyTree, share: PyTree
+) -> None:
+    """Refuses integer states that depend on the examples of a batch, or on how many there are.
+
+    Read off the traced modules; nothing is computed.
+
+    Args:
+      network: D modules.
+      params, state: tuples of D pytrees, or their shapes.
+      whole, share: shapes of a batch of frames, and of the part of it that one replica gets.
+
+    Raises:
+      ValueError: if replicas would disagree with one another, or with one device.
+    """
+    names = [
+        [(k, path) for k, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree))
+         if not jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        for tree in state
+    ]  # fmt: skip
+    if not any(names):
+        return
+    inputs = {
+        size: (frame, *network.activation_shapes(params, state, frame))
+        for size, frame in (("whole", whole), ("share", share))
+    }
+    for i, module in enumerate(network.modules):
+        if not names[i]:
+            continue
+        one, all_of_it = (
+            _Traced(module, params[i], state[i], inputs[size][i]) for size in ("share", "whole")
+        )
+        for k, path in names[i]:
+            if k in one.depends_on_data or one.program_of(k) != all_of_it.program_of(k):
+                batch = jax.tree.leaves(whole)[0].shape[0]
+                part = jax.tree.leaves(share)[0].shape[0]
+                raise ValueError(
+                    f"the state{jax.tree_util.keystr(path)} of module {i} (0-based) is an integer "
+                    "that depends on the examples of a batch or on their number: "
+                    f"{batch // part} replicas with {part} examples each would count otherwise "
+                    f"than one device with {batch}. Keep a floating-point mean over the batch in "
+                    "its place, which replicas average, or set data=1"
+                )
+
+
+class _Traced:
+    """The program of a module that trains, as far as its new state is concerned."""
+
+    def __init__(self, module: Module, params: PyTree, state: PyTree, x: PyTree):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+
+        def new_state(params, state, x, rng):
+            return module.apply(params, state, x, train=True, rng=rng)[1]
+
+        arguments = (*jax.tree.map(shape_of, (params, state, x)), key)
+        # Modules may talk to other replicas: how many those are does not matter here.
+        trace = jax.make_jaxpr(new_state, axis_env=[(DATA, 1)])
+        self._closed = inline_jit(trace(*arguments))
+        jaxpr = self._closed.jaxpr
+        counts = [len(jax.tree.leaves(tree)) for tree in arguments]
+        first, after = counts[0], counts[0] + counts[1]
+        state_in = jaxpr.invars[first:after]
+        data = set(jaxpr.invars[after:])  # Frames, and keys: each replica has its own.
+        while True:  # What depends on data at one step is read at the next.
+            reached = self._reached(data)
+            outputs = [isinstance(v, core.Var) and v in reached for v in jaxpr.outvars]
+            more = {v for v, out in zip(state_in, outputs, strict=True) if out}
+            if more <= data:
+                break
+            data |= more
+        self.depends_on_data = {k for k, out in enumerate(outputs) if out}
+
+    def _reached(self, data: set) -> set:
+        reached = set(data)
+        for eqn in self._closed.jaxpr.eqns:
+            if any(isinstance(v, core.Var) and v in reached for v in eqn.invars):
+                reached.update(eqn.outvars)
+        return reached
+
+    def program_of(self, k: int) -> list:
+        """What computes the k-th leaf of the new state, in a form that can be compared."""
+        jaxpr = self._closed.jaxpr
+        needed = {jaxpr.outvars[k]}
+        described = [
+            "literal " + str(v.val) if isinstance(v, core.Literal) else "variable"
+            for v in (jaxpr.outvars[k],)
+        ]
+        for eqn in reversed(jaxpr.eqns):
+            if not needed.intersection(eqn.outvars):
+                continue
+            needed.update(v for v in eqn.invars if isinstance(v, core.Var))
+            literals = [str(v.val) for v in eqn.invars if isinstance(v, core.Literal)]
+            described.append((eqn.primitive.name, literals, str(eqn.params)))
+        constants = zip(jaxpr.constvars, self._closed.consts, strict=True)
+        return described + [str(value) for v, value in constants if v in needed]

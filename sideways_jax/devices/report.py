@@ -1,0 +1,62 @@
+"""Who has what, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from sideways_jax.devices import placement
+from sideways_jax.devices.layout import Layout, place, share_of
+from sideways_jax.devices.placement import table
+from sideways_jax.network.network import Network
+from sideways_jax.tools.trees import PyTree, shape_of
+
+
+def report(
+    network: Network,
+    params: tuple,
+    state: tuple,
+    frame: PyTree,
+    mesh: Mesh,
+    groups: Sequence[int] | None = None,
+) -> str:
+    """A table of the modules of every device, their share of the work, and what padding costs.
+
+    Arguments and errors are those of `layout.place`. Bytes are given as used/held: every device
+    holds as much as the largest needs. The state of the optimizer goes like the parameters.
+    """
+    layout = place(network, params, state, frame, mesh, groups)
+    costs = placement.count_costs(network, shape_of(params), shape_of(state), share_of(frame, mesh))
+    return text(layout, costs)
+
+
+def text(layout: Layout, costs: Sequence[float]) -> str:
+    """Who has what, as text: modules, share of the work, and bytes used out of bytes held.
+
+    Args:
+      layout: see above.
+      costs: of every module, in any unit.
+    """
+    sent = layout.signals.bytes_used
+    above_and_below = [sent[n] + (sent[n - 1] if n else 0) for n in range(layout.num_devices)]
+    between = layout.inner.bytes_used
+    columns = {
+        "params": (layout.params.bytes_used, layout.params.bytes_held),
+        "state": (layout.state.bytes_used, layout.state.bytes_held),
+        "signals": (
+            [a + b for a, b in zip(above_and_below, between, strict=True)],
+            2 * layout.signals.bytes_held + layout.inner.bytes_held,
+        ),
+    }
+    head, *lines, speedup = table(layout.groups, costs).splitlines()
+    for name, (used, held) in columns.items():
+        cells = [f"{one:,}/{held:,}" for one in used]
+        width = max(map(len, (name, *cells)))
+        head += f"  {name:>{width}}"
+        lines = [f"{line}  {cell:>{width}}" for line, cell in zip(lines, cells, strict=True)]
+    used = sum(sum(used) for used, _ in columns.values())
+    held = layout.num_devices * sum(held for _, held in columns.values())
+    padding = 1 - used / held if held else 0
+    last = f"bytes used/held; {padding:.0%} of what devices hold is padding"
+    return "\n".join([head, *lines, speedup, last])

@@ -1,0 +1,1 @@
+"""The executions on one device."""

@@ -1,0 +1,110 @@
+"""The executions on one device."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import optax
+
+from sideways_jax.one_device import backprop, blocking, online, per_episode, scan, time_parallel
+from sideways_jax.rule.episode import Episode
+from sideways_jax.rule.task import Task
+from sideways_jax.tools.trees import PyTree, first_of
+from sideways_jax.training.train_state import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """One computation step (or, with backprop, one frame) after the other in a `lax.scan`.
+
+    Memory does not depend on the length of the clip; the execution for streams on one device.
+    """
+
+    def episode(
+        self,
+        task: Task,
+        params: tuple,
+        state: tuple,
+        frames: PyTree,
+        targets: PyTree,
+        rng: jax.Array | None,
+    ) -> Episode:
+        """The gradients of one episode."""
+        task.network.activation_shapes(params, state, first_of(frames))  # Does every module fit?
+        if task.rule == "sideways":
+            return scan.sideways_episode(task, params, state, frames, targets, rng)
+        return backprop.scan_episode(
+            task.network, task.loss_fn, params, state, frames, targets,
+            target=task.target, train=task.train, rng=rng,
+        )  # fmt: skip
+
+    def training(self, task: Task, tx: optax.GradientTransformation) -> Training:
+        """Training with one update per episode."""
+        return per_episode.make_training(task, tx, partial(self.episode, task))
+
+    def stream_training(
+        self,
+        task: Task,
+        tx: optax.GradientTransformation,
+        *,
+        update_every: int,
+        with_outputs: bool,
+    ) -> Training:
+        """Sideways with updates within the stream, or backprop that blocks and drops frames.
+
+        Raises:
+          ValueError: for backprop with `update_every` other than 1: it blocks for 2D-1 frames.
+        """
+        if task.rule == "sideways":
+            return online.make_training(
+                task, tx, update_every=update_every, with_outputs=with_outputs
+            )
+        if update_every != 1:
+            raise ValueError(
+                f"update_every={update_every} with rule='backprop': on a stream it takes one frame "
+                f"of 2D-1 = {2 * task.depth - 1} and makes an update for each; set update_every=1"
+            )
+        return blocking.make_training(task, tx, with_outputs=with_outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeParallel:
+    """Module after module, each with all frames of an episode at once: the fast one for clips."""
+
+    def episode(
+        self,
+        task: Task,
+        params: tuple,
+        state: tuple,
+        frames: PyTree,
+        targets: PyTree,
+        rng: jax.Array | None,
+    ) -> Episode:
+        """The gradients of one episode."""
+        task.network.activation_shapes(params, state, first_of(frames))  # Does every module fit?
+        return time_parallel.episode(
+            task.network, task.loss_fn, params, state, frames, targets,
+            delay=int(task.rule == "sideways"), target=task.target, train=task.train, rng=rng,
+        )  # fmt: skip
+
+    def training(self, task: Task, tx: optax.GradientTransformation) -> Training:
+        """Training with one update per episode."""
+        return per_episode.make_training(task, tx, partial(self.episode, task))
+
+    def stream_training(
+        self,
+        task: Task,
+        tx: optax.GradientTransformation,
+        *,
+        update_every: int,
+        with_outputs: bool,
+    ) -> Training:
+        """Raises ValueError: frames of a stream are not all there at once."""
+        del task, tx, with_outputs
+        raise ValueError(
+            f"update_every={update_every} changes the weights between computation steps, and "
+            "execution='time_parallel' computes all frames with the same; set execution='scan' or "
+            "'depth_sharded'"
+        )

@@ -1,0 +1,1 @@
+"""The execution on several devices: modules spread over a mesh."""

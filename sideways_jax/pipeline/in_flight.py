@@ -1,0 +1,138 @@
+"""The signals between modules on a mesh, as a train state carries them from call to call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sideways_jax.devices.layout import Layout, filled
+from sideways_jax.devices.mesh import DEPTH, data_axis
+from sideways_jax.pipeline.sideways_stage import Signals
+from sideways_jax.rule.in_flight import InFlight, no_frames
+from sideways_jax.tools.trees import PyTree, shape_of, zeros
+
+
+class ShardedInFlight(NamedTuple):
+    """`step.InFlight`, with the signals where they have arrived.
+
+    Frame numbers need no messages: every device of a replica has all of them, and counts on.
+    """
+
+    signals: Signals  # vectors [N, data, length], sharded over both
+    activation_frames: jax.Array  # int32[D-1, B], sharded over data; as in InFlight
+    pseudo_gradient_frames: jax.Array
+    targets: tuple  # [B, ...] each, sharded over data; as in InFlight
+
+
+def specs(data: str | None) -> ShardedInFlight:
+    """How it lies on the mesh; `data` is the axis of replicas, if there are any."""
+    spec = PartitionSpec
+    if data is None:  # Not P(..., None): that is the same, but another key to compiled programs.
+        return ShardedInFlight(spec(DEPTH), spec(), spec(), spec())
+    return ShardedInFlight(spec(DEPTH, data), spec(None, data), spec(None, data), spec(data))
+
+
+def shardings(mesh: Mesh) -> ShardedInFlight:
+    """`specs` on this mesh."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs(data_axis(mesh)),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+
+def empty_pipeline(
+    layout: Layout, replicas: int, batch: int, target: PyTree = None
+) -> ShardedInFlight:
+    """The empty pipeline.
+
+    Args:
+      layout: of the share of one replica.
+      replicas: along `data`.
+      batch: B, over all replicas.
+      target: a batch of targets, or its shape, if they are carried along; else None.
+    """
+    depth = sum(map(len, layout.groups))
+
+    def vectors(packing):
+        shape = layout.num_devices, replicas
+        return {name: jnp.zeros((*shape, v.size), v.dtype) for name, v in packing.shapes().items()}
+
+    signals = Signals(*map(vectors, (layout.inner, layout.signals, layout.signals)))
+    targets = () if target is None else (zeros(shape_of(target)),) * (depth - 1)
+    return ShardedInFlight(signals, no_frames(depth, batch), no_frames(depth, batch), targets)
+
+
+def check_signals(layout: Layout, in_flight: ShardedInFlight) -> None:
+    """Raises ValueError if what is in flight came from frames of another size."""
+    packings = layout.inner, layout.signals, layout.signals
+    for packing, held in zip(packings, in_flight.signals, strict=True):
+        if {name: v.shape[-1] for name, v in held.items()} != packing.lengths:
+            raise ValueError(
+                "what is in flight in this train state came from frames of another shape: a "
+                "pipeline is carried on with frames like those that `init` was called with"
+            )
+
+
+def signals_from_modules(layout: Layout, replicas: int, in_flight: InFlight) -> ShardedInFlight:
+    """An `InFlight` with frame numbers per example, on its way to the devices.
+
+    The loss of a replica is the mean over its share of the batch, so that pseudo-gradients are as
+    many times larger there as there are replicas.
+    """
+    top = layout.num_devices - 1
+
+    def pack(activations, pseudo_gradients):
+        inner, from_below, from_above = [], [], []
+        for n, group in enumerate(layout.groups):
+            up, down = (tuple(x[i] for i in group[:-1]) for x in (activations, pseudo_gradients))
+            inner.append(layout.inner.pack(n, (up, down)))
+            below, above = filled(layout.signals, 0), filled(layout.signals, 0)
+            if n > 0:
+                below = layout.signals.pack(n - 1, activations[group[0] - 1])
+            if n < top:
+                above = layout.signals.pack(n, pseudo_gradients[group[-1]])
+            from_below.append(below)
+            from_above.append(above)
+        return Signals(*(jax.tree.map(_stack, *x) for x in (inner, from_below, from_above)))
+
+    def share(tree, replica):
+        return jax.tree.map(lambda x: jnp.split(x, replicas)[replica], tree)
+
+    scaled = jax.tree.map(lambda x: x * replicas, in_flight.pseudo_gradients)
+    both = in_flight.activations, scaled
+    rows = [pack(*share(both, replica)) for replica in range(replicas)]
+    signals = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *rows)
+    return ShardedInFlight(signals, *in_flight[2:])
+
+
+def signals_to_modules(layout: Layout, in_flight: ShardedInFlight) -> InFlight:
+    """The inverse of `signals_from_modules`."""
+
+    def unpack(signals):
+        activations, pseudo_gradients = [], []
+        for n in range(layout.num_devices):
+            own = jax.tree.map(lambda x, n=n: x[n], signals)
+            up, down = layout.inner.unpack(n, own.inner)
+            activations.extend(up)
+            pseudo_gradients.extend(down)
+            if n + 1 < layout.num_devices:  # What goes between this device and the next.
+                above = jax.tree.map(lambda x, n=n: x[n + 1], signals)
+                activations.append(layout.signals.unpack(n, above.from_below))
+                pseudo_gradients.append(layout.signals.unpack(n, own.from_above))
+        return tuple(activations), tuple(pseudo_gradients)
+
+    replicas = max((x.shape[1] for x in jax.tree.leaves(in_flight.signals)), default=1)
+    shares = [
+        unpack(jax.tree.map(lambda x, r=r: x[:, r], in_flight.signals)) for r in range(replicas)
+    ]
+    activations, scaled = jax.tree.map(lambda *x: jnp.concatenate(x), *shares)
+    pseudo_gradients = jax.tree.map(lambda x: x / replicas, scaled)
+    return InFlight(activations, pseudo_gradients, *in_flight[1:])
+
+
+def _stack(*rows):
+    return jnp.stack(rows)

@@ -1,0 +1,188 @@
+"""Online learning on a mesh: weights and signals stay on their devices while the stream goes on."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from sideways_jax.devices.exchange import key_of_replica, on_mesh, own
+from sideways_jax.devices.mesh import DATA, DEPTH, check_mesh, data_axis
+from sideways_jax.pipeline.in_flight import (
+    ShardedInFlight,
+    check_signals,
+    empty_pipeline,
+    shardings,
+    specs,
+)
+from sideways_jax.pipeline.plan import (
+    close_state,
+    groups_of,
+    init_state,
+    make_plan,
+    open_state,
+    update_on_device,
+)
+from sideways_jax.pipeline.sideways_stage import sideways_steps
+from sideways_jax.pipeline.sums import reduced
+from sideways_jax.rule.in_flight import InFlight, Numbers, check_examples, restart, tick
+from sideways_jax.rule.task import Task
+from sideways_jax.tools.trees import PyTree, first_of, masked_mean, shape_of
+from sideways_jax.training.streams import check_stream, check_target, result, stream_metrics
+from sideways_jax.training.train_state import Training
+
+SPEC = PartitionSpec
+
+
+def make_training(
+    task: Task,
+    tx: optax.GradientTransformation,
+    *,
+    mesh: Mesh,
+    groups: tuple[int, ...] | None,
+    update_every: int,
+    with_outputs: bool,
+    bubble: float = 0.0,
+) -> Training:
+    """Sideways with an update every `update_every` frames, on a mesh.
+
+    One program for a whole call: a scan over updates, in it one over the steps between two of them
+    and then the optimizer, on the device of the parameters.
+
+    Args:
+      task, tx: what is trained, and by which transformation.
+      mesh, groups: where.
+      update_every: frames from one update to the next.
+      with_outputs: whether `train_step` returns `(train_state, metrics, Outputs)`.
+      bubble: the value of the padding of signals; tests put NaN there.
+    """
+    network, (replicas, _), data = task.network, check_mesh(mesh), data_axis(mesh)
+    in_flight_specs = specs(data)
+
+    def init(key, frame, target=None):
+        check_target(task.target, target)
+        plan = make_plan(network, tx, mesh, groups, frame)
+        shapes = network.activation_shapes(plan.params, plan.state, frame)
+        batch = check_examples(frame, shapes)
+        train_state = init_state(network, tx, plan, mesh, key, frame)
+
+        def empty():
+            carried = shape_of(target) if task.target == "origin" else None
+            return empty_pipeline(plan.layout, replicas, batch, carried)
+
+        make = jax.jit(empty, out_shardings=shardings(mesh))
+        return train_state._replace(in_flight=make())
+
+    @jax.jit
+    def train_step(train_state, frames, targets, reset=None):
+        if not isinstance(train_state.in_flight, ShardedInFlight):
+            raise ValueError(
+                "this train state has nothing in flight: update_every carries the pipeline on, so "
+                "make it with `init` of the same make_train_step"
+            )
+        batch = train_state.in_flight.activation_frames.shape[1]
+        reset = check_stream(batch, frames, targets, reset, update_every)
+        sizes = groups_of(train_state, groups)
+        plan = make_plan(network, tx, mesh, sizes, first_of(frames))
+        held = open_state(plan, train_state)
+        check_signals(plan.layout, train_state.in_flight)
+        in_flight, numbers = _numbers(train_state.in_flight, reset, train_state.frames)
+        in_flight, paired = _pair(in_flight, targets)
+
+        def one_update(carry, inputs, rng):
+            params, state, opt_state, signals = carry
+            frames, targets, numbers = inputs
+            sums, signals = sideways_steps(
+                task, plan.layout, params, state, signals, frames, targets, numbers,
+                rng=rng, keep_outputs=with_outputs, replicas=replicas, bubble=bubble,
+            )  # fmt: skip
+            # The loss is a mean over this share of the batch; the gradient one over valid examples.
+            grads = {name: v * (batch // replicas) for name, v in sums.grads.items()}
+            num_grads = (numbers.origins >= 0).sum((0, 2), dtype=jnp.int32)
+            state = sums.state
+            if replicas > 1:
+                grads, num_grads = jax.lax.psum((grads, num_grads), DATA)
+                state = reduced(state)
+            params, opt_state, norm = update_on_device(
+                tx, plan, params, opt_state, grads, num_grads, hold=True
+            )
+            shown = sums.outputs, sums.losses, sums.metrics
+            return (params, state, opt_state, signals), (shown, norm)
+
+        def on_device(params, state, opt_state, signals, inputs, rng):
+            signals = jax.tree.map(lambda x: x[0, 0], signals)
+            rng = key_of_replica(rng, replicas)
+            (*held, signals), (shown, norms) = jax.lax.scan(
+                lambda carry, one: one_update(carry, one, rng),
+                (*own((params, state, opt_state)), signals),
+                inputs,
+            )
+            rows = jax.tree.map(lambda x: x[None], (tuple(held), shown))
+            return *rows, jax.tree.map(lambda x: x[None, None], signals), norms
+
+        by_device = SPEC(DEPTH)
+        steps, shown = SPEC(None, None, data), SPEC(DEPTH, None, None, data)
+        by_example = SPEC(None, None, None, data)
+        inputs = jax.tree.map(
+            lambda x: x.reshape((-1, update_every, *x.shape[1:])), (frames, paired, numbers)
+        )
+        held, shown, signals, norms = on_mesh(
+            mesh,
+            on_device,
+            (
+                by_device, by_device, by_device, in_flight_specs.signals,
+                (steps, steps, Numbers(by_example, by_example, *(SPEC(),) * 3)), SPEC(),
+            ),
+            (by_device, shown, in_flight_specs.signals, SPEC()),
+        )(*held, in_flight.signals, inputs, train_state.rng)  # fmt: skip
+        num_frames = len(reset)
+        outputs, losses, by_example = jax.tree.map(
+            lambda x: x[-1].reshape((num_frames, *x.shape[3:])), shown
+        )
+        shown_frames = numbers.frames[:, -1]
+        losses = jax.vmap(masked_mean)(losses, shown_frames >= 0)
+        metrics = stream_metrics(losses, shown_frames, by_example)
+        metrics["grad_norm"] = jnp.mean(norms)
+        train_state = train_state._replace(
+            step=train_state.step + num_frames // update_every,
+            in_flight=jax.lax.with_sharding_constraint(
+                in_flight._replace(signals=signals), shardings(mesh)
+            ),
+            frames=train_state.frames + num_frames,
+        )
+        train_state = close_state(plan, train_state, *held)
+        return result(train_state, metrics, outputs, shown_frames, with_outputs)
+
+    return Training(init, train_step)
+
+
+def _numbers(
+    in_flight: ShardedInFlight, reset: jax.Array, first_frame_id: jax.Array
+) -> tuple[ShardedInFlight, Numbers]:
+    """What every module works on while frames with these resets, `[K, B]`, come in."""
+
+    def body(numbers, inputs):
+        frame_id, reset = inputs
+        return tick(restart(numbers, reset), jnp.full(reset.shape, frame_id))
+
+    frame_ids = first_frame_id + jnp.arange(len(reset), dtype=jnp.int32)
+    before = in_flight.activation_frames, in_flight.pseudo_gradient_frames
+    after, numbers = jax.lax.scan(body, InFlight((), (), *before, ()), (frame_ids, reset))
+    moved = in_flight._replace(
+        activation_frames=after.activation_frames,
+        pseudo_gradient_frames=after.pseudo_gradient_frames,
+    )
+    return moved, numbers
+
+
+def _pair(in_flight: ShardedInFlight, targets: PyTree) -> tuple[ShardedInFlight, PyTree]:
+    """Targets `[K, ...]` by the step of the output they belong to; the last D-1 are carried on."""
+    late = len(in_flight.targets)
+    if not late:
+        return in_flight, targets
+    line = jax.tree.map(
+        lambda new, *old: jnp.concatenate([jnp.stack(old[::-1]), new]), targets, *in_flight.targets
+    )
+    newest = tuple(jax.tree.map(lambda x, i=i: x[-1 - i], line) for i in range(late))
+    return in_flight._replace(targets=newest), jax.tree.map(lambda x: x[:-late], line)

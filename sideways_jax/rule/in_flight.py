@@ -1,0 +1,150 @@
+"""The signals between modules, and the frame numbers that say which of them are valid."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sideways_jax.network.network import Network
+from sideways_jax.tools.trees import PyTree, shape_of, zeros
+
+
+class InFlight(NamedTuple):
+    """The signals between modules, and where they come from; D-1 of each kind.
+
+    A frame number of -1 says that the signal is a bubble, whatever its value. There is one number
+    for a whole batch; or, with `per_example`, one for each of its B examples, so that streams of a
+    batch can start and end at different times.
+    """
+
+    activations: tuple  # [i]: h_i [B, ...], from module i, for module i+1
+    pseudo_gradients: tuple  # [i]: cotangent of h_i [B, ...], from module i+1, for module i
+    activation_frames: jax.Array  # int32[D-1] or [D-1, B], the frame that each comes from
+    pseudo_gradient_frames: jax.Array  # likewise, the frame whose loss it comes from
+    targets: tuple  # target="origin": [i] the target of the frame of activations[i]; else ()
+
+
+def init_in_flight(
+    network: Network,
+    params: tuple,
+    state: tuple,
+    frame: PyTree,
+    target: PyTree = None,
+    *,
+    target_alignment: str = "stream",
+    per_example: bool = False,
+) -> InFlight:
+    """The empty pipeline: zeros ("restart", section 3.4), all marked as bubbles.
+
+    Args:
+      network: D modules.
+      params, state: tuples of D pytrees.
+      frame: a batch of frames `[B, ...]`, or its shape.
+      target: a batch of targets, or its shape; used for `target_alignment="origin"` alone.
+      target_alignment: "stream" or "origin", see `step.episode_gradients`.
+      per_example: whether every example has frame numbers of its own; see `restart`.
+
+    Raises:
+      ValueError: if a module does not fit the one below it.
+    """
+    shapes = network.activation_shapes(params, state, frame)
+    batch = (check_examples(frame, shapes),) if per_example else ()
+    shapes = shapes[:-1]
+    target_shapes = (shape_of(target),) * len(shapes) if target_alignment == "origin" else ()
+    return InFlight(
+        activations=zeros(shapes),
+        pseudo_gradients=zeros(shapes),
+        # Two arrays: one in two places could not be donated.
+        activation_frames=no_frames(network.depth, *batch),
+        pseudo_gradient_frames=no_frames(network.depth, *batch),
+        targets=zeros(target_shapes),
+    )
+
+
+def check_examples(frame: PyTree, shapes: tuple) -> int:
+    """B, if every signal has an entry for each example of a batch.
+
+    Args:
+      frame: a batch of frames, or its shape.
+      shapes: of `h_1 ... h_D`.
+
+    Raises:
+      ValueError: for a leaf without that axis: it could not be a bubble for one example alone.
+    """
+    leaves = jax.tree.leaves(frame)
+    batch = (jnp.shape(leaves[0]) or (None,))[0] if leaves else None
+    named = [("the frame", frame)]
+    named += [(f"the output of module {i} (0-based)", shape) for i, shape in enumerate(shapes)]
+    for name, tree in named:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if jnp.shape(leaf)[:1] != (batch,):
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)} has the shape {jnp.shape(leaf)}; on a "
+                    f"stream every signal needs an entry for each example, [B, ...] with "
+                    f"B = {batch}: give it a batch axis"
+                )
+    return batch
+
+
+def no_frames(depth: int, *batch: int) -> jax.Array:
+    """The frame numbers of an empty pipeline, int32[D-1] or [D-1, B]."""
+    return jnp.full((depth - 1, *batch), -1, jnp.int32)
+
+
+def restart(in_flight: InFlight, reset: jax.Array) -> InFlight:
+    """The pipeline, emptied for the examples whose next frame is the first of another stream.
+
+    Args:
+      in_flight: with frame numbers `per_example`.
+      reset: bool[B].
+    """
+    return in_flight._replace(
+        activation_frames=jnp.where(reset[None], -1, in_flight.activation_frames),
+        pseudo_gradient_frames=jnp.where(reset[None], -1, in_flight.pseudo_gradient_frames),
+    )
+
+
+class Numbers(NamedTuple):
+    """Which frame every module works on at a step; a leading axis K for several steps.
+
+    What is valid follows from it: a module holds an activation where `frames >= 0`, and has a
+    gradient where `origins >= 0`.
+    """
+
+    frames: jax.Array  # int32[D] or [D, B], the frame of its activation, -1 for a bubble
+    origins: jax.Array  # likewise, the frame whose loss is back-propagated, -1 for none
+    # Of the whole batch, also where a replica sees only its share of it:
+    complete: jax.Array  # bool[D], no example is a bubble: only then the state of a module moves
+    trained: jax.Array  # bool[D], there is an example with a gradient
+    paired: jax.Array  # bool[D], no example has an activation without a pseudo-gradient
+
+
+def numbers_of(frames: jax.Array, origins: jax.Array, *, per_example: bool) -> Numbers:
+    """`Numbers` of a whole batch; with `per_example` the last axis is the batch."""
+    held, trained = frames >= 0, origins >= 0
+    paired = held == trained
+    if per_example:
+        return Numbers(frames, origins, held.all(-1), trained.any(-1), paired.all(-1))
+    return Numbers(frames, origins, held, trained, paired)
+
+
+def tick(in_flight: InFlight, frame_id: jax.Array) -> tuple[InFlight, Numbers]:
+    """The clock of one computation step: frame numbers alone, the signals stay as they are.
+
+    Args:
+      in_flight: as the step before left it.
+      frame_id: int32, or `[B]`: the number of the frame that enters, -1 for none.
+
+    Returns:
+      `in_flight` with the numbers after the step, and what every module works on in it. Without an
+      activation there is nothing to back-propagate through, so that a pseudo-gradient which meets
+      a bubble counts as none.
+    """
+    frames = jnp.concatenate([frame_id[None], in_flight.activation_frames])
+    # The top module's gradient is the exact one of the activation that it just computed.
+    origins = jnp.concatenate([in_flight.pseudo_gradient_frames, frames[-1:]])
+    origins = jnp.where(frames >= 0, origins, -1)
+    moved = in_flight._replace(activation_frames=frames[:-1], pseudo_gradient_frames=origins[1:])
+    return moved, numbers_of(frames, origins, per_example=frames.ndim == 2)

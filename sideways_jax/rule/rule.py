@@ -1,0 +1,303 @@
+"""The rule: what a module does at a computation step, a group of modules, and all of them.
+
+At each computation step module `H_i` takes the newest activation from below and the newest
+pseudo-gradient from above, runs its forward pass on the one and back-propagates the other through
+that same, current input. Both results go one module further and are used at the next step. Nothing
+is kept, nothing waits (Malinowski et al., CVPR 2020, section 3.4, Eq. 3 and 4).
+
+The paper counts modules, frames and steps from 1. Here all indices are 0-based: at step t of an
+episode that starts with an empty pipeline, module i of D
+
+* holds an activation for t >= i, which comes from frame t - i;
+* receives a pseudo-gradient for t >= 2(D-1) - i, which comes from the loss of frame
+  t - 2(D-1) + i, that is 2(D-1-i) frames before its activation: none at the top, where the
+  gradient is exact, 2D-2 at the bottom;
+* so gives gamma_i = K - 2(D-1) + i gradients in an episode of K frames.
+
+The rule does not use these formulas. The number of the frame goes along with every signal, -1 for
+"nothing there yet" (a bubble), and what is valid follows; the formulas are what tests assert.
+
+`run_group` is the whole rule. One device runs all modules with it (`computation_step`), a device of
+a pipeline runs its own group of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sideways_jax.network.network import Module, Network, module_key
+from sideways_jax.rule.in_flight import InFlight, Numbers, tick
+from sideways_jax.rule.task import LossFn, Task
+from sideways_jax.rule.wiring import heard, returned
+from sideways_jax.tools.trees import PyTree, each_example, masked_mean, select
+
+
+class ModuleStep(NamedTuple):
+    """What one module gives at one computation step."""
+
+    output: PyTree  # h_i, sent up
+    state: PyTree  # of the module, after this step
+    grads: PyTree  # pseudo-gradient of the parameters theta_i, Eq. 3
+    pseudo_gradient: PyTree  # of the input h_{i-1}, sent down, Eq. 4
+
+
+def module_step(
+    module: Module,
+    params: PyTree,
+    state: PyTree,
+    x: PyTree,
+    pseudo_gradient: PyTree | Callable[[PyTree], PyTree],
+    *,
+    train: bool = True,
+    rng: jax.Array | None = None,
+) -> ModuleStep:
+    """One module, one step: the forward pass, and the vjp at the same input (Eq. 3 and 4).
+
+    Args:
+      module: `H_i`.
+      params, state: its parameters `theta_i` and its state.
+      x: the newest activation `h_{i-1}` from below, `[B, ...]`.
+      pseudo_gradient: the newest cotangent of this module's output from above, shaped like the
+        output; or a function that makes it from the output, for the top module, whose loss
+        gradient is that of the same step.
+      train: passed on to the module.
+      rng: the key of this module and frame.
+
+    >>> import jax.numpy as jnp
+    >>> linear = Module(lambda key, x: (jnp.float32(3.0), ()),
+    ...                 lambda params, state, x, *, train, rng: (params * x, state))
+    >>> one = module_step(linear, jnp.float32(3.0), (), jnp.float32(2.0), jnp.float32(10.0))
+    >>> one.output.item(), one.grads.item(), one.pseudo_gradient.item()
+    (6.0, 20.0, 30.0)
+    """
+
+    def forward(params, x):
+        return module.apply(params, state, x, train=train, rng=rng)
+
+    output, pull_back, new_state = jax.vjp(forward, params, x, has_aux=True)
+    if callable(pseudo_gradient):
+        pseudo_gradient = pseudo_gradient(output)
+    grads, sent_down = pull_back(pseudo_gradient)
+    return ModuleStep(output, new_state, grads, sent_down)
+
+
+def run_group(
+    task: Task,
+    group: tuple[int, ...],
+    params: tuple,
+    state: tuple,
+    inputs: tuple,
+    incoming: tuple,
+    target: PyTree,
+    numbers: Numbers,
+    rng: jax.Array | None,
+    axis: str | None = None,
+) -> tuple[ModuleStep, ...]:
+    """One step of neighbouring modules: the whole of the Sideways rule (section 3.4, Eq. 3 and 4).
+
+    All modules read what the step before sent, so their order does not matter, and all use the
+    parameters of now: nothing is stashed. A module that holds a bubble computes like the others,
+    but nothing of it is used: what it sends is again marked as a bubble, and its state and
+    gradients are selected, not multiplied, so that not even a NaN gets through.
+
+    Frame numbers of their own for B > 1 examples (`Numbers` with an axis B) need more, because the
+    examples of a batch add up in one gradient. There a module is linearised at examples that have
+    a pseudo-gradient only: one of them stands in for each of the others, with a cotangent of zero.
+    So whatever a module computes at a bubble, it adds nothing. What is left: a module that mixes
+    the examples of a batch, as batch normalisation does, sees the stand-ins.
+
+    Args:
+      task: what is trained.
+      group: the numbers of the modules, 0-based.
+      params, state: one pytree for each of them.
+      inputs, incoming: likewise, the activation that each hears and the pseudo-gradient that has
+        come back to it, `[B, ...]`; for the top module the latter is not looked at.
+      target: that the output of this step is paired with, if the top module is in the group.
+      numbers: of all D modules.
+      rng: of the run; module i draws from `fold_in(fold_in(rng, i), number of its frame)`.
+      axis: of the mesh, over which the batch is split; stand-ins are then of the whole batch.
+
+    Returns:
+      For each of them, what it sends, its new state, and its gradients: of the mean over the batch,
+      zero where no example has one.
+    """
+    top = task.depth - 1
+    held, trained = numbers.frames >= 0, numbers.origins >= 0
+    per_example = held.ndim == 2
+
+    def fill(mask, complete, tree):
+        return _with_stand_ins(mask, complete, tree, axis) if per_example else tree
+
+    def loss_gradient(output):
+        paired_with = fill(held[top], numbers.complete[top], target)
+        gradient = jax.grad(task.loss_fn)(output, paired_with)
+        return select(held[top], gradient) if per_example else gradient
+
+    def linearised(i, params, state, x, pseudo_gradient, key):
+        if i == top:
+            pseudo_gradient = loss_gradient
+        elif per_example:
+            pseudo_gradient = select(trained[i], pseudo_gradient)
+        x = fill(trained[i], numbers.complete[i] & numbers.paired[i], x)
+        module = task.network.modules[i]
+        return module_step(module, params, state, x, pseudo_gradient, train=task.train, rng=key)
+
+    def forward(i, params, state, x, key):
+        x = fill(held[i], numbers.complete[i], x)
+        return task.network.modules[i].apply(params, state, x, train=task.train, rng=key)
+
+    # All examples of a step are of one frame, or bubbles.
+    keys = [module_key(rng, i, numbers.frames[i].max()) for i in group]
+    steps = tuple(map(linearised, group, params, state, inputs, incoming, keys))
+    if per_example and (held.shape[1] > 1 or axis is not None):
+        # What is sent is of all examples that are held, trained or not. The two differ in the first
+        # 2(D-1-i) steps after the start of a stream only: a conditional, and no work in all others.
+        sent = jax.lax.cond(
+            numbers.paired[jnp.asarray(group)].all(),
+            lambda: tuple((one.output, one.state) for one in steps),
+            lambda: tuple(map(forward, group, params, state, inputs, keys)),
+        )
+        steps = tuple(
+            one._replace(output=output, state=new)
+            for one, (output, new) in zip(steps, sent, strict=True)
+        )
+    return tuple(
+        one._replace(
+            state=select(numbers.complete[i], one.state, old),
+            grads=select(numbers.trained[i], one.grads),
+        )
+        for i, one, old in zip(group, steps, state, strict=True)
+    )
+
+
+def _with_stand_ins(mask: jax.Array, complete: jax.Array, tree: PyTree, axis: str | None) -> PyTree:
+    """Batches `[B, ...]` in which the first example of a mask replaces all others.
+
+    Args:
+      mask: bool `[B]`.
+      complete: bool, whether it holds for all examples, on all replicas.
+      tree: `[B, ...]`.
+      axis: over which the batch is split; the first example is that of the first replica with one.
+    """
+    donor = jnp.argmax(mask)
+
+    def filled(first):
+        rows = jax.tree.map(lambda one, x: jnp.broadcast_to(one, x.shape), first, tree)
+        return select(mask, tree, rows)
+
+    first = jax.tree.map(lambda x: x[donor], tree)
+    if axis is None:
+        return filled(first) if mask.shape[0] > 1 else tree
+
+    def of_all():
+        replica = jnp.argmax(jax.lax.all_gather(mask.any(), axis))
+        return filled(jax.tree.map(lambda x: jax.lax.all_gather(x, axis)[replica], first))
+
+    return jax.lax.cond(complete, lambda: tree, of_all)
+
+
+def forward_group(
+    network: Network,
+    group: tuple[int, ...],
+    params: tuple,
+    state: tuple,
+    inputs: tuple,
+    frames: jax.Array,
+) -> tuple:
+    """One step of neighbouring modules that only infer (`train=False`): the output of each.
+
+    Args:
+      network, group, params, state, inputs: as in `run_group`.
+      frames: int32 `[D, B]`, the frame that every module works on, -1 for a bubble, which is all
+        zeros for it.
+    """
+    return tuple(
+        network.modules[i].apply(
+            params[j], state[j], select(frames[i] >= 0, inputs[j]), train=False, rng=None
+        )[0]
+        for j, i in enumerate(group)
+    )
+
+
+def show(task: Task, output: PyTree, target: PyTree, numbers: Numbers) -> tuple[PyTree, jax.Array]:
+    """The output of the top module, and its loss: a scalar, or `[B]`; zero for a bubble."""
+    valid = numbers.frames[-1] >= 0
+    if valid.ndim:
+        loss = each_example(task.loss_fn, output, target)
+    else:
+        loss = task.loss_fn(output, target)
+    return select(valid, output), select(valid, loss)
+
+
+class ComputationStep(NamedTuple):
+    """What all modules together give at one computation step."""
+
+    in_flight: InFlight  # the signals for the next step
+    state: tuple  # of every module, unchanged where the module held a bubble
+    grads: tuple  # pseudo-gradients of every module's parameters; zero where not `trained`
+    trained: jax.Array  # bool[D], gamma_i^t: which modules had a valid pseudo-gradient
+    output: PyTree  # h_D [B, ...]; zero where not `valid`
+    valid: jax.Array  # bool[], whether the output comes from a frame
+    loss: jax.Array  # scalar; zero where not `valid`
+    frames: jax.Array  # int32[D], the frame that each module worked on, -1 for none
+    origins: jax.Array  # int32[D], the frame whose loss its pseudo-gradient came from, or -1
+    # With frame numbers `per_example`: `trained`, `valid`, `frames` and `origins` end in an axis B;
+    # the loss is the mean over valid examples; gradients are 1/B times the sum over trained ones.
+
+
+def computation_step(
+    network: Network,
+    loss_fn: LossFn,
+    params: tuple,
+    state: tuple,
+    in_flight: InFlight,
+    frame: PyTree,
+    target: PyTree,
+    frame_id: jax.Array | int,
+    *,
+    train: bool = True,
+    rng: jax.Array | None = None,
+) -> ComputationStep:
+    """One tick of every module: `run_group` for the group of all of them (Eq. 3 and 4).
+
+    Args:
+      network: D modules.
+      loss_fn: `loss_fn(output, target) -> scalar`, the mean over the batch.
+      params, state: tuples of D pytrees.
+      in_flight: what the step before sent, or `init_in_flight`.
+      frame: the frame `x^t` that enters, `[B, ...]`.
+      target: the target `y^t`. It is paired with the output of this step, which comes from frame
+        t-D+1; or, if `in_flight` carries targets, it travels up with its own frame.
+      frame_id: the number t of the frame, from 0; -1 to let the pipeline run empty; `[B]` if
+        `in_flight` has a number for every example.
+      train, rng: passed on; module i draws from `fold_in(fold_in(rng, i), number of its frame)`.
+    """
+    task, group = Task(network, loss_fn, train=train), tuple(range(network.depth))
+    targets = (target, *in_flight.targets)
+    moved, numbers = tick(in_flight, jnp.asarray(frame_id, jnp.int32))
+    inputs = heard(group, frame, in_flight.activations)
+    incoming = returned(group, None, in_flight.pseudo_gradients)
+    steps = run_group(
+        task, group, params, state, inputs, incoming, targets[-1], numbers, rng
+    )  # fmt: skip
+    output, loss = show(task, steps[-1].output, targets[-1], numbers)
+    valid = numbers.frames[-1] >= 0
+    return ComputationStep(
+        in_flight=moved._replace(
+            activations=tuple(one.output for one in steps[:-1]),
+            pseudo_gradients=tuple(one.pseudo_gradient for one in steps[1:]),
+            targets=targets[:-1],
+        ),
+        state=tuple(one.state for one in steps),
+        grads=tuple(one.grads for one in steps),
+        trained=numbers.origins >= 0,
+        output=output,
+        valid=valid,
+        loss=masked_mean(loss, valid) if valid.ndim else loss,
+        frames=numbers.frames,
+        origins=numbers.origins,
+    )

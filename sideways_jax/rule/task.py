@@ -1,0 +1,45 @@
+"""What is trained: all that the answer depends on, and nothing of where it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from sideways_jax.network.network import Network
+from sideways_jax.tools.names import check_name
+from sideways_jax.tools.trees import PyTree
+
+LossFn = Callable[[PyTree, PyTree], jax.Array]  # (output, target) -> scalar, mean over the batch
+MetricsFn = Callable[[PyTree, PyTree], dict[str, jax.Array]]  # likewise, one scalar for each name
+
+RULES = ("sideways", "backprop")
+TARGETS = ("stream", "origin")
+
+
+class Task(NamedTuple):
+    """A network, and what it learns by. Two executions of one task give the same answer."""
+
+    network: Network  # D modules
+    loss_fn: LossFn
+    rule: str = "sideways"  # or "backprop"
+    target: str = "stream"  # which target an output is paired with; see `step.episode_gradients`
+    train: bool = True  # passed on to the modules
+    metrics_fn: MetricsFn | None = None  # averaged over valid outputs
+
+    @property
+    def depth(self) -> int:
+        """D, the number of modules."""
+        return self.network.depth
+
+
+def check_task(task: Task) -> Task:
+    """The task itself.
+
+    Raises:
+      ValueError: with the closest valid name, for an unknown rule or target.
+    """
+    check_name("rule", task.rule, RULES)
+    check_name("target", task.target, TARGETS)
+    return task

@@ -1,0 +1,1 @@
+"""Pytrees, names that users choose from, and programs as JAX traces them."""

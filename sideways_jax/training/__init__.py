@@ -1,0 +1,1 @@
+"""What all executions share: the train state, streams, held-back updates, the protocol."""

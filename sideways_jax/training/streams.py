@@ -1,0 +1,101 @@
+"""Streams of frames: what they have to look like, and what is reported of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sideways_jax.rule.episode import check_batch, check_clip
+from sideways_jax.rule.task import Task
+from sideways_jax.tools.trees import PyTree, average, each_example, masked_mean, wide
+from sideways_jax.training.train_state import TrainState
+
+
+class Outputs(NamedTuple):
+    """What a network shows at each of K steps of a stream: the newest output that there is."""
+
+    outputs: PyTree  # [K, B, ...], zero where there is none yet
+    frames: jax.Array  # int32[K, B], which frame of the run (from 0) it is of, -1 for none
+
+
+def check_target(target: str, target_like: PyTree) -> None:
+    """Raises ValueError if targets have to be carried along and nobody says what they are like."""
+    if target == "origin" and target_like is None:
+        raise ValueError(
+            "update_every with target='origin' carries targets along with the pipeline: call "
+            "init(key, frame, target) with a batch of targets or its shape"
+        )
+
+
+def check_stream(
+    batch: int, frames: PyTree, targets: PyTree, reset: jax.Array | None, update_every: int = 1
+) -> jax.Array:
+    """The mask of restarts, bool `[K, B]`; without one there are none.
+
+    Args:
+      batch: B, of what is in flight.
+      frames, targets: `[K, B, ...]`.
+      reset: `[K, B]` or None.
+      update_every: how many frames an update takes.
+
+    Raises:
+      ValueError: unless all of them fit together.
+    """
+    num_frames = check_clip(frames, targets)
+    given = jnp.shape(jax.tree.leaves(frames)[0])[:2]
+    if given[1:] != (batch,):
+        raise ValueError(
+            f"frames {given} do not fit the {batch} streams that `init` was called with: give "
+            f"[K, {batch}, ...]"
+        )
+    check_batch(frames, targets, batch)
+    shape = (num_frames, batch)
+    if reset is None:
+        reset = jnp.zeros(shape, bool)
+    elif jnp.shape(reset) != shape:
+        raise ValueError(f"reset has the shape {jnp.shape(reset)}, it must be [K, B] = {shape}")
+    elif not jnp.issubdtype(jnp.result_type(reset), jnp.bool_):
+        raise ValueError(
+            f"reset has dtype {jnp.result_type(reset)}: give bool, True where the frame of an "
+            "example is the first of another stream"
+        )
+    if num_frames % update_every:
+        raise ValueError(
+            f"{num_frames} frames do not divide into updates of update_every={update_every} "
+            f"steps: give a multiple of {update_every} frames"
+        )
+    return jnp.asarray(reset)
+
+
+def example_metrics(task: Task, outputs: PyTree, targets: PyTree) -> dict[str, jax.Array]:
+    """`task.metrics_fn` of every example alone, `[K, B]`; of outputs and targets `[K, B, ...]`."""
+    if task.metrics_fn is None:
+        return {}
+    return jax.vmap(partial(each_example, task.metrics_fn))(outputs, targets)
+
+
+def stream_metrics(
+    losses: jax.Array, shown: jax.Array, by_example: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Means over all steps and examples that show an output.
+
+    Args:
+      losses: `[K]`, mean over the examples with an output.
+      shown: int32 `[K, B]`, the frame that each output is of, -1 where there is none.
+      by_example: `[K, B]` of each metric.
+    """
+    valid = shown >= 0
+    count = valid.sum(axis=1)
+    losses = losses.astype(wide(losses.dtype))
+    metrics = {"loss": average(jnp.sum(losses * count.astype(losses.dtype)), valid.sum())}
+    return metrics | {name: masked_mean(one, valid) for name, one in by_example.items()}
+
+
+def result(train_state: TrainState, metrics: dict, outputs: PyTree, shown, with_outputs: bool):
+    """What a train step on a stream returns."""
+    if with_outputs:
+        return train_state, metrics, Outputs(outputs, shown)
+    return train_state, metrics
