@@ -181,7 +181,7 @@ class Network:
 
     def _place(self, i: int) -> str:
         source = "the frame" if i == 0 else f"the output of module {i - 1}"
-        return f"module {i} (0-based, of {self.depth}) fails on {source}"
+        return f"module {i} (0-based, of {self.depth}) fails on {source},"
 
 
 def sequential(modules: Sequence[Module]) -> Module:
@@ -203,7 +203,7 @@ def sequential(modules: Sequence[Module]) -> Module:
         x = shape_of(x)
         params, state = [], []
         for j, module in enumerate(modules):
-            with _blame(f"layer {j} (0-based, of {len(modules)}) fails", x):
+            with _blame(f"layer {j} (0-based, of {len(modules)}) fails on", x):
                 initial = module.init(jax.random.fold_in(key, j), x)
                 layer_params, layer_state = _pair(initial, "its init", "(params, state)")
                 x, _ = _result_shape(module, layer_params, layer_state, x)
@@ -356,7 +356,8 @@ def _checked_output(
                 f"its output has dtype {leaf.dtype}, through which no gradient can flow: give a "
                 "floating-point output"
             )
-    if not any(leaf.shape[:1] == (batch,) for leaf in jax.tree.leaves(y)):
+    # A window of frames may be folded into the batch: [B * T, ...].
+    if not any(leaf.shape and leaf.shape[0] % max(batch, 1) == 0 for leaf in jax.tree.leaves(y)):
         raise ValueError(
             f"its output, {_shapes(y)}, has lost the batch axis of {batch} examples: inputs and "
             "outputs are batches, [B, ...]"
@@ -383,11 +384,10 @@ def _checked_output(
 
 
 def _check_state(state: PyTree, new_state: PyTree, when: str) -> None:
-    if _specs(new_state) != _specs(shape_of(state)):
+    if _specs(new_state) != _specs(state):
         raise ValueError(
-            f"its state is {_shapes(shape_of(state))} before a call{when}, but "
-            f"{_shapes(new_state)} after it: init and apply have to give states of the same "
-            "structure, shapes and dtypes"
+            f"its state is {_shapes(state)} before a call{when}, but {_shapes(new_state)} after "
+            "it: init and apply have to give states of the same structure, shapes and dtypes"
         )
 
 
@@ -417,4 +417,4 @@ class _blame:
     def __exit__(self, kind, error, traceback):
         if error is None or not isinstance(error, Exception):
             return
-        raise ValueError(f"{self.what}, {_shapes(self.x)}: {error}") from error
+        raise ValueError(f"{self.what} {_shapes(self.x)}: {error}") from error

@@ -97,12 +97,9 @@ def from_nnx(
 
     def run(params, state, x, train, rng):
         """`(y, new_state, random streams)`, the last as they are after the call."""
-        module = nnx.merge(
-            graph,
-            _filled(params_template, params),
-            _streams(rng_template, rng),
-            _filled(state_template, state),
-        )
+        params, state = _filled(params_template, params), _filled(state_template, state)
+        old_state = nnx.to_pure_dict(state)
+        module = nnx.merge(graph, params, _streams(rng_template, rng), state)
         call = type(module).__call__
         args, keywords = call_arguments(call, train_keywords(call, train, train_argument))
         _set_flags(module, train)
@@ -113,7 +110,7 @@ def from_nnx(
         _check_variables(before, _values(module))
         if not allow_fixed:
             _check_modes(traces, train)
-        return y, keep_dtypes(state, nnx.to_pure_dict(_split(module)[3])), streams
+        return y, keep_dtypes(old_state, nnx.to_pure_dict(_split(module)[3])), streams
 
     def apply(params, state, x, *, train, rng):
         train = bool(train)
@@ -174,7 +171,7 @@ def _filled(template: nnx.State, values: PyTree) -> nnx.State:
     for path, leaf in nnx.to_flat_state(template):
         value = values
         for name in path:
-            value = value[name]
+            value = value[name] if name in value else value[str(name)]  # From a file, maybe.
         # An array that is an attribute stands for itself.
         filled.append((path, leaf.replace(value) if isinstance(leaf, nnx.Variable) else value))
     return nnx.from_flat_state(filled)

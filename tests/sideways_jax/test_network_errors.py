@@ -82,7 +82,7 @@ BROKEN = {
     ),
     "no batch axis": (
         _function(lambda x, params, train: x.mean(0)),
-        r"float32\[4\], has lost the batch axis of 3",
+        r"float32\[4\], has lost the batch axis of 3",  # No multiple of 3.
     ),
     "no output": (_function(lambda x, params, train: ()), "nothing, has lost the batch axis"),
     "a layer": (
@@ -108,6 +108,15 @@ def test_what_is_wrong_in_training_alone_is_checked_for_training_alone(name):
     assert network.activation_shapes(*variables, X)[0].shape == X.shape
     with pytest.raises(ValueError, match=rf"(?s)module 0.*{message}"):
         network.activation_shapes(*variables, X, train=True, rng=KEY)
+
+
+def test_frames_may_be_folded_into_the_batch_and_keys_be_a_state():
+    fold = _function(lambda x, params, train: x.reshape(6, 2))
+    unfold = _function(lambda x, params, train: x.reshape(3, 4), (), jax.random.key(0))
+    network = Network([fold, unfold])
+    params, state = network.init(KEY, X)
+    shapes = network.activation_shapes(params, state, X, train=True)
+    assert [shape.shape for shape in shapes] == [(6, 2), (3, 4)]
 
 
 def test_a_mean_over_the_mesh_can_be_initialised_without_one():
