@@ -35,7 +35,7 @@ def text(layout: Layout, costs: Sequence[float]) -> str:
     """Who has what, as text: modules, share of the work, and bytes used out of bytes held.
 
     Args:
-      layout: see above.
+      layout: of a run.
       costs: of every module, in any unit.
     """
     sent = layout.signals.bytes_used

@@ -108,7 +108,7 @@ def make_optimizer(
     drop_epochs: Sequence[float] = (100, 200),
     drop_factor: float = 0.1,
 ) -> optax.GradientTransformation:
-    """The paper's optimiser: clipping by value, a direction, decoupled weight decay, a schedule.
+    """The paper's optimizer: clipping by value, a direction, decoupled weight decay, a schedule.
 
     For the update t = 0, 1, ... of the parameters theta, with the gradient g_t, averaged over the
     computation steps of the episode, and lr_t of `learning_rate_schedule`:

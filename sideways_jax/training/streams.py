@@ -22,7 +22,7 @@ class Outputs(NamedTuple):
 
 
 def check_target(target: str, target_like: PyTree) -> None:
-    """Raises ValueError if targets have to be carried along and nobody says what they are like."""
+    """Raises ValueError if targets have to be carried along and their shape is not given."""
     if target == "origin" and target_like is None:
         raise ValueError(
             "update_every with target='origin' carries targets along with the pipeline: call "
