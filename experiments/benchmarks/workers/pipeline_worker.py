@@ -66,8 +66,6 @@ class Built(NamedTuple):
 
 def build(settings: Settings, kind: str, reference_file: str | None) -> Built:
     """Compiles what `kind` asks for, and saves the network if a file is given."""
-    # The first message needs all processes within half a minute, compilation may take one longer.
-    multihost_utils.sync_global_devices("start")
     num_devices = jax.device_count()
     network = models.make(settings.model, num_classes=10, dtype=settings.dtype)
     clip = _clip(settings)

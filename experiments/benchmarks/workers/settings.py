@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 from absl import flags
+from jax.experimental import multihost_utils
 
 from experiments.processes import distributed
 
@@ -49,3 +50,6 @@ def find_devices(forced: int, cluster: distributed.Cluster | None) -> None:
         jax.config.update("jax_num_cpu_devices", forced)
     elif cluster is not None:
         distributed.initialize(cluster)
+        # The first message needs all processes within half a minute; compilation may keep one
+        # busy for longer.
+        multihost_utils.sync_global_devices("start")
