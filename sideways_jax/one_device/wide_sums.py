@@ -77,7 +77,7 @@ def _run(closed: core.ClosedJaxpr, args: Sequence, wanted_out: Sequence[bool]) -
     """The outputs of a program, those that are `wanted` in wide dtypes."""
     jaxpr = closed.jaxpr
     wanted = _wanted(jaxpr, wanted_out)
-    values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     values |= zip(jaxpr.invars, args, strict=True)
 
     def read(v):
