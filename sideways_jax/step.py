@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import optax
@@ -49,7 +50,11 @@ __all__ = [
     "restart",
 ]
 
-EXECUTIONS = {"scan": Scan, "time_parallel": TimeParallel, "depth_sharded": Pipeline}
+EXECUTIONS: dict[str, Callable[..., Execution]] = {
+    "scan": Scan,
+    "time_parallel": TimeParallel,
+    "depth_sharded": Pipeline,
+}
 
 
 def episode_gradients(
@@ -182,7 +187,7 @@ def make_train_step(
     return execution.stream_training(task, tx, update_every=update_every, with_outputs=with_outputs)
 
 
-def _execution(execution: str | Execution, **options) -> Execution:
+def _execution(execution: str | Execution, **options: Any) -> Execution:
     """The execution of this name, or the value itself.
 
     Raises:

@@ -10,11 +10,13 @@ their own a step takes as long as the slowest module, not as long as all of them
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from sideways_jax.network.network import Network
 from sideways_jax.one_device.inference import (
@@ -67,13 +69,23 @@ class PipelinedModel:
     """
 
     def __init__(
-        self, network: Network, params: tuple, state: tuple, *, mesh: Any = None, groups=None
+        self,
+        network: Network,
+        params: tuple,
+        state: tuple,
+        *,
+        mesh: Mesh | None = None,
+        groups: Sequence[int] | None = None,
     ):
-        self._network, self._variables = network, (params, state)
+        self._network = network
+        self._variables: tuple[PyTree, PyTree] = (params, state)
         self._mesh, self._groups = mesh, groups
-        self._pipeline, self._shape, self._step = None, None, None
-        self._top = lambda output: output
-        self._reset = None
+        # Made from the first frame:
+        self._pipeline: PyTree = None
+        self._shape: PyTree = None
+        self._step: Any = None
+        self._top: Callable[[PyTree], PyTree] = lambda output: output
+        self._reset: np.ndarray | None = None
         self._shown: np.ndarray | None = None
         self._pushed, self._seconds, self._compiling = 0, 0.0, 0.0
 
@@ -143,7 +155,7 @@ class PipelinedModel:
         if self._mesh is None:
             self._pipeline = init_pipeline(self._network, params, state, frame)
 
-            def step(variables, *inputs):
+            def step(variables: tuple, *inputs: Any) -> tuple:
                 return pipelined_step(self._network, *variables, *inputs)
 
         else:

@@ -68,7 +68,7 @@ def send_up(activations: Packed, num_devices: int) -> Packed:
 
 def _send(signals: Packed, pairs: Sequence[tuple[int, int]]) -> Packed:
     """From the first device of each pair to the second, all vectors of a dtype in one message."""
-    arrived = {}
+    arrived: Packed = {}
     for dtype in dict.fromkeys(v.dtype for v in signals.values()):  # In the same order everywhere.
         some = {name: v for name, v in signals.items() if v.dtype == dtype}
         whole = jax.lax.ppermute(jnp.concatenate(list(some.values())), DEPTH, pairs)

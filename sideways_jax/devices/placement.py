@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -104,7 +104,8 @@ def count_costs(
             output, pull_back = jax.vjp(lambda params, x: forward(params, state, x), params, x)
             return output, pull_back(pseudo_gradient)
 
-        function, arguments = forward, (params[i], state[i], inputs[i])
+        function: Callable[..., PyTree] = forward
+        arguments: tuple[PyTree, ...] = (params[i], state[i], inputs[i])
         if train:
             function, arguments = both, (*arguments, inputs[i + 1])
         lowered = jax.jit(function).lower(*jax.tree.map(shape_of, arguments))

@@ -6,6 +6,8 @@ be the same on all of them as it is, and on one device that sees the whole batch
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.extend import core
@@ -99,7 +101,7 @@ class _Traced:
         """What computes the k-th leaf of the new state, in a form that can be compared."""
         jaxpr = self._closed.jaxpr
         needed = {jaxpr.outvars[k]}
-        described = [
+        described: list[Any] = [
             "literal " + str(v.val) if isinstance(v, core.Literal) else "variable"
             for v in (jaxpr.outvars[k],)
         ]

@@ -55,8 +55,8 @@ def text(layout: Layout, costs: Sequence[float]) -> str:
         width = max(map(len, (name, *cells)))
         head += f"  {name:>{width}}"
         lines = [f"{line}  {cell:>{width}}" for line, cell in zip(lines, cells, strict=True)]
-    used = sum(sum(used) for used, _ in columns.values())
-    held = layout.num_devices * sum(held for _, held in columns.values())
-    padding = 1 - used / held if held else 0
+    all_used = sum(sum(used) for used, _ in columns.values())
+    all_held = layout.num_devices * sum(held for _, held in columns.values())
+    padding = 1 - all_used / all_held if all_held else 0
     last = f"bytes used/held; {padding:.0%} of what devices hold is padding"
     return "\n".join([head, *lines, speedup, last])

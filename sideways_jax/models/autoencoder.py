@@ -45,7 +45,7 @@ def squared_error(pixel_range: tuple[float, float] = PIXEL_RANGE) -> Callable:
     _check_range(pixel_range)
     scale = 1 / (pixel_range[1] - pixel_range[0])
 
-    def loss(output, frame):
+    def loss(output: jax.Array, frame: jax.Array) -> jax.Array:
         if output.shape != frame.shape:
             raise ValueError(f"an output {output.shape} cannot be compared with {frame.shape}")
         return jnp.mean(jnp.square((output - pixels(frame, pixel_range, output.dtype)) * scale))
@@ -191,7 +191,7 @@ def autoencoder(
     blocks: list[nn.Module] = [
         Encoded(
             {"width": widths[0], "stride": strides[0], **types},
-            tuple(pixel_range),
+            (pixel_range[0], pixel_range[1]),
             2 ** strides.count(2),
         )
     ]

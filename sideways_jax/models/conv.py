@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+
+Pair = tuple[int, ...]  # of height and width
+Padding = str | Sequence[tuple[int, int]]
 
 CANONICAL = ("NHWC", "HWIO", "NHWC")
 # The same convolution in two other layouts. They are never run backwards as they stand: they are
@@ -24,12 +28,12 @@ def conv_general_dilated(
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers=None,
+    dimension_numbers: Any = None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
-    precision=None,
-    preferred_element_type=None,
-    **options,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    **options: Any,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, with gradients that XLA's CPU backend runs fast in a loop.
 
@@ -97,7 +101,14 @@ def conv_general_dilated(
 # per frame, a grouped convolution, and sum them. A JVP rule is batched before it is transposed, so
 # that the frames are folded into the batch, and one convolution gives the gradient of all of them.
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
-def _conv(lhs, rhs, strides, padding, lhs_dilation, precision):
+def _conv(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    strides: Pair,
+    padding: Padding,
+    lhs_dilation: Pair,
+    precision: Any,
+) -> jax.Array:
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -112,7 +123,14 @@ def _conv(lhs, rhs, strides, padding, lhs_dilation, precision):
 # Symbolic zeros spare the convolution with a zero tangent: the first module of a network is not
 # differentiated with respect to the frame.
 @partial(_conv.defjvp, symbolic_zeros=True)
-def _conv_jvp(strides, padding, lhs_dilation, precision, primals, tangents):
+def _conv_jvp(
+    strides: Pair,
+    padding: Padding,
+    lhs_dilation: Pair,
+    precision: Any,
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[Any, Any],
+) -> tuple[jax.Array, jax.Array]:
     lhs, rhs = primals
     lhs_dot, rhs_dot = tangents
     conv = partial(
@@ -143,7 +161,7 @@ def _conv_jvp(strides, padding, lhs_dilation, precision, primals, tangents):
     return out, sum(out_dot[1:], start=out_dot[0]) if out_dot else jnp.zeros_like(out)
 
 
-def _cotangent_as_image(rhs, strides, lhs_dilation) -> bool:
+def _cotangent_as_image(rhs: jax.Array, strides: Pair, lhs_dilation: Pair) -> bool:
     """Which of two convolutions gives the gradient of a kernel faster, on the CPU.
 
     The gradient is the correlation of the input with the cotangent. One of them is the image for
@@ -158,7 +176,9 @@ def _cotangent_as_image(rhs, strides, lhs_dilation) -> bool:
     return strides == (1, 1)
 
 
-def _tangent_with_cotangent_as_image(lhs, rhs_dot, padding, lhs_dilation, precision):
+def _tangent_with_cotangent_as_image(
+    lhs: jax.Array, rhs_dot: jax.Array, padding: Padding, lhs_dilation: Pair, precision: Any
+) -> jax.Array:
     # Transposed: the cotangent as "NHWC" = OHWN, with the input as the kernel "HWIO" = HWNI,
     # dilated as it was; the result "NHWC" is OHWI. The flips are there since the two sides of a
     # convolution can change places, and those of the correlation that lax computes cannot.
@@ -178,5 +198,5 @@ def _tangent_with_cotangent_as_image(lhs, rhs_dot, padding, lhs_dilation, precis
     return ohwn.transpose(3, 1, 2, 0)
 
 
-def _layout(lhs, rhs, dimension_numbers) -> lax.ConvDimensionNumbers:
+def _layout(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any) -> lax.ConvDimensionNumbers:
     return lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)

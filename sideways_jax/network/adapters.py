@@ -154,7 +154,7 @@ def wrong_mode(part: str, train: bool, why: str, how: str) -> ValueError:
 def keep_dtypes(state: PyTree, new_state: PyTree) -> PyTree:
     """The new state in the dtypes of the old one: float32 statistics of float64 inputs, say."""
 
-    def keep(old, new):
+    def keep(old: jax.Array, new: jax.Array) -> jax.Array:
         return new if new.dtype == old.dtype else new.astype(old.dtype)
 
     return jax.tree.map(keep, state, new_state)

@@ -24,7 +24,7 @@ from sideways_jax.network.adapters import (
     wrong_mode,
 )
 from sideways_jax.network.network import Module
-from sideways_jax.tools.trees import PyTree, shape_of
+from sideways_jax.tools.trees import PyTree, same_structure, shape_of
 
 INTERMEDIATES = "intermediates"  # The collection that Linen modules sow into, to be looked at.
 
@@ -80,7 +80,7 @@ def from_linen(
     ignored = (INTERMEDIATES, *ignore)
     in_mode = {train: _linen_module(module, train, train_argument) for train in (False, True)}
 
-    def streams(rng):
+    def streams(rng: jax.Array | None) -> dict[str, jax.Array]:
         if rng is None:
             return {}
         if len(rng_streams) == 1:
@@ -88,7 +88,7 @@ def from_linen(
         return {name: jax.random.fold_in(rng, n) for n, name in enumerate(rng_streams)}
 
     @contextlib.contextmanager
-    def told(train, rng):
+    def told(train: bool, rng: jax.Array | None) -> Iterator[tuple[Any, tuple, dict[str, Any]]]:
         """The module of this mode, and what it is called with beside the activation."""
         one = in_mode[train]
         keywords = _keywords(one, train, train_argument)
@@ -96,7 +96,7 @@ def from_linen(
         with tell_linen(train, keywords, allow_fixed), _explained(train, rng, rng_streams):
             yield one, *arguments
 
-    def init(key, x):
+    def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         params_key, other_key = jax.random.split(key)
         rngs = {**streams(other_key), "params": params_key}
         with told(False, other_key) as (one, args, keywords):
@@ -104,11 +104,13 @@ def from_linen(
         params = variables.pop("params", {})
         return params, variables
 
-    def apply(params, state, x, *, train, rng):
+    def apply(
+        params: PyTree, state: PyTree, x: PyTree, *, train: bool, rng: jax.Array | None
+    ) -> tuple[PyTree, PyTree]:
         train = bool(train)
         variables = {"params": params, **state}
 
-        def call(mutable):
+        def call(mutable: bool | list[str]) -> Any:
             with told(train, rng) as (one, args, keywords):
                 return one.apply(
                     variables, x, *args, rngs=streams(rng), mutable=mutable, **keywords
@@ -145,9 +147,9 @@ def _linen_module(
             "from_linen"
         )
     made = module
-    if not isinstance(module, linen.Module):
+    if not isinstance(made, linen.Module):
         try:
-            made = module(train=train)
+            made = made(train=train)
         except TypeError as error:
             raise ValueError(
                 f"from_linen got {module!r}: give a Linen module, or a function that makes one and "
@@ -201,7 +203,12 @@ def tell_linen(
       allow_fixed: as in `from_linen`; otherwise a submodule in the other mode is a ValueError.
     """
 
-    def tell(call, args, kwargs, context):
+    def tell(
+        call: Callable[..., Any],
+        args: tuple,
+        kwargs: dict[str, Any],
+        context: linen.module.InterceptorContext,
+    ) -> Any:
         if context.method_name == "__call__":
             args, kwargs = _told(context.module, args, kwargs, train, keywords or {}, allow_fixed)
         return call(*args, **kwargs)
@@ -210,7 +217,14 @@ def tell_linen(
         yield
 
 
-def _told(module, args, kwargs, train, keywords, allow_fixed):
+def _told(
+    module: linen.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    train: bool,
+    keywords: Mapping[str, Any],
+    allow_fixed: bool,
+) -> tuple[tuple, dict[str, Any]]:
     """`(args, kwargs)` for a call of a submodule, or of the outermost module."""
     if isinstance(module, nnx.bridge.ToLinen) and not allow_fixed:
         raise ValueError(
@@ -271,15 +285,15 @@ def _init_variables(
         values of the input.
     """
 
-    def without(*collections):
+    def without(*collections: str) -> core.DenyList:
         return core.DenyList((*ignored, *collections))
 
-    def shapes(*collections):
+    def shapes(*collections: str) -> PyTree:
         return jax.eval_shape(
             lambda x: module.init(rngs, x, *args, mutable=without(*collections), **keywords), x
         )
 
-    def is_sown(collection):
+    def is_sown(collection: str) -> bool:
         try:
             shapes(collection)
         except errors.FlaxError:  # Variables have to be made, sowing is optional.
@@ -309,7 +323,7 @@ def _init_variables(
 def _like(state: PyTree, new_state: PyTree) -> PyTree:
     """The new state, with the structure and the dtypes of the old one."""
     new_state = core.unfreeze(new_state)
-    if jax.tree.structure(new_state) != jax.tree.structure(state):
+    if not same_structure(new_state, state):
         raise ValueError(
             f"its variables change from {jax.tree.structure(state)} to "
             f"{jax.tree.structure(new_state)} in a call: make all of them in every mode, and give "

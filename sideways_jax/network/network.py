@@ -61,10 +61,10 @@ class Network:
       ValueError: without modules, for what is not a `Module`, or with shortcuts.
     """
 
-    modules: tuple[Module, ...]
-    shortcuts: tuple = ()
+    modules: Sequence[Module]  # any sequence to make it from; then a tuple
+    shortcuts: Sequence = ()  # likewise
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "modules", _as_modules(self.modules))
         object.__setattr__(self, "shortcuts", tuple(self.shortcuts))
         if not self.modules:
@@ -199,7 +199,7 @@ def sequential(modules: Sequence[Module]) -> Module:
     if len(modules) == 1:
         return modules[0]
 
-    def init(key, x):
+    def init(key: jax.Array, x: PyTree) -> tuple[tuple, tuple]:
         x = shape_of(x)
         params, state = [], []
         for j, module in enumerate(modules):
@@ -211,7 +211,9 @@ def sequential(modules: Sequence[Module]) -> Module:
             state.append(layer_state)
         return tuple(params), tuple(state)
 
-    def apply(params, state, x, *, train, rng):
+    def apply(
+        params: tuple, state: tuple, x: PyTree, *, train: bool, rng: jax.Array | None
+    ) -> tuple[PyTree, tuple]:
         new_state = []
         for j, module in enumerate(modules):
             key = None if rng is None else jax.random.fold_in(rng, j)
@@ -334,11 +336,17 @@ def _pair(result: object, what: str, names: str) -> tuple[PyTree, PyTree]:
 
 
 def _result_shape(
-    module: Module, params: PyTree, state: PyTree, x: PyTree, *, train: bool = False, rng=None
+    module: Module,
+    params: PyTree,
+    state: PyTree,
+    x: PyTree,
+    *,
+    train: bool = False,
+    rng: jax.Array | None = None,
 ) -> tuple[PyTree, PyTree]:
     """Shapes of `(y, new_state)`."""
 
-    def call(params, state, x, rng):
+    def call(params: PyTree, state: PyTree, x: PyTree, rng: jax.Array | None) -> tuple:
         result = module.apply(params, state, x, train=train, rng=rng)
         return _pair(result, "its apply", "(y, new_state)")
 
@@ -346,7 +354,14 @@ def _result_shape(
 
 
 def _checked_output(
-    module: Module, params: PyTree, state: PyTree, x: PyTree, batch: int, *, train: bool, rng
+    module: Module,
+    params: PyTree,
+    state: PyTree,
+    x: PyTree,
+    batch: int,
+    *,
+    train: bool,
+    rng: jax.Array | None,
 ) -> PyTree:
     """The shapes of `h_i`; ValueError if they or the module's state are not what they should be."""
     y, new_state = _result_shape(module, params, state, x)
@@ -411,10 +426,10 @@ class _blame:
     def __init__(self, what: str, x: PyTree):
         self.what, self.x = what, x
 
-    def __enter__(self):
+    def __enter__(self) -> _blame:
         return self
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is None or not isinstance(error, Exception):
             return
         raise ValueError(f"{self.what} {_shapes(self.x)}: {error}") from error

@@ -23,7 +23,7 @@ from sideways_jax.network.adapters import (
 )
 from sideways_jax.network.linen import tell_linen
 from sideways_jax.network.network import Module
-from sideways_jax.tools.trees import PyTree
+from sideways_jax.tools.trees import PyTree, same_structure
 
 _HOW = ", or an attribute of the module that is called `train`, which follows too"
 Path = tuple[Any, ...]  # of a variable in an NNX module
@@ -64,7 +64,7 @@ def from_nnx(
     """
     _check_build(build)
 
-    def fresh(key):
+    def fresh(key: jax.Array | int) -> tuple[Any, ...]:
         """`(graph, params, random streams, state)` of a module that was never called."""
         made = nnx.clone(build) if isinstance(build, nnx.Module) else build(nnx.Rngs(key))
         if not isinstance(made, nnx.Module):
@@ -79,9 +79,10 @@ def from_nnx(
         nnx.pop(made, nnx.Intermediate)  # There may be some from a call of before.
         return _split(made)
 
-    graphs = []  # The graph is no pytree; `eval_shape` gives the shapes without the values.
+    # The graph is no pytree; `eval_shape` gives the shapes without the values.
+    graphs: list[Any] = []
 
-    def shapes():
+    def shapes() -> tuple[nnx.State, ...]:
         graph, *states = fresh(0)
         graphs.append(graph)
         return tuple(states)
@@ -89,13 +90,15 @@ def from_nnx(
     params_template, rng_template, state_template = jax.eval_shape(shapes)
     graph = graphs[0]
 
-    def init(key, x):
+    def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         del x  # An NNX module knows its shapes.
         _, params, _, state = fresh(key)
         # Copies: a train step that donates them must not take the buffers of the caller's module.
         return jax.tree.map(jnp.copy, (nnx.to_pure_dict(params), nnx.to_pure_dict(state)))
 
-    def run(params, state, x, train, rng):
+    def run(
+        params: PyTree, state: PyTree, x: PyTree, train: bool, rng: jax.Array | None
+    ) -> tuple[PyTree, PyTree, list[_Trace]]:
         """`(y, new_state, random streams)`, the last as they are after the call."""
         params, state = _filled(params_template, params), _filled(state_template, state)
         old_state = nnx.to_pure_dict(state)
@@ -112,7 +115,9 @@ def from_nnx(
             _check_modes(traces, train)
         return y, keep_dtypes(old_state, nnx.to_pure_dict(_split(module)[3])), streams
 
-    def apply(params, state, x, *, train, rng):
+    def apply(
+        params: PyTree, state: PyTree, x: PyTree, *, train: bool, rng: jax.Array | None
+    ) -> tuple[PyTree, PyTree]:
         train = bool(train)
         if rng is not None or not nnx.to_flat_state(rng_template):
             return run(params, state, x, train, rng)[:2]
@@ -152,7 +157,8 @@ def _check_build(build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module) -> None:
         )
 
 
-def _split(module: nnx.Module):
+def _split(module: nnx.Module) -> tuple[Any, ...]:
+    """`(graph, params, random streams, state)`."""
     return nnx.split(module, nnx.Param, nnx.RngState, ...)
 
 
@@ -179,7 +185,9 @@ def _filled(template: nnx.State, values: PyTree) -> nnx.State:
 
 def _streams(template: nnx.State, rng: jax.Array | None) -> nnx.State:
     """The random streams, started anew from `rng`: each has a key of its own and counts from 0."""
-    if rng is not None and not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+    if rng is None:  # `from_nnx` has made sure that there are no streams.
+        return nnx.from_flat_state([])
+    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         rng = jax.random.wrap_key_data(rng)
     restarted = []
     for n, (path, variable) in enumerate(nnx.to_flat_state(template)):
@@ -220,8 +228,8 @@ def _check_variables(before: dict[Path, Any], after: dict[Path, Any]) -> None:
                 "to be there from the beginning, make it in __init__. If it is sown, make it a "
                 "part of the output, or sow it as nnx.Intermediate, which is dropped"
             )
-        old, new = (jax.tree.structure(values.get(path)) for values in (before, after))
-        if old != new:
+        if not same_structure(before[path], after.get(path)):
+            old, new = (jax.tree.structure(values.get(path)) for values in (before, after))
             raise ValueError(
                 f"a call of this NNX module changes the structure of the variable {name} from "
                 f"{old} to {new}: what is trained or kept has to keep its structure"

@@ -28,7 +28,7 @@ from sideways_jax.tools.jaxprs import (
     is_checkpoint,
     scan_sizes,
 )
-from sideways_jax.tools.trees import PyTree, shape_of
+from sideways_jax.tools.trees import PyTree, same_structure, shape_of
 
 
 class Program(NamedTuple):
@@ -67,7 +67,7 @@ def trace(
     shapes = jax.tree.map(shape_of, (params, state, x, rng))
     closed, (y, new_state) = jax.make_jaxpr(apply, return_shape=True)(*shapes)
     state_tree = jax.tree.structure(state)
-    if jax.tree.structure(new_state) != state_tree:
+    if not same_structure(new_state, state):
         raise ValueError(
             f"the new state {jax.tree.structure(new_state)} does not have the structure of the "
             f"old one, {state_tree}"
@@ -284,7 +284,7 @@ def _run_early(plan: _Plan, args: Sequence) -> tuple[list, list[jax.Array]]:
         if step.is_early:
             values |= evaluate(plan.body.jaxpr, step.eqn, inputs)
         elif step.inside is not None:
-            outputs, kept = _run_early_inside(step, inputs)
+            outputs, kept = _run_early_inside(step.eqn, step.inside, inputs)
             values |= zip(step.eqn.outvars, outputs, strict=True)
             residuals += kept
     outputs = [
@@ -294,8 +294,9 @@ def _run_early(plan: _Plan, args: Sequence) -> tuple[list, list[jax.Array]]:
     return outputs, [values[v] for v in plan.needed] + residuals
 
 
-def _run_early_inside(step: _Step, inputs: list) -> tuple[list, list[jax.Array]]:
-    eqn, plan = step.eqn, step.inside
+def _run_early_inside(
+    eqn: core.JaxprEqn, plan: _Plan, inputs: list
+) -> tuple[list, list[jax.Array]]:
     if is_call(eqn):
         return _run_early(plan, inputs)
     if is_checkpoint(eqn):
@@ -324,7 +325,8 @@ def _run_late(plan: _Plan, args: Sequence, residuals: Sequence[jax.Array]) -> li
                 read(v) if late else None
                 for v, late in zip(step.eqn.invars, step.late, strict=True)
             ]
-            values |= zip(step.eqn.outvars, _run_late_inside(step, inputs, own), strict=True)
+            outputs = _run_late_inside(step.eqn, step.inside, inputs, own)
+            values |= zip(step.eqn.outvars, outputs, strict=True)
         elif not step.is_early:
             values |= evaluate(plan.body.jaxpr, step.eqn, [read(v) for v in step.eqn.invars])
     return [
@@ -333,8 +335,9 @@ def _run_late(plan: _Plan, args: Sequence, residuals: Sequence[jax.Array]) -> li
     ]
 
 
-def _run_late_inside(step: _Step, inputs: list, residuals: list[jax.Array]) -> list:
-    eqn, plan = step.eqn, step.inside
+def _run_late_inside(
+    eqn: core.JaxprEqn, plan: _Plan, inputs: list, residuals: list[jax.Array]
+) -> list:
     if eqn.primitive.name != "scan":  # Nothing is differentiated here: a checkpoint is a call.
         return _run_late(plan, inputs, residuals)
 

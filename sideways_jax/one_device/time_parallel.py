@@ -100,11 +100,11 @@ class _Keys(NamedTuple):
     """The keys of a module."""
 
     rng: jax.Array | None  # of the episode
-    index: int  # of the module
+    module: int  # its number; not `index`, which is a method of every tuple
 
     def of_frame(self, frame_id: jax.Array | int) -> jax.Array | None:
         """The key of one frame."""
-        return module_key(self.rng, self.index, frame_id)
+        return module_key(self.rng, self.module, frame_id)
 
     def of_frames(self, count: int) -> jax.Array | None:
         """The keys of the first frames, `[count]`."""

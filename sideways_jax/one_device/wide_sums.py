@@ -14,6 +14,7 @@ on CPU), and one of float16 numbers ends at 65,504. So the program is run with w
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,13 +77,13 @@ def _run(closed: core.ClosedJaxpr, args: Sequence, wanted_out: Sequence[bool]) -
     """The outputs of a program, those that are `wanted` in wide dtypes."""
     jaxpr = closed.jaxpr
     wanted = _wanted(jaxpr, wanted_out)
-    values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     values |= zip(jaxpr.invars, args, strict=True)
 
     def read(v):
         if not isinstance(v, core.Literal):
             return values[v]
-        return jnp.asarray(v.val, v.aval.dtype) if _is_narrow(v) else v.val
+        return jnp.asarray(v.val, _dtype(v)) if _is_narrow(v) else v.val
 
     for eqn in jaxpr.eqns:
         inputs = list(map(read, eqn.invars))
@@ -161,7 +162,7 @@ def _linear(eqn: core.JaxprEqn, inputs: Sequence) -> jax.Array:
 
 
 def _product(eqn: core.JaxprEqn, inputs: Sequence) -> jax.Array:
-    options = {**eqn.params, "preferred_element_type": wide(eqn.outvars[0].aval.dtype)}
+    options = {**eqn.params, "preferred_element_type": wide(_dtype(eqn.outvars[0]))}
     return eqn.primitive.bind(*map(_widen, inputs), **options)
 
 
@@ -172,18 +173,23 @@ def _scatter_add(eqn: core.JaxprEqn, inputs: Sequence) -> jax.Array:
     return jax.lax.scatter_add(_widen(operand), indices, _widen(updates), **options)
 
 
+def _dtype(v) -> Any:
+    """Of a variable; None for what has none, such as a token."""
+    return getattr(v.aval, "dtype", None)
+
+
 def _is_narrow(v) -> bool:
-    dtype = getattr(v.aval, "dtype", None)
+    dtype = _dtype(v)
     return dtype is not None and is_narrow(dtype)
 
 
 def _overflows(v) -> bool:
     """Whether a float ends long before float32 does, as float16 does and bfloat16 does not."""
-    return _is_narrow(v) and jnp.finfo(v.aval.dtype).maxexp < jnp.finfo(jnp.float32).maxexp
+    return _is_narrow(v) and jnp.finfo(_dtype(v)).maxexp < jnp.finfo(jnp.float32).maxexp
 
 
 def _is_wider(x, v) -> bool:
-    return _is_narrow(v) and jnp.result_type(x) != v.aval.dtype
+    return _is_narrow(v) and jnp.result_type(x) != _dtype(v)
 
 
 def _widen(x):
@@ -193,4 +199,4 @@ def _widen(x):
 
 def _as_declared(x, v):
     """The value of a variable in the dtype that its program says."""
-    return x.astype(v.aval.dtype) if _is_narrow(v) else x
+    return x.astype(_dtype(v)) if _is_narrow(v) else x

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -227,7 +227,7 @@ def _make_stage(network, loss_fn, layout, n, frame, target, *, recompute, train,
 
     else:
         # Parameters among the residuals (and the frame) are there anyway: only the rest is kept.
-        found: dict[str, object] = {}
+        found: dict[str, Any] = {}
 
         def keep(params, state, x, frame_id, target):
             result, vjp, aux = linearised(params, state, x, frame_id, target)

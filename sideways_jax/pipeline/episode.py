@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
@@ -81,7 +81,8 @@ def _episode(where, params, state, frames, targets, rng):
     def on_device(params, state, frames, targets, rng):
         return jax.tree.map(lambda x: x[None], run(*own((params, state)), frames, targets, rng))
 
-    spec, by_device = PartitionSpec, PartitionSpec(DEPTH)
+    spec: Any = PartitionSpec  # Any: records that hold arrays hold specifications too.
+    by_device = spec(DEPTH)
     sums = on_mesh(
         mesh,
         on_device,
@@ -139,7 +140,7 @@ def episode_on_device(
                 recompute=schedule.recompute, train=task.train, rng=rng, bubble=bubble,
             )  # fmt: skip
             metrics = jax.lax.map(
-                lambda one: metrics_of(task, *one, replicas, per_example=False),
+                lambda one: metrics_of(task, one[0], one[1], replicas, per_example=False),
                 (sums.outputs, paired),
             )
             sums = sums._replace(metrics=metrics, outputs=sums.outputs if keep_outputs else ())

@@ -40,7 +40,7 @@ class Pipeline:
     schedule: str | None = None
     recompute: bool | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_mesh(self.mesh)
         if self.groups is not None:
             object.__setattr__(self, "groups", tuple(self.groups))

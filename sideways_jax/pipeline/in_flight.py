@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class ShardedInFlight(NamedTuple):
 
 def specs(data: str | None) -> ShardedInFlight:
     """How it lies on the mesh; `data` is the axis of replicas, if there are any."""
-    spec = PartitionSpec
+    spec: Any = PartitionSpec  # Any: records that hold arrays hold specifications too.
     if data is None:  # Not P(..., None): that is the same, but another key to compiled programs.
         return ShardedInFlight(spec(DEPTH), spec(), spec(), spec())
     return ShardedInFlight(spec(DEPTH, data), spec(None, data), spec(None, data), spec(data))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ def make_pipelined_step(
     layout = place(network, params, state, frame, mesh, groups, train=False)
     (replicas, num_devices), data = check_mesh(mesh), data_axis(mesh)
     inner = Packing.of([up for up, _ in layout.inner.trees])  # Nothing comes down.
-    spec = PartitionSpec
+    spec: Any = PartitionSpec  # Any: records that hold arrays hold specifications too.
     signals = spec(DEPTH, data) if data else spec(DEPTH)
     numbers = spec(None, data) if data else spec()
     pipeline_specs = ShardedPipeline(signals, signals, numbers, spec())
@@ -111,8 +111,8 @@ def make_pipelined_step(
         arrived = jax.tree.map(lambda x: x[0, 0], (pipeline.inner, pipeline.from_below))
         own, up, output = run_branch(branches, params, state, *arrived, frame, frames)
         sent = own, send_up(up, layout.num_devices)
-        rows = jax.tree.map(lambda x: x[None, None], sent)
-        pipeline = ShardedPipeline(*rows, frames[:-1], pipeline.next_frame + 1)
+        inner_rows, up_rows = jax.tree.map(lambda x: x[None, None], sent)
+        pipeline = ShardedPipeline(inner_rows, up_rows, frames[:-1], pipeline.next_frame + 1)
         return pipeline, jax.tree.map(lambda x: x[None], output), frames[-1]
 
     sharded = on_mesh(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -32,7 +34,7 @@ from sideways_jax.tools.trees import PyTree, first_of, masked_mean, shape_of
 from sideways_jax.training.streams import check_stream, check_target, result, stream_metrics
 from sideways_jax.training.train_state import Training
 
-SPEC = PartitionSpec
+SPEC: Any = PartitionSpec  # Any: records that hold arrays hold specifications too.
 
 
 def make_training(

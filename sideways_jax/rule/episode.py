@@ -92,10 +92,10 @@ def paired_targets(task: Task, targets: PyTree) -> PyTree:
 
 def _length(name: str, tree: PyTree) -> int:
     leaves = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-    lengths = {shape[0] if shape else None for shape in leaves}
-    if len(lengths) != 1 or None in lengths or 0 in lengths:
+    lengths = {shape[:1] for shape in leaves}
+    if len(lengths) != 1 or () in lengths or (0,) in lengths:
         shapes = ", ".join(map(str, leaves)) or "nothing"
         raise ValueError(
             f"{name} need a leading axis of K >= 1 entries, [K, B, ...]; they have {shapes}"
         )
-    return lengths.pop()
+    return lengths.pop()[0]

@@ -74,18 +74,19 @@ def check_examples(frame: PyTree, shapes: tuple) -> int:
       ValueError: for a leaf without that axis: it could not be a bubble for one example alone.
     """
     leaves = jax.tree.leaves(frame)
-    batch = (jnp.shape(leaves[0]) or (None,))[0] if leaves else None
+    leading = jnp.shape(leaves[0])[:1] if leaves else ()  # (B,), unless there is no such axis
+    batch = leading[0] if leading else None
     named = [("the frame", frame)]
     named += [(f"the output of module {i} (0-based)", shape) for i, shape in enumerate(shapes)]
     for name, tree in named:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if jnp.shape(leaf)[:1] != (batch,):
+            if batch is None or jnp.shape(leaf)[:1] != leading:
                 raise ValueError(
                     f"{name}{jax.tree_util.keystr(path)} has the shape {jnp.shape(leaf)}; on a "
                     f"stream every signal needs an entry for each example, [B, ...] with "
                     f"B = {batch}: give it a batch axis"
                 )
-    return batch
+    return leading[0]
 
 
 def no_frames(depth: int, *batch: int) -> jax.Array:

@@ -75,7 +75,7 @@ def module_step(
     (6.0, 20.0, 30.0)
     """
 
-    def forward(params, x):
+    def forward(params: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         return module.apply(params, state, x, train=train, rng=rng)
 
     output, pull_back, new_state = jax.vjp(forward, params, x, has_aux=True)
@@ -129,15 +129,22 @@ def run_group(
     held, trained = numbers.frames >= 0, numbers.origins >= 0
     per_example = held.ndim == 2
 
-    def fill(mask, complete, tree):
+    def fill(mask: jax.Array, complete: jax.Array, tree: PyTree) -> PyTree:
         return _with_stand_ins(mask, complete, tree, axis) if per_example else tree
 
-    def loss_gradient(output):
+    def loss_gradient(output: PyTree) -> PyTree:
         paired_with = fill(held[top], numbers.complete[top], target)
         gradient = jax.grad(task.loss_fn)(output, paired_with)
         return select(held[top], gradient) if per_example else gradient
 
-    def linearised(i, params, state, x, pseudo_gradient, key):
+    def linearised(
+        i: int,
+        params: PyTree,
+        state: PyTree,
+        x: PyTree,
+        pseudo_gradient: PyTree,
+        key: jax.Array | None,
+    ) -> ModuleStep:
         if i == top:
             pseudo_gradient = loss_gradient
         elif per_example:
@@ -146,7 +153,9 @@ def run_group(
         module = task.network.modules[i]
         return module_step(module, params, state, x, pseudo_gradient, train=task.train, rng=key)
 
-    def forward(i, params, state, x, key):
+    def forward(
+        i: int, params: PyTree, state: PyTree, x: PyTree, key: jax.Array | None
+    ) -> tuple[PyTree, PyTree]:
         x = fill(held[i], numbers.complete[i], x)
         return task.network.modules[i].apply(params, state, x, train=task.train, rng=key)
 
@@ -185,7 +194,7 @@ def _with_stand_ins(mask: jax.Array, complete: jax.Array, tree: PyTree, axis: st
     """
     donor = jnp.argmax(mask)
 
-    def filled(first):
+    def filled(first: PyTree) -> PyTree:
         rows = jax.tree.map(lambda one, x: jnp.broadcast_to(one, x.shape), first, tree)
         return select(mask, tree, rows)
 
@@ -193,7 +202,7 @@ def _with_stand_ins(mask: jax.Array, complete: jax.Array, tree: PyTree, axis: st
     if axis is None:
         return filled(first) if mask.shape[0] > 1 else tree
 
-    def of_all():
+    def of_all() -> PyTree:
         replica = jnp.argmax(jax.lax.all_gather(mask.any(), axis))
         return filled(jax.tree.map(lambda x: jax.lax.all_gather(x, axis)[replica], first))
 

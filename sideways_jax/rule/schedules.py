@@ -103,15 +103,14 @@ def one_forward_one_backward(num_frames: int, num_stages: int) -> ClockTable:
     return ClockTable("1f1b", _clear(forward), _clear(backward), stash)
 
 
-def make(name: str, num_frames: int, num_stages: int) -> ClockTable:
+def make(name: str | None, num_frames: int, num_stages: int) -> ClockTable:
     """The table of a schedule of backprop: "blocking", "gpipe" or "1f1b".
 
     Raises:
-      ValueError: for another name; it says which is closest.
+      ValueError: for another name, or none; it says which is closest.
     """
-    check_name("schedule", name, SCHEDULES)
     tables = {"blocking": blocking, "gpipe": gpipe, "1f1b": one_forward_one_backward}
-    return tables[name](num_frames, num_stages)
+    return tables[check_name("schedule", name, SCHEDULES)](num_frames, num_stages)
 
 
 def check(table: ClockTable) -> None:
@@ -141,7 +140,7 @@ def text(table: ClockTable) -> str:
     """The table as text, frames and stages counted from 1 as in the paper: forward/backward."""
     width = 2 * len(str(table.forward.max() + 1)) + 1
 
-    def cell(forward, backward):
+    def cell(forward: int, backward: int) -> str:
         return "/".join(str(frame + 1) if frame >= 0 else "-" for frame in (forward, backward))
 
     head = "".join(f"  {n + 1:>{width}}" for n in range(table.num_stages))

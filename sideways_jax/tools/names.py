@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 
-def check_name(what: str, name: str, valid: Iterable[str]) -> None:
-    """Raises ValueError unless `name` is among the valid ones; it names the closest.
+def check_name(what: str, name: str | None, valid: Iterable[str]) -> str:
+    """The name itself; ValueError, which names the closest, unless it is among the valid ones.
 
     >>> check_name("rule", "sidewise", ("sideways", "backprop"))
     Traceback (most recent call last):
@@ -16,7 +16,7 @@ def check_name(what: str, name: str, valid: Iterable[str]) -> None:
     """
     valid = tuple(valid)
     if name in valid:
-        return
+        return name
     close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ValueError(f"unknown {what} {name!r}; {hint}Valid: {', '.join(map(repr, valid))}")

@@ -16,6 +16,16 @@ def shape_of(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
 
 
+def same_structure(one: PyTree, other: PyTree) -> bool:
+    """Whether two pytrees differ in nothing but their leaves.
+
+    >>> same_structure((1, [2]), (3.0, [4.0])), same_structure((1, [2]), (1, 2))
+    (True, False)
+    """
+    structure: Any = jax.tree.structure(one)  # The class has no type that mypy finds in JAX.
+    return structure == jax.tree.structure(other)
+
+
 def first_of(tree: PyTree) -> PyTree:
     """The shapes of one entry along the leading axis: of a frame, given frames `[K, ...]`."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from sideways_jax.tools.names import check_name
+from sideways_jax.tools.trees import PyTree
 
 
 def _adam() -> optax.GradientTransformation:
     adam = optax.scale_by_adam()
 
-    def update(updates, state, params=None):
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         # optax raises its decay, a float, to the power of the count, an integer, which fails where
         # jax_numpy_dtype_promotion is strict.
         with jax.numpy_dtype_promotion("standard"):

@@ -94,7 +94,9 @@ def stream_metrics(
     return metrics | {name: masked_mean(one, valid) for name, one in by_example.items()}
 
 
-def result(train_state: TrainState, metrics: dict, outputs: PyTree, shown, with_outputs: bool):
+def result(
+    train_state: TrainState, metrics: dict, outputs: PyTree, shown: jax.Array, with_outputs: bool
+) -> tuple:
     """What a train step on a stream returns."""
     if with_outputs:
         return train_state, metrics, Outputs(outputs, shown)

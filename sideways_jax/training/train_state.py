@@ -22,7 +22,8 @@ class TrainState(NamedTuple):
     # ShardedInFlight on a mesh, blocking.Held for backprop; () if every episode starts empty.
     in_flight: Any
     rng: jax.Array  # never changes; keys are folded in from `step` or the number of the frame
-    frames: jax.Array = np.zeros((), np.int32)  # of each clip or stream that arrived so far
+    # Of each clip or stream, how many arrived so far; int32.
+    frames: jax.Array | np.ndarray = np.zeros((), np.int32)
 
 
 def new_train_state(
@@ -49,7 +50,11 @@ class Init(Protocol):
 class Step(Protocol):
     """Trains on the next frames; pure, to be jitted with `donate_argnums=0`."""
 
-    def __call__(self, train_state: TrainState, frames: PyTree, targets: PyTree) -> tuple:
+    # *args and **options stand for the `reset` of streams, which clips do not have; the length of
+    # what comes back depends on `with_outputs`.
+    def __call__(
+        self, train_state: TrainState, frames: PyTree, targets: PyTree, *args: Any, **options: Any
+    ) -> tuple:
         """Takes `[K, B, ...]`; a stream takes `reset`, bool `[K, B]` or None, as well.
 
         Returns:
