@@ -13,12 +13,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from sideways_jax import sharded_optimizer
 from sideways_jax.depth_sharded import plan as place
-from sideways_jax.hold_back import hold_back
 from sideways_jax.layout import DEPTH, Layout, run_branch
 from sideways_jax.network import Network
 from sideways_jax.packing import Packed, Packing
+from sideways_jax.sharded_optimizer import Divided
 from sideways_jax.train_state import TrainState
-from sideways_jax.trees import PyTree, average, select, shape_of, zeros
+from sideways_jax.trees import PyTree, average, select, shape_of
 
 
 class Plan(NamedTuple):
@@ -27,8 +27,9 @@ class Plan(NamedTuple):
     layout: Layout
     params: tuple  # shapes, per module
     state: tuple
-    owner: PyTree  # the module of every leaf of the optimiser's state over the whole tree, or None
-    opt_packing: Packing  # of the state that each device's view gives
+    owner: PyTree  # the module of every leaf of the optimizer's state over the whole tree, or None
+    opt_packing: Packing  # of the state that each device has, with leaves of size 0 for the others
+    optimizer: Divided  # what each device computes of it
 
 
 def plan(
@@ -41,19 +42,15 @@ def plan(
     """Only shapes are looked at; `frame` is that of a whole batch, or its shape.
 
     Raises:
-      ValueError: if the modules or the batch do not go into the mesh, or for an optimiser that
-        would give other updates.
+      ValueError: if the modules or the batch do not go into the mesh, or for an optimizer that
+        cannot be divided among devices.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, state = jax.eval_shape(network.init, key, shape_of(frame))
     layout = place(network, params, state, shape_of(frame), mesh, groups)
-    owner = sharded_optimizer.check_local(tx, params, layout.groups)
-    views = []
-    for group in layout.groups:
-        stand_ins = jax.eval_shape(partial(sharded_optimizer.stand_ins, params))
-        views.append(sharded_optimizer.view({i: params[i] for i in group}, stand_ins))
-    opt_packing = Packing.of([jax.eval_shape(tx.init, one) for one in views])
-    return Plan(layout, params, state, owner, opt_packing)
+    optimizer = sharded_optimizer.divide(tx, params, layout.groups)
+    opt_packing = Packing.of([optimizer.state(n) for n in range(layout.num_devices)])
+    return Plan(layout, params, state, optimizer.owner, opt_packing, optimizer)
 
 
 def check_lengths(plan: Plan, train_state: TrainState) -> None:
@@ -103,23 +100,30 @@ def init(
         for i in plan.layout.groups[n]:
             key_i = jax.random.fold_in(key, i)
             params[i], state[i] = network.modules[i].init(key_i, inputs[i])
-        opt_state = tx.init(
-            sharded_optimizer.view(params, sharded_optimizer.stand_ins(plan.params))
-        )
         return (
             plan.layout.params.pack(n, tuple(params.values())),
             plan.layout.state.pack(n, tuple(state.values())),
-            plan.opt_packing.pack(n, opt_state),
         )
 
     def on_device(key, rng):
         branches = [partial(branch, n) for n in range(plan.layout.num_devices)]
-        own = jax.tree.map(lambda x: x[None], run_branch(branches, key))
+        params, state = run_branch(branches, key)
+        own = jax.tree.map(lambda x: x[None], (params, state, init_optimizer(plan, params)))
         return jnp.zeros((), jnp.int32), own, rng
 
     one, by_device = PartitionSpec(), PartitionSpec(DEPTH)
     step, own, rng = on_mesh(mesh, on_device, (one, one), (one, by_device, one))(params_key, rng)
     return TrainState(step, *own, (), rng)
+
+
+def init_optimizer(plan: Plan, params: Packed) -> Packed:
+    """The optimizer's state of one device; to be called inside `shard_map`."""
+    return sharded_optimizer.init_on_device(
+        plan.optimizer,
+        plan.layout.params.unpack,
+        lambda n, opt_state, _: plan.opt_packing.pack(n, opt_state),
+        params,
+    )
 
 
 def update_on_device(
@@ -145,37 +149,28 @@ def update_on_device(
       `(params, opt_state, grad_norm)`, the global norm of the means.
     """
     layout = plan.layout
-    devices = range(layout.num_devices)
 
-    def mean(n, sums, num_grads):
-        """The averaged gradients of device n's modules, and the norms of all their leaves."""
-        modules = zip(layout.groups[n], layout.params.unpack(n, sums), strict=True)
-        own = {i: average(module_sums, num_grads[i]) for i, module_sums in modules}
-        known = {i: sharded_optimizer.norms(one) for i, one in own.items()}
-        nothing = zeros(jax.eval_shape(sharded_optimizer.norms, plan.params))
-        return layout.params.pack(n, tuple(own.values())), sharded_optimizer.view(known, nothing)
-
-    def update(n, params, opt_state, grads, norms, trained):
-        group = layout.groups[n]
-
-        def seen(modules, others):
-            return sharded_optimizer.view(dict(zip(group, modules, strict=True)), others)
-
+    def read(n, params, opt_state, sums, num_grads):
+        """Gradients, the optimizer's state and parameters of the modules of device n."""
         own = layout.params.unpack(n, params)
-        old = plan.opt_packing.unpack(n, opt_state)
-        updates, new = tx.update(
-            seen(layout.params.unpack(n, grads), sharded_optimizer.stand_ins(plan.params, norms)),
-            old,
-            seen(own, sharded_optimizer.stand_ins(plan.params)),
-        )
-        if hold:
-            updates = tuple(select(trained[i], one) for i, one in enumerate(updates))
-            new = hold_back(tx, trained, new, old, plan.params)
-        own = optax.apply_updates(own, tuple(updates[i] for i in group))
-        return layout.params.pack(n, own), plan.opt_packing.pack(n, new)
+        modules = zip(layout.groups[n], layout.params.unpack(n, sums), strict=True)
+        means = tuple(average(one, num_grads[i]) for i, one in modules)
+        grads = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), means, own)
+        return grads, plan.opt_packing.unpack(n, opt_state), own
 
-    grads, norms = run_branch([partial(mean, n) for n in devices], sums, num_grads)
-    norms = jax.lax.psum(norms, DEPTH)  # Others count as zero: a sum puts them together.
-    branches = [partial(update, n) for n in devices]
-    params, opt_state = run_branch(branches, params, opt_state, grads, norms, num_grads > 0)
-    return params, opt_state, optax.tree.norm(norms)
+    def finish(n, updates, new, params, opt_state, sums, num_grads):
+        grads, old, own = read(n, params, opt_state, sums, num_grads)
+        if hold:
+            trained = num_grads > 0
+            updates = tuple(
+                select(trained[i], one) for i, one in zip(layout.groups[n], updates, strict=True)
+            )
+            new = sharded_optimizer.hold_back(plan.optimizer, n, trained, new, old)
+        own = optax.apply_updates(own, updates)
+        square = sharded_optimizer.squared_norm(grads, like=plan.params)
+        return layout.params.pack(n, own), plan.opt_packing.pack(n, new), square
+
+    params, opt_state, square = sharded_optimizer.update_on_device(
+        plan.optimizer, read, finish, params, opt_state, sums, num_grads
+    )
+    return params, opt_state, jnp.sqrt(jax.lax.psum(square, DEPTH))
