@@ -4,7 +4,8 @@ A program under `jax.shard_map` is one program: every device holds arrays of the
 modules of a network differ, so the leaves of what a device holds of one kind (parameters, say) lie
 in vectors: its largest leaf of a dtype in the first, the next in the second, and so on, each as
 long as the longest over the devices needs. A device whose leaf is the longest copies nothing. Which
-leaf is where is known when the program is compiled, inside the branch for device n.
+leaf is where is known when the program is compiled, inside the branch for device n. Keys of random
+numbers (`jax.random.key`) lie as their data, in vectors of their own, which are called "key<...>".
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Packing:
         for tree in trees:
             leaves = jax.tree.leaves(tree)
             for name, leaf in zip(_places(leaves), leaves, strict=True):
-                lengths[name] = max(lengths.get(name, 0), math.prod(leaf.shape))
+                lengths[name] = max(lengths.get(name, 0), _data(leaf).size)
         return cls(trees, dict(sorted(lengths.items())))
 
     def pack(self, device: int, tree: PyTree, padding: float = 0) -> Packed:
@@ -56,16 +57,16 @@ class Packing:
     def unpack(self, device: int, packed: Packed) -> PyTree:
         """The pytree of this device, out of its vectors."""
         leaves, structure = jax.tree.flatten(self.trees[device])
-        values = [
-            packed[name][: math.prod(leaf.shape)].reshape(leaf.shape)
-            for name, leaf in zip(self._places(device), leaves, strict=True)
-        ]
+        values = []
+        for name, leaf in zip(self._places(device), leaves, strict=True):
+            value = packed[name][: _data(leaf).size]
+            values.append(wrap_keys(value, leaf) if _is_key(leaf) else value.reshape(leaf.shape))
         return jax.tree.unflatten(structure, values)
 
     def shapes(self) -> Packed:
         """Shapes and dtypes of the vectors."""
         return {
-            name: jax.ShapeDtypeStruct((length,), jnp.dtype(name.split()[0]))
+            name: jax.ShapeDtypeStruct((length,), _dtype_of_vector(name))
             for name, length in self.lengths.items()
         }
 
@@ -78,7 +79,7 @@ class Packing:
     def bytes_used(self) -> tuple[int, ...]:
         """Bytes that each device has use for; the rest of `bytes_held` is padding."""
         return tuple(
-            sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+            sum(_data(leaf).size * _data(leaf).dtype.itemsize for leaf in jax.tree.leaves(tree))
             for tree in self.trees
         )
 
@@ -86,14 +87,44 @@ class Packing:
         return _places(jax.tree.leaves(self.trees[device]))
 
 
+def wrap_keys(data: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Keys of random numbers out of their data in a vector.
+
+    Args:
+      data: uint32, what `jax.random.key_data` gives.
+      like: shape and dtype of the keys, which tells the generator.
+    """
+    generator: list = []
+    jax.eval_shape(lambda keys: generator.append(jax.random.key_impl(keys)), like)
+    return jax.random.wrap_key_data(data.reshape(_data(like).shape), impl=generator[0])
+
+
+def _is_key(leaf: jax.ShapeDtypeStruct | jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of the numbers of a leaf."""
+    return jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+
+
+def _dtype_of_vector(name: str) -> jnp.dtype:
+    dtype = name.rsplit(" ", 1)[0]
+    return jnp.dtype("uint32" if dtype.startswith("key<") else dtype)
+
+
 def _places(leaves: Sequence[jax.ShapeDtypeStruct]) -> list[str]:
-    """The vector of every leaf: by dtype, and then by size, the largest first."""
+    """The vector of every leaf: by dtype, and then by size, the largest first.
+
+    Leaves without elements need no vector; all of them are called to lie in the one that is next.
+    """
     names = [""] * len(leaves)
     taken: Counter[str] = Counter()
-    for k in sorted(range(len(leaves)), key=lambda k: -math.prod(leaves[k].shape)):
+    sizes = [_data(leaf).size for leaf in leaves]
+    for k in sorted(range(len(leaves)), key=lambda k: -sizes[k]):
         dtype = leaves[k].dtype.name
         names[k] = f"{dtype} {taken[dtype]:03d}"
-        taken[dtype] += 1
+        taken[dtype] += sizes[k] > 0
     return names
 
 
@@ -102,6 +133,6 @@ def _padded(leaf: jax.Array | None, vector: jax.ShapeDtypeStruct, padding: float
     fill = jnp.asarray(padding if inexact else 0, vector.dtype)
     if leaf is None:
         return jnp.full(vector.shape, fill)
-    flat = jnp.ravel(leaf)
+    flat = jnp.ravel(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
     missing = vector.shape[0] - flat.size
     return jnp.pad(flat, (0, missing), constant_values=fill) if missing else flat

@@ -262,7 +262,7 @@ def check_tuples(network: Network, params: tuple, state: tuple) -> None:
         if isinstance(value, dict):
             hint = (
                 ". A train state of a mesh holds them packed into vectors: "
-                "sharded_training.per_module makes the function that unpacks it, "
+                "step.per_module makes the function that unpacks it, "
                 f"to_modules(train_state).{name}"
             )
         raise ValueError(

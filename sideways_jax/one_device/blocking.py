@@ -23,6 +23,7 @@ import optax
 from sideways_jax.network.network import Network
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, each_example, masked_mean, select, zeros
+from sideways_jax.training.optimizer_check import check_optimizer
 from sideways_jax.training.streams import (
     Outputs,
     check_stream,
@@ -137,6 +138,7 @@ def make_training(task: Task, tx: optax.GradientTransformation, *, with_outputs:
         del target
         params_key, rng = jax.random.split(key)
         params, state = network.init(params_key, frame)
+        check_optimizer(tx, params)
         in_flight = init_held(network, params, state, frame)
         return new_train_state(params, state, tx.init(params), in_flight, rng)
 

@@ -11,6 +11,7 @@ from sideways_jax.rule.in_flight import init_in_flight
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import average, select
 from sideways_jax.training.hold_back import hold_back
+from sideways_jax.training.optimizer_check import check_optimizer
 from sideways_jax.training.streams import (
     check_stream,
     check_target,
@@ -38,6 +39,7 @@ def make_training(
         check_target(task.target, target)
         params_key, rng = jax.random.split(key)
         params, state = task.network.init(params_key, frame)
+        check_optimizer(tx, params, hold=True)
         in_flight = init_in_flight(
             task.network, params, state, frame, target,
             target_alignment=task.target, per_example=True,

@@ -11,6 +11,7 @@ import optax
 from sideways_jax.rule.episode import Episode, check_episode, paired_targets
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import masked_mean
+from sideways_jax.training.optimizer_check import check_optimizer
 from sideways_jax.training.train_state import Training, new_train_state
 
 
@@ -28,6 +29,7 @@ def make_training(
         del target  # Every episode starts with an empty pipeline.
         params_key, rng = jax.random.split(key)
         params, state = task.network.init(params_key, frame)
+        check_optimizer(tx, params)
         return new_train_state(params, state, tx.init(params), (), rng)
 
     def train_step(train_state, frames, targets):

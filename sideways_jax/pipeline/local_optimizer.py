@@ -1,221 +1,346 @@
-"""The optimiser where the parameters are: each device updates its own modules.
+"""The optimizer where the parameters are: each device updates its own modules.
 
-An optax transformation wants the whole tree. A device shows it one in which the parameters of other
-devices are stood in for: every leaf by an array with one element and as many axes, so that masks
-and labels by name or rank fit; and that element is, of a gradient, the L2 norm of the leaf. What
-works leaf by leaf does not look at it, and a global norm comes out right, since the norm of norms
-is the norm. Anything else would be silently different, so `check_local` refuses it.
+An optax transformation wants the whole tree. It is traced once, on the shapes of the whole tree,
+and a device computes the part of that program that its own leaves depend on (`provenance.py`
+follows them). Single numbers of other modules that this part needs, such as squared norms, are told
+by the device that has them, all at once; if they depend on such numbers themselves, in another
+round. So every device computes what one device with the whole tree would. What needs arrays of
+other modules is refused by `divide`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.extend import core
 
+from sideways_jax.devices.exchange import run_branch
+from sideways_jax.devices.mesh import DEPTH
+from sideways_jax.devices.packing import wrap_keys
 from sideways_jax.devices.placement import Groups
-from sideways_jax.tools.jaxprs import inline_jit
-from sideways_jax.tools.trees import PyTree
-from sideways_jax.training.hold_back import owners
+from sideways_jax.tools.programs import evaluate, part
+from sideways_jax.tools.trees import PyTree, zeros
+from sideways_jax.training.hold_back import check_separable
+from sideways_jax.training.ownership import Ownership, find_owners
+from sideways_jax.training.provenance import Flow
+
+Rounds = list[list[core.Var]]  # the numbers that are told in each round
 
 
-def norms(modules: tuple) -> tuple:
-    """The L2 norm of every leaf, in float32 at least."""
+class Divided(NamedTuple):
+    """An optimizer over N devices."""
 
-    def norm(x):
-        wide = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
-        return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x.astype(wide)))))
+    groups: Groups  # the modules of every device
+    owners: Ownership
+    init_rounds: Rounds
+    update_rounds: Rounds
 
-    return jax.tree.map(norm, modules)
+    @property
+    def owner(self) -> PyTree:
+        """A pytree like the state: the module that each leaf belongs to, None for all of them."""
+        return jax.tree.unflatten(jax.tree.structure(self.owners.state), self.owners.homes)
+
+    def held(self, n: int) -> list[int]:
+        """The numbers of the leaves of the state that device n has."""
+        group = self.groups[n]
+        return [k for k, i in enumerate(self.owners.homes) if i is None or i in group]
+
+    def state(self, n: int) -> PyTree:
+        """The shapes of the state on device n; of size 0 where a leaf is on another device."""
+        leaves, structure = jax.tree.flatten(self.owners.state)
+        held = set(self.held(n))
+
+        def shape(k, leaf):
+            if k in held:
+                return leaf
+            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            return jax.ShapeDtypeStruct((0,), jnp.uint32 if is_key else leaf.dtype)
+
+        return jax.tree.unflatten(structure, [shape(k, leaf) for k, leaf in enumerate(leaves)])
 
 
-def view(own: dict[int, PyTree], others: tuple) -> tuple:
-    """The whole tree as one device sees it.
-
-    Args:
-      own: the pytrees of the modules of this device, by number.
-      others: for all D modules pytrees of the stand-ins.
-    """
-    return tuple(own.get(i, other) for i, other in enumerate(others))
-
-
-def stand_ins(shapes: tuple, values: tuple | None = None) -> tuple:
-    """A stand-in with one element for every leaf: its norm out of `values`, or zero."""
-
-    def one(shape, value):
-        return jnp.full((1,) * len(shape.shape), 1, shape.dtype) * value.astype(shape.dtype)
-
-    if values is None:
-        values = jax.tree.map(lambda shape: jnp.zeros((), shape.dtype), shapes)
-    return jax.tree.map(one, shapes, values)
-
-
-def check_local(tx: optax.GradientTransformation, params: tuple, groups: Groups) -> PyTree:
-    """Refuses a transformation that could give other updates when it runs sharded.
-
-    Read off its jaxpr, nothing is run: values that come from different modules may meet only as
-    sums of squares of whole gradients, those that the stand-ins have the right norm for. A number
-    that depends on the shapes of a module, such as the size that a mean divides by, comes from it.
+def divide(tx: optax.GradientTransformation, params: tuple, groups: Groups) -> Divided:
+    """Divides an optimizer among devices; only shapes are looked at.
 
     Args:
       tx: the transformation.
       params: shapes of the parameters of D modules.
       groups: the modules of every device.
 
-    Returns:
-      A pytree like `tx.init(params)`: the module that each leaf belongs to, None for what is the
-      same on all devices.
-
     Raises:
-      ValueError: if they meet in another way.
+      ValueError: if a device would need arrays of a module that it does not have, or if the
+        optimizer cannot be used at all; see `optimizer_trace.trace`.
     """
+    try:
+        owners = find_owners(tx, params)
+    except jax.errors.ConcretizationTypeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(_REFUSED.format(f"it looks at values, {reason}")) from error
+    owners = owners._replace(init=_portable(owners.init), update=_portable(owners.update))
     if len(groups) == 1:
-        return owners(tx, params)
-    whole = jax.eval_shape(tx.init, params)
-    structure = jax.tree.structure(whole)
-    for group in groups:
-        seen = view({i: params[i] for i in group}, jax.eval_shape(lambda: stand_ins(params)))
-        if jax.tree.structure(jax.eval_shape(tx.init, seen)) != structure:
-            raise ValueError(_REFUSED.format("the structure of its state depends on shapes"))
-
-    program = _trace(tx, params)
-    sizes = _depends_on_shapes(program, tx, params)
-    modules = [i for i, module in enumerate(params) for _ in jax.tree.leaves(module)]
-    owner = _owners_by_shape(tx, params)
-    while True:  # What a module writes into the state at one update, others may read at the next.
-        results = _comes_from(program, sizes, modules, owner)
-        for place, one in zip([*modules, *owner], results, strict=True):
-            if place is not None and one - {place}:
-                raise ValueError(_REFUSED.format(f"modules {sorted(one)} reach module {place}"))
-        written = [
-            next(iter(one)) if place is None and one else place
-            for place, one in zip(owner, results[len(modules) :], strict=True)
-        ]
-        if written == owner:
-            return jax.tree.unflatten(structure, owner)
-        owner = written
+        return Divided(groups, owners, [], [])
+    _check(owners)
+    return Divided(groups, owners, _rounds(owners.init), _rounds(owners.update))
 
 
-def _trace(tx: optax.GradientTransformation, params: tuple) -> core.ClosedJaxpr:
-    return inline_jit(jax.make_jaxpr(tx.update)(params, jax.eval_shape(tx.init, params), params))
+def check_local(tx: optax.GradientTransformation, params: tuple, groups: Groups) -> PyTree:
+    """The module that each leaf of the state belongs to, None for what all devices have.
+
+    Arguments and errors are those of `divide`.
+    """
+    return divide(tx, params, groups).owner
 
 
-def _owners_by_shape(tx: optax.GradientTransformation, params: tuple) -> list[int | None]:
-    """`owners`, and what has another shape when module i is stood in for belongs to it as well."""
-    whole = jax.tree.leaves(jax.eval_shape(tx.init, params))
-    owner = jax.tree.leaves(owners(tx, params), is_leaf=lambda x: x is None)
-    stood_in = jax.eval_shape(lambda: stand_ins(params))
-    for i in range(len(params)):
-        seen = (*params[:i], stood_in[i], *params[i + 1 :])
-        leaves = jax.tree.leaves(jax.eval_shape(tx.init, seen))
-        for k, (before, after) in enumerate(zip(whole, leaves, strict=True)):
-            if before.shape != after.shape:
-                owner[k] = i
-    return owner
-
-
-def _comes_from(
-    program: core.ClosedJaxpr, sizes: dict, modules: list[int], owner: list[int | None]
-) -> list[frozenset]:
-    """For every result of `tx.update`, the modules it depends on in a way others do not know."""
-    jaxpr = program.jaxpr
-    known = dict(sizes)
-    for v, i in zip(jaxpr.invars, [*modules, *owner, *modules], strict=True):
-        known[v] = frozenset() if i is None else frozenset((i,))
-    kinds = dict.fromkeys(jaxpr.invars[: len(modules)], "gradient")
-
-    def of(v):
-        return known.get(v, frozenset()) if isinstance(v, core.Var) else frozenset()
-
-    for number, eqn in enumerate(jaxpr.eqns):
-        met = sizes.get(number, frozenset()).union(*map(of, eqn.invars))
-        kind = _kind(eqn, kinds)
-        if kind == "norm":
-            met = frozenset()  # Every device knows it, by the stand-ins.
-        if len(met) > 1:
+def _check(owners: Ownership) -> None:
+    """Raises ValueError for an optimizer that cannot be divided."""
+    for reason in owners.update.refused + owners.init.refused:
+        if reason is not None:
+            raise ValueError(_REFUSED.format(reason))
+    if owners.has_effects:
+        raise ValueError(
+            _REFUSED.format("it prints or calls functions of the host (jax.debug, io_callback)")
+        )
+    old, structure = jax.tree_util.tree_flatten_with_path(owners.state)
+    if jax.tree.structure(owners.new_state) != structure:
+        raise ValueError(_REFUSED.format("the structure of its state changes with an update"))
+    for (path, before), after in zip(old, jax.tree.leaves(owners.new_state), strict=True):
+        if (before.shape, before.dtype) != (after.shape, after.dtype):
             raise ValueError(
-                _REFUSED.format(f"modules {sorted(met)} meet in {eqn.primitive.name!r}")
+                _REFUSED.format(
+                    f"{jax.tree_util.keystr(path)} of its state changes with an update from "
+                    f"{before.dtype}{list(before.shape)} to {after.dtype}{list(after.shape)}"
+                )
             )
-        known |= dict.fromkeys(eqn.outvars, met)
-        kinds |= dict.fromkeys(eqn.outvars, kind)
-    return [of(v) for v in jaxpr.outvars]
 
 
-def _depends_on_shapes(
-    program: core.ClosedJaxpr, tx: optax.GradientTransformation, params: tuple
-) -> dict:
-    """The modules whose shapes an equation (by its number) or a constant depends on.
+def _portable(flow: Flow) -> Flow:
+    """With arrays that the optimizer closes over in a form that any device can take."""
 
-    Found out by tracing again with other shapes for one module after the other.
+    def one(value):
+        if not isinstance(value, jax.Array) or isinstance(value, jax.core.Tracer):
+            return value
+        if len(value.sharding.device_set) == 1:
+            return value
+        if not (value.is_fully_addressable or value.is_fully_replicated):
+            raise ValueError(
+                f"the optimizer closes over an array {list(value.shape)} that lies on several "
+                "processes: make a copy on every process (jax.experimental.multihost_utils), or "
+                "keep it in the state of the optimizer"
+            )
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            with jax.ensure_compile_time_eval():
+                return wrap_keys(np.asarray(jax.random.key_data(value)), value)
+        return np.asarray(value)
+
+    constants = {v: one(value) for v, value in flow.program.constants.items()}
+    return flow._replace(program=flow.program._replace(constants=constants))
+
+
+def _rounds(flow: Flow) -> Rounds:
+    """The numbers that are told in each round, without those that no result depends on."""
+    program, rounds = flow.program, []
+    given = {*program.inputs, *program.constants}
+    _, used = part(program, given | flow.rounds.keys(), program.outputs)
+    needed = [v for v in used if v in flow.rounds]
+    for number in range(max(flow.rounds.values(), default=0), 0, -1):
+        now = [v for v in needed if flow.rounds[v] == number]
+        before = {v for v, n in flow.rounds.items() if n < number}
+        _, used = part(program, given | before, now)
+        needed += [v for v in used if v in before and v not in needed]
+        rounds.append(now)
+    return [now for now in reversed(rounds) if now]
+
+
+def init_on_device(
+    divided: Divided, read: Callable[..., tuple], finish: Callable, *operands: PyTree
+) -> PyTree:
+    """`tx.init`, on one device; to be called inside `shard_map`.
+
+    Args:
+      divided: see `divide`.
+      read: `read(n, *operands)`, the parameters of the modules of device n.
+      finish: `finish(n, state, *operands)`, with the state that device n has.
+      operands: what both take, the same shapes on all devices.
+
+    Returns:
+      What `finish` does.
     """
-    sizes: dict[int | core.Var, frozenset] = {}
-    expected = _described(program)
-    constants = program.jaxpr.constvars
-    for i, module in enumerate(params):
-        larger = jax.tree.map(_larger, module)
-        try:
-            other = _described(_trace(tx, (*params[:i], larger, *params[i + 1 :])))
-        except ValueError:  # A state that knows the shapes, say: its parts do not fit.
-            other = []
-        if [one[0] for one in other] != [one[0] for one in expected]:
-            raise ValueError(_REFUSED.format(f"its program depends on the shapes of module {i}"))
-        for number, (a, b) in enumerate(zip(expected, other, strict=True)):
-            if a != b:
-                place = number - len(constants)
-                place = constants[number] if place < 0 else place
-                sizes[place] = sizes.get(place, frozenset()) | {i}
-    return sizes
+
+    def inputs(n, *operands):
+        return dict(zip(_leaves_of(divided, n), jax.tree.leaves(read(n, *operands)), strict=True))
+
+    def last(n, outputs, *operands):
+        leaves, structure = jax.tree.flatten(divided.state(n))
+        leaves = [outputs[k] if k in outputs else zeros(leaf) for k, leaf in enumerate(leaves)]
+        return finish(n, jax.tree.unflatten(structure, leaves), *operands)
+
+    wanted = [divided.held(n) for n in range(len(divided.groups))]
+    flow = divided.owners.init
+    return _run(divided.groups, flow, divided.init_rounds, inputs, wanted, last, operands)
 
 
-def _larger(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    # Axes of length 1 are that in stand-ins too, and code may well ask for them.
-    return jax.ShapeDtypeStruct(tuple(n if n == 1 else n + 1 for n in x.shape), x.dtype)
+def update_on_device(
+    divided: Divided, read: Callable[..., tuple], finish: Callable, *operands: PyTree
+) -> PyTree:
+    """`tx.update`, on one device; to be called inside `shard_map`.
 
+    Args:
+      divided: see `divide`.
+      read: `read(n, *operands)`, the gradients of the modules of device n, the state that it has,
+        and the parameters of its modules.
+      finish: `finish(n, updates, state, *operands)`, with updates of its modules and its new state.
+      operands: what both take, the same shapes on all devices.
 
-def _described(program: core.ClosedJaxpr) -> list[tuple]:
-    """Constants and equations: what must agree for two programs to be one, and what may differ."""
-    numbers: dict[core.Var, int] = {}
-    for v in (*program.jaxpr.constvars, *program.jaxpr.invars):
-        numbers[v] = len(numbers)
-    described = [(("constant",), str(value)) for value in program.consts]
-    for eqn in program.jaxpr.eqns:
-        inputs = tuple(numbers[v] if isinstance(v, core.Var) else None for v in eqn.invars)
-        literals = [str(v.val) for v in eqn.invars if isinstance(v, core.Literal)]
-        options = {name: str(value) for name, value in eqn.params.items() if not callable(value)}
-        described.append(((eqn.primitive.name, inputs), (literals, options)))
-        for v in eqn.outvars:
-            numbers[v] = len(numbers)
-    return described
-
-
-def _kind(eqn: core.JaxprEqn, kinds: dict) -> str | None:
-    """What a value is on its way from gradients to their norm, None if it leaves that way.
-
-    "gradient", one of them as it came; "square", of every element; "norm", a sum of such squares
-    over whole gradients, of one leaf or more; "zero".
+    Returns:
+      What `finish` does.
     """
-    name = eqn.primitive.name
-    inputs = [
-        ("zero" if v.val == 0 else None) if isinstance(v, core.Literal) else kinds.get(v)
-        for v in eqn.invars
+    owners, groups = divided.owners, divided.groups
+    num_params, num_state = len(owners.modules), len(owners.homes)
+
+    def inputs(n, *operands):
+        grads, state, params = map(jax.tree.leaves, read(n, *operands))
+        own = _leaves_of(divided, n)
+        known = dict(zip(own, grads, strict=True))
+        known |= {num_params + k: state[k] for k in divided.held(n)}
+        return known | dict(zip([num_params + num_state + k for k in own], params, strict=True))
+
+    def last(n, outputs, *operands):
+        _, old, params = read(n, *operands)
+        updates = [outputs[k] for k in _leaves_of(divided, n)]
+        leaves, structure = jax.tree.flatten(old)
+        leaves = [outputs.get(num_params + k, leaf) for k, leaf in enumerate(leaves)]
+        return finish(
+            n,
+            jax.tree.unflatten(jax.tree.structure(params), updates),
+            jax.tree.unflatten(structure, leaves),
+            *operands,
+        )
+
+    wanted = [
+        [*_leaves_of(divided, n), *(num_params + k for k in divided.held(n))]
+        for n in range(len(groups))
     ]
-    if name in ("convert_element_type", "copy", "broadcast_in_dim"):
-        return inputs[0] if name != "broadcast_in_dim" or inputs[0] == "zero" else None
-    is_square = name == "square" or (name == "integer_pow" and eqn.params["y"] == 2)
-    if is_square or (name == "mul" and eqn.invars[0] is eqn.invars[1]):
-        return {"gradient": "square", "zero": "zero"}.get(inputs[0])
-    if name == "reduce_sum" and not eqn.outvars[0].aval.shape:
-        return {"square": "norm", "zero": "zero"}.get(inputs[0])
-    if name in ("add", "add_any"):
-        parts = set(inputs) - {"zero"} or {"zero"}
-        return parts.pop() if parts in ({"square"}, {"norm"}, {"zero"}) else None
-    return None
+    return _run(groups, owners.update, divided.update_rounds, inputs, wanted, last, operands)
+
+
+def hold_back(divided: Divided, n: int, trained: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """`hold_back.hold_back` for the state that device n has."""
+    check_separable(divided.owners)
+    homes = divided.owners.homes
+    leaves, structure = jax.tree.flatten(new)
+    held = dict.fromkeys(divided.held(n))
+    chosen = [
+        jnp.where(trained[homes[k]], after, before) if k in held and homes[k] is not None else after
+        for k, (after, before) in enumerate(zip(leaves, jax.tree.leaves(old), strict=True))
+    ]
+    return jax.tree.unflatten(structure, chosen)
+
+
+def squared_norm(tree: PyTree, like: PyTree) -> jax.Array:
+    """The sum of the squares of all elements, in the widest dtype of `like`, float32 at least."""
+    dtypes = [jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(like)]
+    widest = max([jnp.dtype(jnp.float32), *dtypes], key=lambda dtype: dtype.itemsize)
+    squares = [jnp.sum(jnp.square(jnp.abs(x).astype(widest))) for x in jax.tree.leaves(tree)]
+    return sum(squares, start=jnp.zeros((), widest))
+
+
+def _leaves_of(divided: Divided, n: int) -> list[int]:
+    """The numbers of the leaves of the parameters on device n."""
+    group = divided.groups[n]
+    return [k for k, i in enumerate(divided.owners.modules) if i in group]
+
+
+def _run(
+    groups: Groups,
+    flow: Flow,
+    rounds: Rounds,
+    inputs: Callable[..., dict[int, jax.Array]],
+    wanted: list[list[int]],
+    last: Callable,
+    operands: tuple,
+) -> PyTree:
+    """A program of which every device computes its part, after rounds of telling numbers.
+
+    Args:
+      groups: the modules of every device.
+      flow, rounds: the program, and what is told in each round.
+      inputs: `inputs(n, *operands)`, those inputs of the program that device n has.
+      wanted: the outputs of the program that device n needs.
+      last: `last(n, outputs, *operands)`, with the outputs that device n needs.
+      operands: of every device.
+    """
+    program, devices = flow.program, range(len(groups))
+    told = [v for now in rounds for v in now]
+
+    def values(n, heard, operands, variables):
+        known = {program.inputs[k]: value for k, value in inputs(n, *operands).items()}
+        known |= zip(told[: len(heard)], heard, strict=True)
+        return evaluate(program, known, variables)
+
+    def tell(n, now, heard, *operands):
+        own = [v for v in now if flow.homes[v] in groups[n]]
+        found = dict(zip(own, values(n, heard, operands, own), strict=True))
+        return _in_vectors(now, found)
+
+    def finish(n, heard, *operands):
+        found = values(n, heard, operands, [program.outputs[k] for k in wanted[n]])
+        return last(n, dict(zip(wanted[n], found, strict=True)), *operands)
+
+    heard: list[jax.Array] = []
+    for now in rounds:
+        vectors = run_branch([partial(tell, n, now) for n in devices], heard, *operands)
+        # The others say zero: a sum is what the one device says that knows the number.
+        heard = heard + _out_of_vectors(now, jax.lax.psum(vectors, DEPTH))
+    return run_branch([partial(finish, n) for n in devices], heard, *operands)
+
+
+def _in_vectors(
+    variables: list[core.Var], values: dict[core.Var, jax.Array]
+) -> dict[str, jax.Array]:
+    """Numbers one after the other, in a vector for every dtype; zero where there is no value."""
+    vectors: dict[str, list[jax.Array]] = {}
+    for v in variables:
+        shape = jax.eval_shape(_summable, jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype))
+        value = _summable(values[v]) if v in values else jnp.zeros(shape.shape, shape.dtype)
+        vectors.setdefault(shape.dtype.name, []).append(value)
+    return {dtype: jnp.concatenate(parts) for dtype, parts in vectors.items()}
+
+
+def _out_of_vectors(variables: list[core.Var], vectors: dict[str, jax.Array]) -> list[jax.Array]:
+    """The inverse of `_in_vectors`."""
+    start = dict.fromkeys(vectors, 0)
+    values = []
+    for v in variables:
+        like = jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
+        shape = jax.eval_shape(_summable, like)
+        dtype, first = shape.dtype.name, start[shape.dtype.name]
+        start[dtype] += shape.size
+        values.append(_from_summable(vectors[dtype][first : first + shape.size], like))
+    return values
+
+
+def _summable(x: jax.Array) -> jax.Array:
+    """As a vector of numbers."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    return jnp.ravel(x.astype(jnp.int32) if x.dtype == bool else x)
+
+
+def _from_summable(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return wrap_keys(x, like)
+    return x.astype(like.dtype).reshape(like.shape)
 
 
 _REFUSED = (
-    "this optimiser may give other updates when every device holds only its own modules: {}. "
-    "Transformations that work leaf by leaf do not, nor does optax.clip_by_global_norm (or "
-    "anything else that uses the global norm) of the gradients as they come, so in first place of "
-    "the chain. Use those, or execution='scan' or 'time_parallel'"
+    "this optimizer may give other updates when every device holds only its own modules: {}. "
+    "Transformations that work leaf by leaf do not, nor does what needs single numbers of other "
+    "modules, such as a global norm, a sum or a count; arrays of other modules are elsewhere. Use "
+    "such transformations, or execution='scan' or 'time_parallel'"
 )

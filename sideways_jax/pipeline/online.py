@@ -21,13 +21,13 @@ from sideways_jax.pipeline.in_flight import (
 from sideways_jax.pipeline.plan import (
     close_state,
     groups_of,
-    init_state,
     make_plan,
     open_state,
-    update_on_device,
 )
 from sideways_jax.pipeline.sideways_stage import sideways_steps
+from sideways_jax.pipeline.start import init_state
 from sideways_jax.pipeline.sums import reduced
+from sideways_jax.pipeline.update import update_on_device
 from sideways_jax.rule.in_flight import InFlight, Numbers, check_examples, restart, tick
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, first_of, masked_mean, shape_of
@@ -67,7 +67,7 @@ def make_training(
         plan = make_plan(network, tx, mesh, groups, frame)
         shapes = network.activation_shapes(plan.params, plan.state, frame)
         batch = check_examples(frame, shapes)
-        train_state = init_state(network, tx, plan, mesh, key, frame)
+        train_state = init_state(network, plan, mesh, key, frame)
 
         def empty():
             carried = shape_of(target) if task.target == "origin" else None
@@ -107,7 +107,7 @@ def make_training(
                 grads, num_grads = jax.lax.psum((grads, num_grads), DATA)
                 state = reduced(state)
             params, opt_state, norm = update_on_device(
-                tx, plan, params, opt_state, grads, num_grads, hold=True
+                plan, params, opt_state, grads, num_grads, hold=True
             )
             shown = sums.outputs, sums.losses, sums.metrics
             return (params, state, opt_state, signals), (shown, norm)

@@ -18,12 +18,12 @@ from sideways_jax.pipeline.episode import Schedule, episode_on_device
 from sideways_jax.pipeline.plan import (
     close_state,
     groups_of,
-    init_state,
     make_plan,
     open_state,
-    update_on_device,
 )
+from sideways_jax.pipeline.start import init_state
 from sideways_jax.pipeline.sums import counts
+from sideways_jax.pipeline.update import update_on_device
 from sideways_jax.rule.episode import check_episode
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import first_of, masked_mean
@@ -51,7 +51,7 @@ def make_training(
     def init(key, frame, target=None):
         del target  # The pipeline starts empty in every episode.
         plan = make_plan(network, tx, mesh, groups, frame)
-        return init_state(network, tx, plan, mesh, key, frame)
+        return init_state(network, plan, mesh, key, frame)
 
     @jax.jit
     def train_step(train_state, frames, targets):
@@ -66,7 +66,7 @@ def make_training(
             params, state, opt_state = own((params, state, opt_state))
             sums = run(params, state, frames, targets, rng)
             params, opt_state, grad_norm = update_on_device(
-                tx, plan, params, opt_state, sums.grads, num_grads
+                plan, params, opt_state, sums.grads, num_grads
             )
             result = (params, sums.state, opt_state), sums.losses, sums.metrics
             return *jax.tree.map(lambda x: x[None], result), grad_norm

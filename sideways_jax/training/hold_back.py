@@ -1,4 +1,4 @@
-"""No update of a module without gradients: its part of the optimiser's state stays as it was."""
+"""No update of a module without gradients: its part of the optimizer's state stays as it was."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sideways_jax.tools.trees import PyTree, shape_of
+from sideways_jax.tools.trees import PyTree
+from sideways_jax.training.ownership import Ownership, find_owners
+from sideways_jax.training.provenance import Known, Several
 
 
 def owners(tx: optax.GradientTransformation, params: tuple) -> PyTree:
-    """Which module each leaf of an optimiser's state belongs to, None for what belongs to none.
+    """Which module each leaf of an optimizer's state belongs to, None for what belongs to none.
 
-    Found out from outside, for any transformation: what changes its shape (or dtype) when the
-    parameters of module i change theirs belongs to module i.
+    Found out by following the numbers of every module through `tx`, which is only traced; see
+    `find_owners`. The shapes and dtypes of leaves do not matter.
 
     Args:
       tx: the transformation.
@@ -22,26 +24,31 @@ def owners(tx: optax.GradientTransformation, params: tuple) -> PyTree:
     Returns:
       A pytree like `tx.init(params)` with an int or None for every leaf.
 
+    Raises:
+      ValueError: if a leaf belongs to several modules.
+
     >>> import jax.numpy as jnp
     >>> owners(optax.trace(0.9), (jnp.ones(3), jnp.ones((2, 2)))).trace
     (0, 1)
     """
-    params = shape_of(params)
-    leaves, structure = jax.tree.flatten(jax.eval_shape(tx.init, params))
-    owner: list[int | None] = [None] * len(leaves)
-    for i in range(len(params)):
-        other = (*params[:i], jax.tree.map(_another_shape, params[i]), *params[i + 1 :])
-        changed = structure.flatten_up_to(jax.eval_shape(tx.init, other))
-        for k, (before, after) in enumerate(zip(leaves, changed, strict=True)):
-            if (before.shape, before.dtype) != (after.shape, after.dtype):
-                owner[k] = i
-    return jax.tree.unflatten(structure, owner)
+    found = find_owners(tx, params)
+    check_separable(found)
+    return jax.tree.unflatten(jax.tree.structure(found.state), found.homes)
 
 
-def _another_shape(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    if x.ndim:  # As many axes as before: masks may go by that.
-        return jax.ShapeDtypeStruct(tuple(n + 1 for n in x.shape), x.dtype)
-    return jax.ShapeDtypeStruct((), jnp.float16 if x.dtype != jnp.float16 else jnp.float32)
+def check_separable(found: Ownership) -> None:
+    """Raises ValueError if a leaf of an optimizer's state has numbers of several modules in it."""
+    leaves = jax.tree_util.tree_leaves_with_path(found.state)
+    for (path, leaf), place in zip(leaves, found.places, strict=True):
+        if leaf.size > 1 and (place == Known.JOINED or isinstance(place, Several)):
+            why = place.reason if isinstance(place, Several) else "numbers of modules are joined"
+            raise ValueError(
+                "update_every leaves a module without gradients as it is, its part of the "
+                f"optimizer's state as well, but {jax.tree_util.keystr(path)} of that state, an "
+                f"array {list(leaf.shape)}, belongs to several modules: {why}. Use a "
+                "transformation that keeps the leaves of the parameters apart, as all do but "
+                "optax.flatten and a few others, or one update per episode (update_every=None)"
+            )
 
 
 def hold_back(
@@ -51,16 +58,19 @@ def hold_back(
     old: PyTree,
     params: tuple,
 ) -> PyTree:
-    """The new state of an optimiser, but the old one for modules that were not trained.
+    """The new state of an optimizer, but the old one for modules that were not trained.
 
     Zero gradients are not enough: momentum would go on moving the weights and decaying.
 
     Args:
       tx: the transformation that both states belong to.
       trained: bool[D], gamma_i > 0.
-      new, old: states of `tx`. What is not shaped like the parameters in them, such as a count of
-        steps, is taken from `new`.
+      new, old: states of `tx`. What belongs to no module in them, such as a count of steps, is
+        taken from `new`.
       params: tuple of D pytrees.
+
+    Raises:
+      ValueError: if a leaf of the state belongs to several modules.
     """
 
     def choose(i, new_leaf, old_leaf):

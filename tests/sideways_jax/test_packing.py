@@ -58,3 +58,33 @@ def test_nothing_to_pack():
     assert packing.lengths == {}
     assert packing.pack(0, ()) == {}
     assert packing.unpack(1, {}) == {}
+
+
+def test_keys_lie_as_their_data():
+    """In vectors of their own, which nobody takes for numbers, and come out as what they were."""
+    trees = (
+        {"key": jax.random.key(1), "more": jax.random.split(jax.random.key(2), (2, 3))},
+        {"other": jax.random.key(3, impl="rbg"), "count": jnp.uint32(4)},
+    )
+    packing = Packing.of(trees)
+    assert packing.lengths == {
+        "key<fry> 000": 12, "key<fry> 001": 2, "key<rbg> 000": 4, "uint32 000": 1,
+    }  # fmt: skip
+    assert {v.dtype for v in packing.shapes().values()} == {jnp.dtype("uint32")}
+    assert packing.bytes_held == 4 * (12 + 2 + 4 + 1)
+    assert packing.bytes_used == (4 * 14, 4 * 5)
+    for device, tree in enumerate(trees):
+        packed = jax.jit(packing.pack, static_argnums=0)(device, tree)
+        unpacked = jax.jit(packing.unpack, static_argnums=0)(device, packed)
+        for actual, expected in zip(jax.tree.leaves(unpacked), jax.tree.leaves(tree), strict=True):
+            assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+            if jnp.issubdtype(actual.dtype, jax.dtypes.prng_key):
+                actual, expected = jax.random.key_data(actual), jax.random.key_data(expected)
+            np.testing.assert_array_equal(actual, expected)
+
+
+def test_leaves_without_elements_share_a_vector():
+    packing = Packing.of([(jnp.ones(2), jnp.ones(0), jnp.ones((0, 3))), (jnp.ones(1),) * 3])
+    assert packing.lengths == {"float32 000": 2, "float32 001": 1, "float32 002": 1}
+    packed = packing.pack(0, (jnp.ones(2), jnp.ones(0), jnp.ones((0, 3))))
+    assert [x.shape for x in packing.unpack(0, packed)] == [(2,), (0,), (0, 3)]

@@ -1,0 +1,71 @@
+"""The optimizer's part of a run on a mesh, on every device for its own modules."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sideways_jax.devices.mesh import DEPTH
+from sideways_jax.devices.packing import Packed
+from sideways_jax.pipeline import local_optimizer
+from sideways_jax.pipeline.plan import Plan
+from sideways_jax.tools.trees import average, select
+
+
+def init_optimizer(plan: Plan, params: Packed) -> Packed:
+    """The optimizer's state of one device; to be called inside `shard_map`."""
+    return local_optimizer.init_on_device(
+        plan.optimizer,
+        plan.layout.params.unpack,
+        lambda n, opt_state, _: plan.opt_packing.pack(n, opt_state),
+        params,
+    )
+
+
+def update_on_device(
+    plan: Plan,
+    params: Packed,
+    opt_state: Packed,
+    sums: Packed,
+    num_grads: jax.Array,
+    *,
+    hold: bool = False,
+) -> tuple[Packed, Packed, jax.Array]:
+    """One update of the weights, on one device; to be called inside `shard_map`.
+
+    Args:
+      plan: of the run.
+      params, opt_state, sums: the vectors of this device; sums of gradients over all replicas.
+      num_grads: `[D]`, what the sum of each module is divided by for the mean.
+      hold: whether a module without any gradient, which there may be, keeps its weights and its
+        part of the optimizer's state.
+
+    Returns:
+      `(params, opt_state, grad_norm)`, the global norm of the means.
+    """
+    layout = plan.layout
+
+    def read(n, params, opt_state, sums, num_grads):
+        """Gradients, the optimizer's state and parameters of the modules of device n."""
+        own = layout.params.unpack(n, params)
+        modules = zip(layout.groups[n], layout.grads.unpack(n, sums), own, strict=True)
+        grads = tuple(average(one, num_grads[i], like) for i, one, like in modules)
+        return grads, plan.opt_packing.unpack(n, opt_state), own
+
+    def finish(n, updates, new, params, opt_state, sums, num_grads):
+        grads, old, own = read(n, params, opt_state, sums, num_grads)
+        if hold:
+            trained = num_grads > 0
+            updates = tuple(
+                select(trained[i], one) for i, one in zip(layout.groups[n], updates, strict=True)
+            )
+            new = local_optimizer.hold_back(plan.optimizer, n, trained, new, old)
+        own = optax.apply_updates(own, updates)
+        square = local_optimizer.squared_norm(grads, like=plan.params)
+        return layout.params.pack(n, own), plan.opt_packing.pack(n, new), square
+
+    params, opt_state, square = local_optimizer.update_on_device(
+        plan.optimizer, read, finish, params, opt_state, sums, num_grads
+    )
+    return params, opt_state, jnp.sqrt(jax.lax.psum(square, DEPTH))

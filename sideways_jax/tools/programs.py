@@ -1,0 +1,107 @@
+"""Traced functions as lists of equations, and how to compute a part of one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+Atom = core.Var | core.Literal
+
+
+class Program(NamedTuple):
+    """A traced function as a list of equations, without calls inside."""
+
+    inputs: list[core.Var]
+    equations: list[core.JaxprEqn]
+    outputs: list[Atom]
+    constants: dict[core.Var, jax.Array]  # what the function closes over
+    jaxpr: core.Jaxpr  # that it was traced to; `evaluate` takes debugging information from it
+
+
+def inline_calls(closed: core.ClosedJaxpr) -> Program:
+    """The equations of a program, with those of jitted and differentiable calls in their places.
+
+    Variables are renamed, nothing is traced again. Loops and conditionals stay as they are.
+    """
+    new_variable = core.gensym()
+    equations: list[core.JaxprEqn] = []
+    constants: dict[core.Var, jax.Array] = {}
+
+    def run(callee, arguments: Sequence[Atom]) -> list[Atom]:
+        jaxpr = getattr(callee, "jaxpr", callee)
+        names = dict(zip(jaxpr.invars, arguments, strict=True))
+        for v, value in zip(jaxpr.constvars, getattr(callee, "consts", ()), strict=True):
+            names[v] = new_variable(v.aval)
+            constants[names[v]] = value
+
+        def read(v):
+            return v if isinstance(v, core.Literal) else names[v]
+
+        for eqn in jaxpr.eqns:
+            inputs = [read(v) for v in eqn.invars]
+            inner = _callee(eqn)
+            if inner is not None:
+                outputs = run(inner, inputs)
+            else:
+                outputs = [new_variable(v.aval) for v in eqn.outvars]
+                equations.append(eqn.replace(invars=inputs, outvars=outputs))
+            names |= zip(eqn.outvars, outputs, strict=True)
+        return [read(v) for v in jaxpr.outvars]
+
+    inputs = [new_variable(v.aval) for v in closed.jaxpr.invars]
+    outputs = run(closed, inputs)
+    return Program(inputs, equations, outputs, constants, closed.jaxpr)
+
+
+def _callee(eqn: core.JaxprEqn):
+    """The jaxpr that an equation does nothing but call, None if it does something else."""
+    if eqn.primitive.name in ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat"):
+        return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+    if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
+        return eqn.params["call_jaxpr"]
+    return None
+
+
+def part(
+    program: Program, known: Collection[core.Var], wanted: Sequence[Atom]
+) -> tuple[list[core.JaxprEqn], list[core.Var]]:
+    """The equations that `wanted` needs where `known` is given, and which of `known` they use."""
+    missing: set[core.Var] = set()
+    used: dict[core.Var, None] = {}
+
+    def need(atoms):
+        for v in atoms:
+            if isinstance(v, core.Var):
+                if v in known:
+                    used[v] = None
+                else:
+                    missing.add(v)
+
+    need(wanted)
+    equations = []
+    for eqn in reversed(program.equations):
+        if not missing.isdisjoint(eqn.outvars):
+            missing.difference_update(eqn.outvars)
+            equations.append(eqn)
+            need(eqn.invars)
+    if missing:
+        raise KeyError(f"{len(missing)} values cannot be computed from those that are given")
+    return equations[::-1], list(used)
+
+
+def evaluate(
+    program: Program, values: dict[core.Var, jax.Array], wanted: Sequence[Atom]
+) -> list[jax.Array]:
+    """What `wanted` is for these values: of inputs, or of anything in between."""
+    known = program.constants | values
+    equations, used = part(program, known, wanted)
+    jaxpr = program.jaxpr.replace(constvars=[], invars=used, outvars=list(wanted), eqns=equations)
+    results = jax.core.eval_jaxpr(jaxpr, [], *(known[v] for v in used))
+    return [
+        jnp.asarray(x, v.aval.dtype) if isinstance(v, core.Literal) else x
+        for v, x in zip(wanted, results, strict=True)
+    ]

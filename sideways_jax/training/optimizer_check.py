@@ -1,0 +1,36 @@
+"""Whether a train step can use an optimizer, before anything is computed."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from sideways_jax.training.hold_back import owners
+from sideways_jax.training.optimizer_trace import trace
+
+
+def check_optimizer(tx: optax.GradientTransformation, params: tuple, *, hold: bool = False) -> None:
+    """Raises ValueError for an optimizer that a train step on one device cannot use.
+
+    Only shapes are looked at. An optimizer that cannot be traced, since it looks at values, passes:
+    it may work without `jax.jit`. On a mesh `sharded_optimizer.divide` checks more.
+
+    Args:
+      tx: an optax transformation.
+      params: D pytrees, or their shapes.
+      hold: whether modules without gradients are held back, as with `update_every`.
+
+    >>> import jax.numpy as jnp
+    >>> check_optimizer(optax.adam(1e-3), (jnp.ones(3),))
+    >>> check_optimizer(optax.polyak_sgd(), (jnp.ones(3),))
+    Traceback (most recent call last):
+      ...
+    ValueError: the optimizer cannot be used: ... argument: 'value'...
+    """
+    try:
+        if hold:
+            owners(tx, params)
+        else:
+            trace(tx, params)
+    except jax.errors.ConcretizationTypeError:
+        pass

@@ -1,0 +1,225 @@
+"""Which module the numbers in a traced function over all modules come from.
+
+The inputs are leaves of modules, and what no module owns. Every equation is followed once: a result
+belongs to the module whose arrays go into it. Single numbers may come from other modules as well,
+such as a norm: the device of their module can tell them to the others, in as many rounds as they
+depend on one another. Arrays of several modules in one equation cannot be told apart any more.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from jax.extend import core
+
+from sideways_jax.tools.programs import Atom, Program, evaluate, inline_calls, part
+
+
+class Known(enum.Enum):
+    """Places of numbers that every device can compute, once it was told single numbers."""
+
+    FREE = enum.auto()  # they come from no module
+    MET = enum.auto()  # single numbers of several modules met in them
+    JOINED = enum.auto()  # an array with single numbers of several modules side by side
+
+
+class Several(NamedTuple):
+    """The place of numbers that arrays of several modules went into."""
+
+    reason: str
+
+
+Place = int | Known | Several  # an int is a module
+
+
+class Flow(NamedTuple):
+    """Where the numbers of a program come from."""
+
+    program: Program  # conditionals that arrays of several modules go through are taken apart
+    places: list[Place]  # of every output
+    refused: list[str | None]  # why an output cannot be where it is wanted
+    homes: dict[core.Var, int]  # of values that have to be told: the module that they come from
+    rounds: dict[core.Var, int]  # of the same: in which round, from 1
+
+
+def size(v: Atom) -> int:
+    """How many numbers a value has."""
+    return math.prod(getattr(v.aval, "shape", ()))
+
+
+def follow(
+    program: Program, places: Sequence[Place], wanted: Sequence[int | None] | None = None
+) -> Flow:
+    """The places of all outputs.
+
+    Args:
+      program: any.
+      places: of its inputs.
+      wanted: for every output, the module whose device shall have it, None for all devices; a
+        single number from another place is told. If None, outputs stay at their places.
+    """
+    walk = _Walk(dict(zip(program.inputs, places, strict=True)))
+    todo = deque(program.equations)
+    equations, constants = [], dict(program.constants)
+    alias: dict[core.Var, Atom] = {}
+
+    def read(v):
+        while isinstance(v, core.Var) and v in alias:
+            v = alias[v]
+        return v
+
+    while todo:
+        eqn = todo.popleft()
+        if any(v in alias for v in eqn.invars if isinstance(v, core.Var)):
+            eqn = eqn.replace(invars=[read(v) for v in eqn.invars])
+        pieces = _take_apart(eqn, walk) if eqn.primitive.name == "cond" else None
+        if pieces is None:
+            walk.settle(eqn.outvars, eqn.invars, eqn)
+            equations.append(eqn)
+        else:
+            constants |= pieces.constants
+            alias |= zip(pieces.inputs, eqn.invars, strict=True)
+            alias |= zip(eqn.outvars, pieces.outputs, strict=True)
+            todo.extendleft(reversed(pieces.equations))
+
+    outputs = [read(v) for v in program.outputs]
+    found = [walk.place(v) for v in outputs]
+    refused = [place.reason if isinstance(place, Several) else None for place in found]
+    for k, home in enumerate(wanted or ()):
+        if isinstance(found[k], int) and found[k] != home:
+            if size(outputs[k]) > 1:
+                reached = "all modules" if home is None else f"module {home}"
+                refused[k] = f"an array of module {found[k]} reaches {reached}"
+            else:
+                walk.tell(outputs[k])
+    program = program._replace(equations=equations, outputs=outputs, constants=constants)
+    homes = {v: walk.places[v] for v in walk.rounds}
+    return Flow(program, found, refused, homes, walk.rounds)
+
+
+class _Walk:
+    """What is known of the variables of a program on the way through its equations."""
+
+    def __init__(self, places: dict[core.Var, Place]):
+        self.places = places
+        self.after: dict[core.Var, int] = {}  # the round after which its place can compute it
+        self.heard: dict[core.Var, int] = {}  # the round after which all devices can compute it
+        self.rounds: dict[core.Var, int] = {}  # in which it is told
+        self.sources: dict[core.Var, list[core.Var]] = {}  # of single numbers
+
+    def place(self, v: Atom) -> Place:
+        return self.places.get(v, Known.FREE) if isinstance(v, core.Var) else Known.FREE
+
+    def settle(self, results: Sequence[core.Var], atoms: Sequence[Atom], eqn: core.JaxprEqn):
+        """Places the results of an equation that uses these values."""
+        inputs = [v for v in atoms if isinstance(v, core.Var)]
+        place = self.meet(inputs, results, eqn)
+        after = 0
+        for v in inputs:
+            away = isinstance(self.place(v), int) and self.place(v) != place
+            if away and not isinstance(place, Several):
+                after = max(after, self.tell(v))
+            else:
+                after = max(after, self.after.get(v, 0))
+        for v in results:
+            self.places[v] = place
+            self.after[v] = after
+            self.sources[v] = inputs
+
+    def meet(self, inputs: Sequence[Atom], results: Sequence[core.Var], eqn) -> Place:
+        """The place of what is computed from these values."""
+        found = [(self.place(v), size(v)) for v in inputs]
+        places = {place for place, _ in found}
+        for place in places:
+            if isinstance(place, Several):
+                return place
+        modules = {place for place in places if isinstance(place, int)}
+        of_arrays = {place for place, n in found if isinstance(place, int) and n > 1}
+        if len(of_arrays) > 1:
+            name = eqn.primitive.name
+            return Several(f"arrays of modules {sorted(of_arrays)} meet in {name!r}")
+        if of_arrays:
+            return of_arrays.pop()
+        if any(size(v) > 1 for v in results):
+            if len(modules) > 1 or Known.JOINED in places:
+                return Known.JOINED
+            if modules:
+                return modules.pop()
+        # The last number that is added to a sum over modules does not make it that of its module.
+        elif len(modules) == 1 and places <= {Known.FREE, *modules}:
+            return modules.pop()
+        return Known.FREE if places <= {Known.FREE} else Known.MET
+
+    def tell(self, v: core.Var) -> int:
+        """Lets all devices know a single number; the round after which they do.
+
+        It is told itself, or, if it had to wait for others, the numbers that it is computed from: a
+        sum over modules, added one after the other, takes one round and not one for each of them.
+        """
+        if v not in self.heard:
+            sources = self.sources.get(v, [])
+            own = [w for w in sources if isinstance(self.place(w), int)]
+            if self.after.get(v, 0) and all(size(w) == 1 for w in own):
+                known = [self.after.get(w, 0) for w in sources if w not in own]
+                self.heard[v] = max([*map(self.tell, own), *known])
+            else:
+                self.heard[v] = self.rounds[v] = self.after.get(v, 0) + 1
+        return self.heard[v]
+
+
+def _take_apart(eqn: core.JaxprEqn, walk: _Walk) -> Program | None:
+    """A conditional as one for every place, or as a selection; None where it can stay."""
+    if eqn.effects:
+        return None
+    cases = [inline_calls(branch) for branch in eqn.params["branches"]]
+    index, *operands = eqn.invars
+    if isinstance(index, core.Literal):
+        case = cases[min(max(int(index.val), 0), len(cases) - 1)]
+        unused = core.gensym()(index.aval)
+        return case._replace(inputs=[unused, *case.inputs])
+
+    by_place: dict[Place, list[int]] = {}
+    uses: dict[Place, set[int]] = {}
+    for k, result in enumerate(eqn.outvars):
+        used = {n for case in cases for n in _operands(case, k)}
+        inputs = [index, *(operands[n] for n in sorted(used))]
+        place = walk.meet([v for v in inputs if isinstance(v, core.Var)], [result], eqn)
+        by_place.setdefault(place, []).append(k)
+        uses.setdefault(place, set()).update(used)
+    if len(by_place) == 1 and not isinstance(next(iter(by_place)), Several):
+        return None
+
+    def for_every_place(index, *values):
+        results = {}
+        for place, numbers in by_place.items():
+            used = sorted(uses[place])
+
+            def run(case, *some, numbers=numbers, used=used):
+                known = dict(zip([case.inputs[n] for n in used], some, strict=True))
+                return evaluate(case, known, [case.outputs[k] for k in numbers])
+
+            branches = [partial(run, case) for case in cases]
+            given = [values[n] for n in used]
+            if isinstance(place, Several):  # What is inside may be told apart again.
+                by_case = zip(*(branch(*given) for branch in branches), strict=True)
+                chosen = [jax.lax.select_n(index, *one) for one in by_case]
+            else:
+                chosen = jax.lax.switch(index, branches, *given)
+            results |= zip(numbers, chosen, strict=True)
+        return [results[k] for k in range(len(eqn.outvars))]
+
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    return inline_calls(jax.make_jaxpr(for_every_place)(*shapes))
+
+
+def _operands(case: Program, k: int) -> list[int]:
+    """Which inputs of a case its output k depends on."""
+    number = {v: n for n, v in enumerate(case.inputs)}
+    _, used = part(case, number.keys() | case.constants.keys(), [case.outputs[k]])
+    return [number[v] for v in used if v in number]
