@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -58,14 +58,14 @@ class Network:
       shortcuts: connections that skip modules; none are supported yet, it has to be empty.
 
     Raises:
-      ValueError: without modules, or with shortcuts.
+      ValueError: without modules, for what is not a `Module`, or with shortcuts.
     """
 
     modules: tuple[Module, ...]
     shortcuts: tuple = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "modules", tuple(self.modules))
+        object.__setattr__(self, "modules", _as_modules(self.modules))
         object.__setattr__(self, "shortcuts", tuple(self.shortcuts))
         if not self.modules:
             raise ValueError("a network needs at least one module, got none")
@@ -89,19 +89,25 @@ class Network:
           frame: a batch of frames `[B, ...]`, or its `jax.ShapeDtypeStruct`.
 
         Returns:
-          `(params, state)`, tuples of length D.
+          `(params, state)`, tuples of length D. They are copies, so that a train step to which they
+          are donated does not take the buffers of weights that the modules were made from.
 
         Raises:
-          ValueError: if a module cannot take what the module below it gives.
+          ValueError: if frames have no batch axis, or if a module cannot take what the module below
+            it gives, cannot be trained (parameters that are not floating-point arrays, say), or
+            gives in training what it does not give in evaluation; see `activation_shapes`.
         """
         x = shape_of(frame)
+        batch = _batch_size(x)
         params, state = [], []
         for i, module in enumerate(self.modules):
-            with _blame(i, self.depth, x):
-                module_params, module_state = module.init(jax.random.fold_in(key, i), x)
-                x = _output_shape(i, self.depth, module, module_params, module_state, x)
-            params.append(module_params)
-            state.append(module_state)
+            module_key = jax.random.fold_in(key, i)
+            with _blame(self._place(i), x):
+                initial = _pair(module.init(module_key, x), "its init", "(params, state)")
+                check_arrays(*initial, train=True)
+                x = _checked_output(module, *initial, x, batch, train=True, rng=module_key)
+            params.append(jax.tree.map(jnp.copy, initial[0]))
+            state.append(jax.tree.map(jnp.copy, initial[1]))
         return tuple(params), tuple(state)
 
     def apply(
@@ -131,25 +137,51 @@ class Network:
         x = frame
         for i, module in enumerate(self.modules):
             key = module_key(rng, i, frame_id)
-            x, module_state = module.apply(params[i], state[i], x, train=train, rng=key)
+            result = module.apply(params[i], state[i], x, train=train, rng=key)
+            x, module_state = _pair(result, f"apply of module {i}", "(y, new_state)")
             new_state.append(module_state)
         return x, tuple(new_state)
 
-    def activation_shapes(self, params: tuple, state: tuple, frame: PyTree) -> tuple:
+    def activation_shapes(
+        self,
+        params: tuple,
+        state: tuple,
+        frame: PyTree,
+        *,
+        train: bool = False,
+        rng: jax.Array | None = None,
+    ) -> tuple:
         """Shapes and dtypes of `h_1 ... h_D` for a batch of frames, without computing them.
 
+        They are those of evaluation. With `train`, it is checked that they are those of training
+        too: the buffers of a pipeline are made before anything is computed.
+
+        Args:
+          params, state, frame: arrays, or their shapes.
+          train: whether the modules are going to be trained.
+          rng: with `train`, a key for those modules that need one.
+
         Raises:
-          ValueError: if a module cannot take what the module below it gives, or if a module
-            between others gives something that has no gradient (an integer, say).
+          ValueError: if frames have no batch axis; if a module cannot take what the module below it
+            gives; if its apply does not return a pair, gives something that has no gradient (an
+            integer, say) or has no batch axis, or changes the structure, shapes or dtypes of its
+            state; and, with `train`, if its parameters have no gradient, or if its output has other
+            shapes or dtypes in training than in evaluation.
         """
         check_tuples(self, params, state)
         x = shape_of(frame)
+        batch = _batch_size(x)
         shapes = []
         for i, module in enumerate(self.modules):
-            with _blame(i, self.depth, x):
-                x = _output_shape(i, self.depth, module, params[i], state[i], x)
+            with _blame(self._place(i), x):
+                check_arrays(params[i], state[i], train=train)
+                x = _checked_output(module, params[i], state[i], x, batch, train=train, rng=rng)
             shapes.append(x)
         return tuple(shapes)
+
+    def _place(self, i: int) -> str:
+        source = "the frame" if i == 0 else f"the output of module {i - 1}"
+        return f"module {i} (0-based, of {self.depth}) fails on {source},"
 
 
 def sequential(modules: Sequence[Module]) -> Module:
@@ -159,9 +191,9 @@ def sequential(modules: Sequence[Module]) -> Module:
     `fold_in(rng, j)`.
 
     Raises:
-      ValueError: without modules.
+      ValueError: without modules, or for what is not a `Module`.
     """
-    modules = tuple(modules)
+    modules = _as_modules(modules)
     if not modules:
         raise ValueError("sequential needs at least one module, got none")
     if len(modules) == 1:
@@ -171,8 +203,10 @@ def sequential(modules: Sequence[Module]) -> Module:
         x = shape_of(x)
         params, state = [], []
         for j, module in enumerate(modules):
-            layer_params, layer_state = module.init(jax.random.fold_in(key, j), x)
-            x = _eval_apply(module, layer_params, layer_state, x)
+            with _blame(f"layer {j} (0-based, of {len(modules)}) fails on", x):
+                initial = module.init(jax.random.fold_in(key, j), x)
+                layer_params, layer_state = _pair(initial, "its init", "(params, state)")
+                x, _ = _result_shape(module, layer_params, layer_state, x)
             params.append(layer_params)
             state.append(layer_state)
         return tuple(params), tuple(state)
@@ -181,7 +215,8 @@ def sequential(modules: Sequence[Module]) -> Module:
         new_state = []
         for j, module in enumerate(modules):
             key = None if rng is None else jax.random.fold_in(rng, j)
-            x, layer_state = module.apply(params[j], state[j], x, train=train, rng=key)
+            result = module.apply(params[j], state[j], x, train=train, rng=key)
+            x, layer_state = _pair(result, f"apply of layer {j}", "(y, new_state)")
             new_state.append(layer_state)
         return x, tuple(new_state)
 
@@ -218,37 +253,163 @@ def cut(layers: Sequence[Module], sizes: Sequence[int]) -> Network:
 def check_tuples(network: Network, params: tuple, state: tuple) -> None:
     """Raises ValueError unless `params` and `state` hold one pytree for every module."""
     for name, value in (("params", params), ("state", state)):
-        if not isinstance(value, (tuple, list)) or len(value) != network.depth:
-            got = f"{len(value)} of them" if isinstance(value, (tuple, list)) else f"{type(value)}"
-            raise ValueError(
-                f"{name} must be a tuple of {network.depth} pytrees, one for every module, as "
-                f"Network.init gives it; got {got}"
+        if isinstance(value, (tuple, list)) and len(value) == network.depth:
+            continue
+        got = f"{len(value)} of them" if isinstance(value, (tuple, list)) else f"{type(value)}"
+        hint = ""
+        if isinstance(value, dict):
+            hint = (
+                ". A train state of a mesh holds them packed into vectors: "
+                "sharded_training.per_module makes the function that unpacks it, "
+                f"to_modules(train_state).{name}"
             )
+        raise ValueError(
+            f"{name} must be a tuple of {network.depth} pytrees, one for every module, as "
+            f"Network.init gives it; got {got}{hint}"
+        )
 
 
-def _eval_apply(module: Module, params: PyTree, state: PyTree, x: PyTree) -> PyTree:
-    def forward(params, state, x):
-        return module.apply(params, state, x, train=False, rng=None)[0]
+def check_arrays(params: PyTree, state: PyTree, *, train: bool) -> None:
+    """Raises ValueError unless a module's parameters and state are arrays.
 
-    return jax.eval_shape(forward, params, state, x)
+    Args:
+      params, state: of one module; arrays, or their shapes.
+      train: whether the parameters have to have gradients too.
+    """
+    for name, tree in (("parameter", params), ("state", state)):
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            what = f"its {name} {jax.tree_util.keystr(path)}".rstrip()
+            if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+                raise ValueError(
+                    f"{what} is {leaf!r}, a {type(leaf).__name__} and not an array: make it one, "
+                    "with jnp.asarray and the dtype that it should have"
+                )
+            if train and name == "parameter" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                raise ValueError(
+                    f"{what} has dtype {leaf.dtype}, so it has no gradient: make it "
+                    "floating-point, or, if it is not to be trained, a part of the state"
+                )
 
 
-def _output_shape(i: int, depth: int, module: Module, params, state, x: PyTree) -> PyTree:
-    y = _eval_apply(module, params, state, x)
+def _as_modules(modules: Sequence[Module]) -> tuple[Module, ...]:
+    """The modules as a tuple; ValueError, which says what to do, if some are none."""
+    if isinstance(modules, Module) or not isinstance(modules, Iterable):
+        raise ValueError(
+            f"give a list of modules, [module] for a single one; got a {type(modules).__name__}"
+        )
+    modules = tuple(modules)
+    for i, module in enumerate(modules):
+        kind = module if isinstance(module, type) else type(module)
+        for family, adapter in (("flax.linen", "from_linen"), ("flax.nnx", "from_nnx")):
+            if any(base.__module__.startswith(family) for base in kind.__mro__):
+                raise ValueError(
+                    f"module {i} (0-based, of {len(modules)}) is {kind.__name__} of Flax: wrap it, "
+                    f"sideways_jax.{adapter}({kind.__name__}(...))"
+                )
+        is_pair = all(callable(getattr(module, name, None)) for name in ("init", "apply"))
+        if isinstance(module, type) or not is_pair:
+            raise ValueError(
+                f"module {i} (0-based, of {len(modules)}) is {module!r}: give a "
+                "sideways_jax.Module(init, apply), or what from_linen or from_nnx makes"
+            )
+    return modules
+
+
+def _batch_size(frame: PyTree) -> int:
+    """B, for the shapes of a batch of frames; ValueError if they have no common batch axis."""
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(frame)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            "frames need a leading batch axis, [B, ...], with the same B in all arrays of a frame; "
+            f"got {_shapes(frame)}"
+        )
+    return sizes.pop()[0]
+
+
+def _pair(result: object, what: str, names: str) -> tuple[PyTree, PyTree]:
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        got = f"{len(result)} values" if isinstance(result, (tuple, list)) else repr(type(result))
+        raise ValueError(f"{what} has to return the pair {names}; it returned {got}")
+    return tuple(result)
+
+
+def _result_shape(
+    module: Module, params: PyTree, state: PyTree, x: PyTree, *, train: bool = False, rng=None
+) -> tuple[PyTree, PyTree]:
+    """Shapes of `(y, new_state)`."""
+
+    def call(params, state, x, rng):
+        result = module.apply(params, state, x, train=train, rng=rng)
+        return _pair(result, "its apply", "(y, new_state)")
+
+    return jax.eval_shape(call, params, state, x, rng)
+
+
+def _checked_output(
+    module: Module, params: PyTree, state: PyTree, x: PyTree, batch: int, *, train: bool, rng
+) -> PyTree:
+    """The shapes of `h_i`; ValueError if they or the module's state are not what they should be."""
+    y, new_state = _result_shape(module, params, state, x)
     for leaf in jax.tree.leaves(y):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(
                 f"its output has dtype {leaf.dtype}, through which no gradient can flow: give a "
                 "floating-point output"
             )
+    # A window of frames may be folded into the batch: [B * T, ...].
+    if not any(leaf.shape and leaf.shape[0] % max(batch, 1) == 0 for leaf in jax.tree.leaves(y)):
+        raise ValueError(
+            f"its output, {_shapes(y)}, has lost the batch axis of {batch} examples: inputs and "
+            "outputs are batches, [B, ...]"
+        )
+    _check_state(state, new_state, "")
+    if not train:
+        return y
+    try:
+        in_training, new_state = _result_shape(module, params, state, x, train=True, rng=rng)
+    except NameError as error:
+        if "unbound axis" not in str(error):
+            raise
+        return y  # Statistics over an axis of the mesh; there is none here.
+    except Exception as error:
+        raise ValueError(f"in training (train=True), {error}") from error
+    if _specs(in_training) != _specs(y):
+        raise ValueError(
+            f"its output is {_shapes(in_training)} in training (train=True), but {_shapes(y)} in "
+            "evaluation: both have to have the same structure, shapes and dtypes (cast it at the "
+            "end, or compute what training needs beside it in the loss)"
+        )
+    _check_state(state, new_state, " in training (train=True)")
     return y
+
+
+def _check_state(state: PyTree, new_state: PyTree, when: str) -> None:
+    if _specs(new_state) != _specs(state):
+        raise ValueError(
+            f"its state is {_shapes(state)} before a call{when}, but {_shapes(new_state)} after "
+            "it: init and apply have to give states of the same structure, shapes and dtypes"
+        )
+
+
+def _specs(tree: PyTree) -> tuple:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+def _shapes(tree: PyTree) -> str:
+    """Shapes and dtypes of a pytree of shapes, for messages."""
+    named = [
+        f"{jax.tree_util.keystr(path)}{' ' if path else ''}{leaf.dtype.name}{list(leaf.shape)}"
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    ]
+    return ", ".join(named) or "nothing"
 
 
 class _blame:
     """Says which module failed, and on what input; the original error stays attached."""
 
-    def __init__(self, index: int, depth: int, x: PyTree):
-        self.index, self.depth, self.x = index, depth, x
+    def __init__(self, what: str, x: PyTree):
+        self.what, self.x = what, x
 
     def __enter__(self):
         return self
@@ -256,11 +417,4 @@ class _blame:
     def __exit__(self, kind, error, traceback):
         if error is None or not isinstance(error, Exception):
             return
-        shapes = ", ".join(
-            f"{leaf.dtype.name}{list(leaf.shape)}" for leaf in jax.tree.leaves(self.x)
-        )
-        source = "the frame" if self.index == 0 else f"the output of module {self.index - 1}"
-        raise ValueError(
-            f"module {self.index} (0-based, of {self.depth}) does not fit {source}, {shapes}: "
-            f"{error}"
-        ) from error
+        raise ValueError(f"{self.what} {_shapes(self.x)}: {error}") from error
