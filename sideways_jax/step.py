@@ -23,7 +23,7 @@ from sideways_jax.rule.in_flight import InFlight, init_in_flight, restart
 from sideways_jax.rule.rule import ComputationStep, ModuleStep, computation_step, module_step
 from sideways_jax.rule.task import LossFn, MetricsFn, Task, check_task
 from sideways_jax.tools.names import check_name
-from sideways_jax.tools.trees import PyTree
+from sideways_jax.tools.trees import PyTree, first_of
 from sideways_jax.training.execution import Execution
 from sideways_jax.training.streams import Outputs
 from sideways_jax.training.train_state import Training, TrainState
@@ -112,6 +112,7 @@ def episode_gradients(
         execution, mesh=mesh, schedule=schedule, groups=groups, recompute=recompute
     )
     check_episode(task, frames, targets)
+    network.activation_shapes(params, state, first_of(frames), train=train, rng=rng)
     return execution.episode(task, params, state, frames, targets, rng)
 
 
@@ -182,8 +183,8 @@ def make_train_step(
         if with_outputs:
             raise ValueError("with_outputs=True is for streams: set update_every")
         return execution.training(task, tx)
-    if update_every < 1:
-        raise ValueError(f"update_every={update_every}: give None or a number of at least 1")
+    if not isinstance(update_every, int) or isinstance(update_every, bool) or update_every < 1:
+        raise ValueError(f"update_every={update_every!r}: give None or a number of at least 1")
     return execution.stream_training(task, tx, update_every=update_every, with_outputs=with_outputs)
 
 
@@ -194,6 +195,13 @@ def _execution(execution: str | Execution, **options: Any) -> Execution:
       ValueError: for an unknown name, and for options that it does not have.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    if not isinstance(execution, str) and (
+        isinstance(execution, type) or not hasattr(execution, "stream_training")
+    ):
+        raise ValueError(
+            f"execution={execution!r}: give a name, {', '.join(map(repr, EXECUTIONS))}, or a value "
+            "such as Scan() or Pipeline(mesh)"
+        )
     if isinstance(execution, str):
         check_name("execution", execution, EXECUTIONS)
         if execution == "depth_sharded":

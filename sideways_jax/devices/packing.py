@@ -11,6 +11,7 @@ numbers (`jax.random.key`) lie as their data, in vectors of their own, which are
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -45,6 +46,15 @@ class Packing:
             for name, leaf in zip(_places(leaves), leaves, strict=True):
                 lengths[name] = max(lengths.get(name, 0), _data(leaf).size)
         return cls(trees, dict(sorted(lengths.items())))
+
+    @functools.cached_property
+    def signature(self) -> tuple[str, ...]:
+        """What lies there, for every device: two packings with the same one hold the same trees."""
+        return tuple(
+            f"{jax.tree.structure(tree)} {[(leaf.shape, str(leaf.dtype)) for leaf in leaves]}"
+            for tree in self.trees
+            for leaves in [jax.tree.leaves(tree)]
+        )
 
     def pack(self, device: int, tree: PyTree, padding: float = 0) -> Packed:
         """The vectors that hold `tree`, the pytree of this device."""

@@ -14,7 +14,7 @@ from jax.extend import core
 
 from sideways_jax.devices.mesh import DATA
 from sideways_jax.network.network import Module, Network
-from sideways_jax.tools.jaxprs import inline_jit
+from sideways_jax.tools.programs import inline_calls, part
 from sideways_jax.tools.trees import PyTree, shape_of
 
 
@@ -64,7 +64,11 @@ def check_counters(
 
 
 class _Traced:
-    """The program of a module that trains, as far as its new state is concerned."""
+    """The program of a module that trains, as far as its new state is concerned.
+
+    Calls, such as those of `jax.checkpoint`, are looked into; what a loop or a conditional over data
+    gives counts as depending on data.
+    """
 
     def __init__(self, module: Module, params: PyTree, state: PyTree, x: PyTree):
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -74,17 +78,15 @@ class _Traced:
 
         arguments = (*jax.tree.map(shape_of, (params, state, x)), key)
         # Modules may talk to other replicas: how many those are does not matter here.
-        trace = jax.make_jaxpr(new_state, axis_env=[(DATA, 1)])
-        self._closed = inline_jit(trace(*arguments))
-        jaxpr = self._closed.jaxpr
+        self._program = inline_calls(jax.make_jaxpr(new_state, axis_env=[(DATA, 1)])(*arguments))
+        inputs = self._program.inputs
         counts = [len(jax.tree.leaves(tree)) for tree in arguments]
         first, after = counts[0], counts[0] + counts[1]
-        state_in = jaxpr.invars[first:after]
-        data = set(jaxpr.invars[after:])  # Frames, and keys: each replica has its own.
+        data = set(inputs[after:])  # Frames, and keys: each replica has its own.
         while True:  # What depends on data at one step is read at the next.
             reached = self._reached(data)
-            outputs = [isinstance(v, core.Var) and v in reached for v in jaxpr.outvars]
-            more = {v for v, out in zip(state_in, outputs, strict=True) if out}
+            outputs = [isinstance(v, core.Var) and v in reached for v in self._program.outputs]
+            more = {v for v, out in zip(inputs[first:after], outputs, strict=True) if out}
             if more <= data:
                 break
             data |= more
@@ -92,24 +94,20 @@ class _Traced:
 
     def _reached(self, data: set) -> set:
         reached = set(data)
-        for eqn in self._closed.jaxpr.eqns:
+        for eqn in self._program.equations:
             if any(isinstance(v, core.Var) and v in reached for v in eqn.invars):
                 reached.update(eqn.outvars)
         return reached
 
     def program_of(self, k: int) -> list:
         """What computes the k-th leaf of the new state, in a form that can be compared."""
-        jaxpr = self._closed.jaxpr
-        needed = {jaxpr.outvars[k]}
-        described: list[Any] = [
-            "literal " + str(v.val) if isinstance(v, core.Literal) else "variable"
-            for v in (jaxpr.outvars[k],)
-        ]
-        for eqn in reversed(jaxpr.eqns):
-            if not needed.intersection(eqn.outvars):
-                continue
-            needed.update(v for v in eqn.invars if isinstance(v, core.Var))
+        program, output = self._program, self._program.outputs[k]
+        if isinstance(output, core.Literal):
+            return [str(output.val)]
+        equations, used = part(program, {*program.inputs, *program.constants}, [output])
+        described: list[Any] = [program.inputs.index(v) for v in used if v in program.inputs]
+        described += [str(program.constants[v]) for v in used if v in program.constants]
+        for eqn in equations:
             literals = [str(v.val) for v in eqn.invars if isinstance(v, core.Literal)]
             described.append((eqn.primitive.name, literals, str(eqn.params)))
-        constants = zip(jaxpr.constvars, self._closed.consts, strict=True)
-        return described + [str(value) for v, value in constants if v in needed]
+        return described

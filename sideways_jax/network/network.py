@@ -259,7 +259,7 @@ def check_tuples(network: Network, params: tuple, state: tuple) -> None:
             continue
         got = f"{len(value)} of them" if isinstance(value, (tuple, list)) else f"{type(value)}"
         hint = ""
-        if isinstance(value, dict):
+        if isinstance(value, dict) or hasattr(value, "vectors"):
             hint = (
                 ". A train state of a mesh holds them packed into vectors: "
                 "step.per_module makes the function that unpacks it, "

@@ -21,11 +21,13 @@ import numpy as np
 import optax
 
 from sideways_jax.network.network import Network
+from sideways_jax.rule.in_flight import following, frame_numbers
 from sideways_jax.rule.task import Task
-from sideways_jax.tools.trees import PyTree, each_example, masked_mean, select, zeros
+from sideways_jax.tools.trees import PyTree, each_example, masked_mean, norm, select, zeros
 from sideways_jax.training.optimizer_check import check_optimizer
 from sideways_jax.training.streams import (
     Outputs,
+    check_in_flight,
     check_stream,
     example_metrics,
     result,
@@ -153,18 +155,18 @@ def make_training(task: Task, tx: optax.GradientTransformation, *, with_outputs:
         grads, (output, state) = jax.grad(frame_loss, has_aux=True)(train_state.params)
         updates, opt_state = tx.update(grads, train_state.opt_state, train_state.params)
         params = optax.apply_updates(train_state.params, updates)
-        return (params, state, opt_state), output, optax.tree.norm(grads)
+        return (params, state, opt_state), output, norm(grads)
 
     def wait(train_state, frame, target):
         del frame, target
         weights = train_state.params, train_state.state, train_state.opt_state
-        norm = jax.eval_shape(optax.tree.norm, train_state.params)
-        return weights, train_state.in_flight.coming, jnp.zeros((), norm.dtype)
+        none = jax.eval_shape(norm, train_state.params)
+        return weights, train_state.in_flight.coming, jnp.zeros((), none.dtype)
 
     def body(train_state, inputs):
         frame, target, reset = inputs
         taken = train_state.in_flight.phase == 0
-        (params, state, opt_state), output, norm = jax.lax.cond(
+        (params, state, opt_state), output, grad_norm = jax.lax.cond(
             taken, learn, wait, train_state, frame, target
         )
         held = _tick(
@@ -177,12 +179,13 @@ def make_training(task: Task, tx: optax.GradientTransformation, *, with_outputs:
             state=state,
             opt_state=opt_state,
             in_flight=held,
-            frames=train_state.frames + 1,
+            frames=following(train_state.frames, 1),
         )
         shown = select(held.shown_frames >= 0, held.shown)
-        return new, (shown, held.shown_frames, loss, norm, taken)
+        return new, (shown, held.shown_frames, loss, grad_norm, taken)
 
     def train_step(train_state, frames, targets, reset=None):
+        check_in_flight(train_state, Held)
         batch = train_state.in_flight.shown_frames.shape[0]
         reset = check_stream(batch, frames, targets, reset)
         train_state = train_state._replace(frames=jnp.asarray(train_state.frames, jnp.int32))
@@ -232,5 +235,5 @@ def show(
         shown = select(held.shown_frames >= 0, held.shown)
         return held, Outputs(shown, held.shown_frames)
 
-    frame_ids = first_frame_id + jnp.arange(num_frames, dtype=jnp.int32)
+    frame_ids = frame_numbers(first_frame_id, num_frames)
     return jax.lax.scan(body, held, (frames, frame_ids, reset))

@@ -11,7 +11,7 @@ import optax
 from sideways_jax.one_device import backprop, blocking, online, per_episode, scan, time_parallel
 from sideways_jax.rule.episode import Episode
 from sideways_jax.rule.task import Task
-from sideways_jax.tools.trees import PyTree, first_of
+from sideways_jax.tools.trees import PyTree
 from sideways_jax.training.train_state import Training
 
 
@@ -32,7 +32,6 @@ class Scan:
         rng: jax.Array | None,
     ) -> Episode:
         """The gradients of one episode."""
-        task.network.activation_shapes(params, state, first_of(frames))  # Does every module fit?
         if task.rule == "sideways":
             return scan.sideways_episode(task, params, state, frames, targets, rng)
         return backprop.scan_episode(
@@ -83,7 +82,6 @@ class TimeParallel:
         rng: jax.Array | None,
     ) -> Episode:
         """The gradients of one episode."""
-        task.network.activation_shapes(params, state, first_of(frames))  # Does every module fit?
         return time_parallel.episode(
             task.network, task.loss_fn, params, state, frames, targets,
             delay=int(task.rule == "sideways"), target=task.target, train=task.train, rng=rng,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sideways_jax.network.network import Network
+from sideways_jax.rule.in_flight import following
 from sideways_jax.rule.rule import forward_group
 from sideways_jax.rule.wiring import heard
 from sideways_jax.tools.trees import PyTree, select, zeros
@@ -61,7 +62,7 @@ def pipelined_step(
     group = tuple(range(network.depth))
     inputs = heard(group, frame, pipeline.activations)
     sent = forward_group(network, group, params, state, inputs, frames)
-    new = PipelineState(sent[:-1], frames[:-1], pipeline.next_frame + 1)
+    new = PipelineState(sent[:-1], frames[:-1], following(pipeline.next_frame, 1))
     return new, select(frames[-1] >= 0, sent[-1]), frames[-1]
 
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from sideways_jax.one_device.scan import steps
-from sideways_jax.rule.in_flight import init_in_flight
+from sideways_jax.rule.in_flight import InFlight, following, init_in_flight
 from sideways_jax.rule.task import Task
-from sideways_jax.tools.trees import average, select
+from sideways_jax.tools.trees import average, norm, select
 from sideways_jax.training.hold_back import hold_back
 from sideways_jax.training.optimizer_check import check_optimizer
 from sideways_jax.training.streams import (
+    check_in_flight,
     check_stream,
     check_target,
     example_metrics,
@@ -64,13 +65,14 @@ def make_training(
             state=done.state,
             opt_state=opt_state,
             in_flight=done.in_flight,
-            frames=train_state.frames + update_every,
+            frames=following(train_state.frames, update_every),
         )
         metrics = example_metrics(task, done.outputs, done.targets)
         shown = done.frames, done.losses, metrics, done.outputs if with_outputs else ()
-        return new, (shown, optax.tree.norm(grads))
+        return new, (shown, norm(grads))
 
     def train_step(train_state, frames, targets, reset=None):
+        check_in_flight(train_state, InFlight)
         batch = train_state.in_flight.activation_frames.shape[1]
         reset = check_stream(batch, frames, targets, reset, update_every)
         split = jax.tree.map(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sideways_jax.rule import rule
 from sideways_jax.rule.episode import Episode
-from sideways_jax.rule.in_flight import InFlight, init_in_flight, restart
+from sideways_jax.rule.in_flight import InFlight, frame_numbers, init_in_flight, restart
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, accumulate, average, first_of, masked_mean, wide_zeros
 
@@ -68,7 +68,7 @@ def steps(
         return carry, (one.output, paired, one.loss, one.frames[-1])
 
     num_frames = jax.tree.leaves(frames)[0].shape[0]
-    frame_ids = first_frame_id + jnp.arange(num_frames, dtype=jnp.int32)
+    frame_ids = frame_numbers(first_frame_id, num_frames)
     no_grads = jnp.zeros((task.depth,), jnp.int32)
     start = (in_flight, jax.tree.map(jnp.asarray, state), wide_zeros(params), no_grads)
     last, by_step = jax.lax.scan(body, start, (frames, targets, frame_ids, reset))

@@ -58,7 +58,7 @@ def per_module(
         held = open_state(plan, train_state)
         in_flight = train_state.in_flight
         if in_flight:
-            check_signals(plan.layout, in_flight)
+            check_signals(plan.layout, replicas, in_flight)
             in_flight = jax.jit(partial(signals_to_modules, plan.layout), out_shardings=everywhere)(
                 in_flight
             )
@@ -68,9 +68,10 @@ def per_module(
             )
         else:
             params, state, opt_state = _modules(plan, *jax.tree.map(_on_host, held))
-        return train_state._replace(
-            params=params, state=state, opt_state=opt_state, in_flight=in_flight
-        )
+        # Copies: the next train step may take this state apart.
+        counters = train_state.step, train_state.rng, train_state.frames
+        step, rng, frames = jax.tree.map(jnp.copy, counters)
+        return TrainState(step, params, state, opt_state, in_flight, rng, frames)
 
     def from_modules(train_state: TrainState) -> TrainState:
         plan = make_plan(network, tx, mesh, groups, frame)

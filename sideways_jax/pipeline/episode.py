@@ -11,6 +11,7 @@ devices may be inserted for parameters; jax-ml/jax#40823 is what can go wrong wi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from sideways_jax.pipeline.sideways_stage import (
     no_signals,
     sideways_steps,
 )
-from sideways_jax.pipeline.sums import Sums, counts, metrics_of, reduced
+from sideways_jax.pipeline.sums import Sums, counts, metrics_on_mesh, reduced
 from sideways_jax.rule import schedules
 from sideways_jax.rule.episode import Episode, paired_targets
 from sideways_jax.rule.task import Task
@@ -55,7 +56,10 @@ def episode(
     *,
     bubble: float = 0.0,
 ) -> Episode:
-    """An episode on a mesh, in one jitted program, which is kept for the next call.
+    """An episode on a mesh, in one jitted program.
+
+    The program is kept for calls with the same task on the same mesh, so that what the functions of
+    a task close over counts as constant. Of a task that cannot be hashed nothing is kept.
 
     Args:
       task: what is trained.
@@ -66,12 +70,21 @@ def episode(
       bubble: the value of padding and of what has not arrived; tests put NaN there.
     """
     where = task, mesh, schedule, groups, bubble
-    return _episode(where, params, state, frames, targets, rng)
+    try:
+        program = _kept(*where)
+    except TypeError:  # Something in the task has no hash.
+        program = _program(*where)
+    return program(params, state, frames, targets, rng)
 
 
-@partial(jax.jit, static_argnums=0)
-def _episode(where, params, state, frames, targets, rng):
-    task, mesh, schedule, groups, bubble = where
+def _program(*where) -> Callable[..., Episode]:
+    return jax.jit(partial(_episode, *where))
+
+
+_kept = functools.lru_cache(maxsize=16)(_program)
+
+
+def _episode(task, mesh, schedule, groups, bubble, params, state, frames, targets, rng):
     layout = place(task.network, params, state, first_of(frames), mesh, groups)
     data = data_axis(mesh)
     run = episode_on_device(
@@ -140,7 +153,7 @@ def episode_on_device(
                 recompute=schedule.recompute, train=task.train, rng=rng, bubble=bubble,
             )  # fmt: skip
             metrics = jax.lax.map(
-                lambda one: metrics_of(task, one[0], one[1], replicas, per_example=False),
+                lambda one: metrics_on_mesh(task, one[0], one[1], replicas, per_example=False),
                 (sums.outputs, paired),
             )
             sums = sums._replace(metrics=metrics, outputs=sums.outputs if keep_outputs else ())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 
 import jax
 import optax
 from jax.sharding import Mesh
 
 from sideways_jax.devices.mesh import check_mesh
+from sideways_jax.devices.placement import from_sizes
 from sideways_jax.pipeline import episode, online, per_episode
 from sideways_jax.pipeline.episode import Schedule
 from sideways_jax.rule.episode import Episode
@@ -42,8 +44,15 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         check_mesh(self.mesh)
-        if self.groups is not None:
-            object.__setattr__(self, "groups", tuple(self.groups))
+        if self.groups is None:
+            return
+        try:
+            object.__setattr__(self, "groups", tuple(operator.index(n) for n in self.groups))
+        except TypeError:
+            raise ValueError(
+                f"groups={self.groups!r}: give how many consecutive modules each device takes, "
+                "such as (2, 4)"
+            ) from None
 
     def episode(
         self,
@@ -97,8 +106,11 @@ class Pipeline:
         """The order of backprop's passes.
 
         Raises:
-          ValueError: unless `schedule` and `recompute` are there exactly where they are used.
+          ValueError: unless `schedule` and `recompute` are there exactly where they are used, and
+            if the groups do not use up the modules.
         """
+        if self.groups is not None:
+            from_sizes(self.groups, task.depth, check_mesh(self.mesh)[1])
         if task.rule == "backprop":
             check_name("schedule", self.schedule, SCHEDULES)
             return Schedule(self.schedule, self.recompute is not False)

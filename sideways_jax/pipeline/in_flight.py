@@ -12,7 +12,7 @@ from sideways_jax.devices.layout import Layout, filled
 from sideways_jax.devices.mesh import DEPTH, data_axis
 from sideways_jax.pipeline.sideways_stage import Signals
 from sideways_jax.rule.in_flight import InFlight, no_frames
-from sideways_jax.tools.trees import PyTree, shape_of, zeros
+from sideways_jax.tools.trees import PyTree, Static, shape_of, zeros
 
 
 class ShardedInFlight(NamedTuple):
@@ -25,14 +25,16 @@ class ShardedInFlight(NamedTuple):
     activation_frames: jax.Array  # int32[D-1, B], sharded over data; as in InFlight
     pseudo_gradient_frames: jax.Array
     targets: tuple  # [B, ...] each, sharded over data; as in InFlight
+    made_for: Static  # replicas, and the shapes of the signals
 
 
 def specs(data: str | None) -> ShardedInFlight:
     """How it lies on the mesh; `data` is the axis of replicas, if there are any."""
     spec: Any = PartitionSpec  # Any: records that hold arrays hold specifications too.
     if data is None:  # Not P(..., None): that is the same, but another key to compiled programs.
-        return ShardedInFlight(spec(DEPTH), spec(), spec(), spec())
-    return ShardedInFlight(spec(DEPTH, data), spec(None, data), spec(None, data), spec(data))
+        return ShardedInFlight(spec(DEPTH), spec(), spec(), spec(), spec())
+    numbers = spec(None, data)
+    return ShardedInFlight(spec(DEPTH, data), numbers, numbers, spec(data), spec())
 
 
 def shardings(mesh: Mesh) -> ShardedInFlight:
@@ -63,18 +65,22 @@ def empty_pipeline(
 
     signals = Signals(*map(vectors, (layout.inner, layout.signals, layout.signals)))
     targets = () if target is None else (zeros(shape_of(target)),) * (depth - 1)
-    return ShardedInFlight(signals, no_frames(depth, batch), no_frames(depth, batch), targets)
+    nothing = no_frames(depth, batch), no_frames(depth, batch)
+    return ShardedInFlight(signals, *nothing, targets, _made_for(layout, replicas))
 
 
-def check_signals(layout: Layout, in_flight: ShardedInFlight) -> None:
-    """Raises ValueError if what is in flight came from frames of another size."""
-    packings = layout.inner, layout.signals, layout.signals
-    for packing, held in zip(packings, in_flight.signals, strict=True):
-        if {name: v.shape[-1] for name, v in held.items()} != packing.lengths:
-            raise ValueError(
-                "what is in flight in this train state came from frames of another shape: a "
-                "pipeline is carried on with frames like those that `init` was called with"
-            )
+def _made_for(layout: Layout, replicas: int) -> Static:
+    return Static((replicas, layout.inner.signature, layout.signals.signature))
+
+
+def check_signals(layout: Layout, replicas: int, in_flight: ShardedInFlight) -> None:
+    """Raises ValueError if what is in flight came from frames of another size, or another mesh."""
+    if in_flight.made_for != _made_for(layout, replicas):
+        raise ValueError(
+            "what is in flight in this train state came from frames of another shape, or another "
+            f"mesh than one with data={replicas}: a pipeline is carried on with frames like those "
+            "that `init` was called with; step.per_module takes it to another mesh"
+        )
 
 
 def signals_from_modules(layout: Layout, replicas: int, in_flight: InFlight) -> ShardedInFlight:
@@ -106,7 +112,7 @@ def signals_from_modules(layout: Layout, replicas: int, in_flight: InFlight) -> 
     both = in_flight.activations, scaled
     rows = [pack(*share(both, replica)) for replica in range(replicas)]
     signals = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *rows)
-    return ShardedInFlight(signals, *in_flight[2:])
+    return ShardedInFlight(signals, *in_flight[2:], _made_for(layout, replicas))
 
 
 def signals_to_modules(layout: Layout, in_flight: ShardedInFlight) -> InFlight:
@@ -131,7 +137,7 @@ def signals_to_modules(layout: Layout, in_flight: ShardedInFlight) -> InFlight:
     ]
     activations, scaled = jax.tree.map(lambda *x: jnp.concatenate(x), *shares)
     pseudo_gradients = jax.tree.map(lambda x: x / replicas, scaled)
-    return InFlight(activations, pseudo_gradients, *in_flight[1:])
+    return InFlight(activations, pseudo_gradients, *in_flight[1:4])
 
 
 def _stack(*rows):

@@ -19,7 +19,7 @@ from sideways_jax.devices.layout import Layout, filled, pack, place
 from sideways_jax.devices.mesh import DEPTH, check_mesh, data_axis, grid
 from sideways_jax.devices.packing import Packed, Packing
 from sideways_jax.network.network import Network
-from sideways_jax.rule.in_flight import no_frames
+from sideways_jax.rule.in_flight import following, no_frames
 from sideways_jax.rule.rule import forward_group
 from sideways_jax.rule.wiring import heard
 from sideways_jax.tools.trees import PyTree, select, shape_of, zeros
@@ -112,7 +112,8 @@ def make_pipelined_step(
         own, up, output = run_branch(branches, params, state, *arrived, frame, frames)
         sent = own, send_up(up, layout.num_devices)
         inner_rows, up_rows = jax.tree.map(lambda x: x[None, None], sent)
-        pipeline = ShardedPipeline(inner_rows, up_rows, frames[:-1], pipeline.next_frame + 1)
+        next_frame = following(pipeline.next_frame, 1)
+        pipeline = ShardedPipeline(inner_rows, up_rows, frames[:-1], next_frame)
         return pipeline, jax.tree.map(lambda x: x[None], output), frames[-1]
 
     sharded = on_mesh(

@@ -242,14 +242,6 @@ def hold_back(divided: Divided, n: int, trained: jax.Array, new: PyTree, old: Py
     return jax.tree.unflatten(structure, chosen)
 
 
-def squared_norm(tree: PyTree, like: PyTree) -> jax.Array:
-    """The sum of the squares of all elements, in the widest dtype of `like`, float32 at least."""
-    dtypes = [jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(like)]
-    widest = max([jnp.dtype(jnp.float32), *dtypes], key=lambda dtype: dtype.itemsize)
-    squares = [jnp.sum(jnp.square(jnp.abs(x).astype(widest))) for x in jax.tree.leaves(tree)]
-    return sum(squares, start=jnp.zeros((), widest))
-
-
 def _leaves_of(divided: Divided, n: int) -> list[int]:
     """The numbers of the leaves of the parameters on device n."""
     group = divided.groups[n]

@@ -28,10 +28,24 @@ from sideways_jax.pipeline.sideways_stage import sideways_steps
 from sideways_jax.pipeline.start import init_state
 from sideways_jax.pipeline.sums import reduced
 from sideways_jax.pipeline.update import update_on_device
-from sideways_jax.rule.in_flight import InFlight, Numbers, check_examples, restart, tick
+from sideways_jax.rule.in_flight import (
+    InFlight,
+    Numbers,
+    check_examples,
+    following,
+    frame_numbers,
+    restart,
+    tick,
+)
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, first_of, masked_mean, shape_of
-from sideways_jax.training.streams import check_stream, check_target, result, stream_metrics
+from sideways_jax.training.streams import (
+    check_in_flight,
+    check_stream,
+    check_target,
+    result,
+    stream_metrics,
+)
 from sideways_jax.training.train_state import Training
 
 SPEC: Any = PartitionSpec  # Any: records that hold arrays hold specifications too.
@@ -78,17 +92,13 @@ def make_training(
 
     @jax.jit
     def train_step(train_state, frames, targets, reset=None):
-        if not isinstance(train_state.in_flight, ShardedInFlight):
-            raise ValueError(
-                "this train state has nothing in flight: update_every carries the pipeline on, so "
-                "make it with `init` of the same make_train_step"
-            )
+        check_in_flight(train_state, ShardedInFlight)
         batch = train_state.in_flight.activation_frames.shape[1]
         reset = check_stream(batch, frames, targets, reset, update_every)
         sizes = groups_of(train_state, groups)
         plan = make_plan(network, tx, mesh, sizes, first_of(frames))
         held = open_state(plan, train_state)
-        check_signals(plan.layout, train_state.in_flight)
+        check_signals(plan.layout, replicas, train_state.in_flight)
         in_flight, numbers = _numbers(train_state.in_flight, reset, train_state.frames)
         in_flight, paired = _pair(in_flight, targets)
 
@@ -134,7 +144,7 @@ def make_training(
             on_device,
             (
                 by_device, by_device, by_device, in_flight_specs.signals,
-                (steps, steps, Numbers(by_example, by_example, *(SPEC(),) * 3)), SPEC(),
+                (steps, steps, Numbers(by_example, by_example, SPEC(), SPEC())), SPEC(),
             ),
             (by_device, shown, in_flight_specs.signals, SPEC()),
         )(*held, in_flight.signals, inputs, train_state.rng)  # fmt: skip
@@ -151,7 +161,7 @@ def make_training(
             in_flight=jax.lax.with_sharding_constraint(
                 in_flight._replace(signals=signals), shardings(mesh)
             ),
-            frames=train_state.frames + num_frames,
+            frames=following(train_state.frames, num_frames),
         )
         train_state = close_state(plan, train_state, *held)
         return result(train_state, metrics, outputs, shown_frames, with_outputs)
@@ -168,7 +178,7 @@ def _numbers(
         frame_id, reset = inputs
         return tick(restart(numbers, reset), jnp.full(reset.shape, frame_id))
 
-    frame_ids = first_frame_id + jnp.arange(len(reset), dtype=jnp.int32)
+    frame_ids = frame_numbers(first_frame_id, len(reset))
     before = in_flight.activation_frames, in_flight.pseudo_gradient_frames
     after, numbers = jax.lax.scan(body, InFlight((), (), *before, ()), (frame_ids, reset))
     moved = in_flight._replace(

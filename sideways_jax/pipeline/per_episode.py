@@ -1,9 +1,9 @@
 """Training on a mesh: parameters, optimizer and pipeline state stay on the device of their module.
 
 In the `TrainState` of a sharded run `params`, `state` and `opt_state` are vectors `[N, length]`
-sharded over `depth` (see `sharded_state.py`); so are the signals of an online run
-(`sharded_in_flight.py`). `per_module` converts it to and from the one that every other execution
-has, with one pytree for each module: what a checkpoint holds.
+sharded over `depth` (`plan.Placed`); so are the signals of an online run (`in_flight.py`).
+`conversion.per_module` converts it to and from the one that every other execution has, with one
+pytree for each module: what a checkpoint holds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sideways_jax.pipeline.start import init_state
 from sideways_jax.pipeline.sums import counts
 from sideways_jax.pipeline.update import update_on_device
 from sideways_jax.rule.episode import check_episode
+from sideways_jax.rule.in_flight import following
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import first_of, masked_mean
 from sideways_jax.training.train_state import Training
@@ -81,7 +82,7 @@ def make_training(
         shown = {"loss": losses} | by_step
         metrics = {name: masked_mean(values[-1], valid) for name, values in shown.items()}
         train_state = train_state._replace(
-            step=train_state.step + 1, frames=train_state.frames + num_frames
+            step=train_state.step + 1, frames=following(train_state.frames, num_frames)
         )
         return close_state(plan, train_state, *held), metrics | {"grad_norm": grad_norm}
 

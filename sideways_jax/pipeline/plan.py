@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -21,13 +21,17 @@ from sideways_jax.tools.trees import PyTree, shape_of
 from sideways_jax.training.train_state import TrainState
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["vectors"], meta_fields=["groups"])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["vectors"], meta_fields=["groups", "signature"]
+)
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """What all devices hold of one kind (parameters, say), and whose it is."""
+    """What all devices hold of one kind (parameters, say), whose it is, and what lies there."""
 
     vectors: Packed  # [N, length], sharded over `depth`
-    groups: Groups  # the modules of every device; part of the structure, not a value
+    # Part of the structure, not values:
+    groups: Groups  # the modules of every device
+    signature: tuple[str, ...]  # `Packing.signature`
 
 
 class Plan(NamedTuple):
@@ -66,37 +70,46 @@ def open_state(plan: Plan, train_state: TrainState) -> tuple[Packed, Packed, Pac
     """The vectors of parameters, state and state of the optimizer, `[N, length]`.
 
     Raises:
-      ValueError: if the train state was made for other groups of modules, or other modules.
+      ValueError: if the train state was made for other groups of modules, or for another network,
+        optimizer or size of frames.
     """
-    packings = {
-        "params": plan.layout.params,
-        "state": plan.layout.state,
-        "opt_state": plan.opt_packing,
-    }
-    for name, packing in packings.items():
-        held = getattr(train_state, name)
-        expected = {key: (plan.layout.num_devices, n) for key, n in packing.lengths.items()}
-        if (
-            not isinstance(held, Placed)
-            or held.groups != plan.layout.groups
-            or {key: v.shape for key, v in held.vectors.items()} != expected
-        ):
-            made_for = f", but for {held.groups}" if isinstance(held, Placed) else ""
-            raise ValueError(
-                f"the {name} of this train state were not made for frames of this shape and groups "
-                f"{plan.layout.groups} of modules{made_for}: make it with `init` of the same "
-                "make_train_step, or put one with a pytree for every module on the mesh with "
-                "step.per_module"
-            )
-    return tuple(getattr(train_state, name).vectors for name in packings)
+    for name, packing in _packings(plan).items():
+        held, groups = getattr(train_state, name), plan.layout.groups
+        if not isinstance(held, Placed):
+            problem = "do not lie on a mesh"
+        elif held.groups != groups:
+            problem = f"are not for groups {groups} of modules, but for {held.groups}"
+        elif held.signature != packing.signature:
+            problem = "were made for another network, optimizer or size of frames"
+        else:
+            continue
+        raise ValueError(
+            f"the {name} of this train state {problem}: make it with `init` of the same "
+            "make_train_step, or put one with a pytree for every module on the mesh with "
+            "step.per_module"
+        )
+    return train_state.params.vectors, train_state.state.vectors, train_state.opt_state.vectors
 
 
 def close_state(
     plan: Plan, train_state: TrainState, params: Packed, state: Packed, opt_state: Packed
 ) -> TrainState:
     """The train state with new vectors in the place of those that `open_state` gave."""
-    new = (Placed(vectors, plan.layout.groups) for vectors in (params, state, opt_state))
-    return train_state._replace(**dict(zip(("params", "state", "opt_state"), new, strict=True)))
+    new: dict[str, Any] = {
+        name: Placed(vectors, plan.layout.groups, packing.signature)
+        for (name, packing), vectors in zip(
+            _packings(plan).items(), (params, state, opt_state), strict=True
+        )
+    }
+    return train_state._replace(**new)
+
+
+def _packings(plan: Plan) -> dict[str, Packing]:
+    return {
+        "params": plan.layout.params,
+        "state": plan.layout.state,
+        "opt_state": plan.opt_packing,
+    }
 
 
 def groups_of(train_state: TrainState, sizes: tuple[int, ...] | None) -> tuple[int, ...] | None:

@@ -12,7 +12,7 @@ from sideways_jax.devices.exchange import exchange, run_branch
 from sideways_jax.devices.layout import Layout, filled
 from sideways_jax.devices.mesh import DATA
 from sideways_jax.devices.packing import Packed
-from sideways_jax.pipeline.sums import Sums, metrics_of
+from sideways_jax.pipeline.sums import Sums, metrics_on_mesh
 from sideways_jax.rule import schedules
 from sideways_jax.rule.in_flight import Numbers, numbers_of
 from sideways_jax.rule.rule import run_group, show
@@ -123,7 +123,7 @@ def sideways_steps(
         # Added here, in place: what goes through a branch is copied.
         sums = accumulate(carry.grads, grads)
         _, target, _ = inputs
-        metrics = metrics_of(task, output, target, replicas, per_example=per_example)
+        metrics = metrics_on_mesh(task, output, target, replicas, per_example=per_example)
         kept = output if keep_outputs else ()
         return _Carry(state, sums, Signals(sent.inner, *arrived)), (kept, loss, metrics)
 

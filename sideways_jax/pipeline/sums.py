@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from sideways_jax.devices.mesh import DATA
 from sideways_jax.devices.packing import Packed
 from sideways_jax.rule import schedules
-from sideways_jax.rule.task import Task
+from sideways_jax.rule.task import Task, metrics_of
 from sideways_jax.tools.trees import PyTree, each_example
 
 
@@ -46,7 +47,7 @@ def reduced(state: Packed) -> Packed:
     }
 
 
-def metrics_of(
+def metrics_on_mesh(
     task: Task, output: PyTree, target: PyTree, replicas: int, *, per_example: bool
 ) -> dict[str, jax.Array]:
     """`task.metrics_fn` of one step's output `[B, ...]`, `[B]` each if `per_example`.
@@ -57,9 +58,9 @@ def metrics_of(
     if task.metrics_fn is None:
         return {}
     if per_example:
-        return each_example(task.metrics_fn, output, target)
+        return each_example(partial(metrics_of, task), output, target)
     if replicas > 1:
         output, target = jax.tree.map(
             lambda x: jax.lax.all_gather(x, DATA, tiled=True), (output, target)
         )
-    return task.metrics_fn(output, target)
+    return metrics_of(task, output, target)

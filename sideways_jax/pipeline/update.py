@@ -10,7 +10,7 @@ from sideways_jax.devices.mesh import DEPTH
 from sideways_jax.devices.packing import Packed
 from sideways_jax.pipeline import local_optimizer
 from sideways_jax.pipeline.plan import Plan
-from sideways_jax.tools.trees import average, select
+from sideways_jax.tools.trees import average, select, squared_norm
 
 
 def init_optimizer(plan: Plan, params: Packed) -> Packed:
@@ -62,7 +62,7 @@ def update_on_device(
             )
             new = local_optimizer.hold_back(plan.optimizer, n, trained, new, old)
         own = optax.apply_updates(own, updates)
-        square = local_optimizer.squared_norm(grads, like=plan.params)
+        square = squared_norm(grads, like=plan.params)
         return layout.params.pack(n, own), plan.opt_packing.pack(n, new), square
 
     params, opt_state, square = local_optimizer.update_on_device(

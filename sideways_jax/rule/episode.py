@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sideways_jax.rule.task import LossFn, Task  # noqa: F401
+from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree
 
 

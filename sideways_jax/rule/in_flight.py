@@ -89,6 +89,20 @@ def check_examples(frame: PyTree, shapes: tuple) -> int:
     return leading[0]
 
 
+def frame_numbers(first: jax.Array | int, count: int) -> jax.Array:
+    """The numbers of the next frames, int32 `[count]`; from 0 again after 2**31 - 1."""
+    return following(jnp.asarray(first, jnp.int32), jnp.arange(count, dtype=jnp.int32))
+
+
+def following(number: jax.Array, count: jax.Array | int) -> jax.Array:
+    """`number + count`, and from 0 again after 2**31 - 1: a number below 0 is a bubble.
+
+    >>> following(jnp.int32(2**31 - 1), 1)
+    Array(0, dtype=int32)
+    """
+    return (number + jnp.asarray(count, jnp.int32)) & jnp.int32(2**31 - 1)
+
+
 def no_frames(depth: int, *batch: int) -> jax.Array:
     """The frame numbers of an empty pipeline, int32[D-1] or [D-1, B]."""
     return jnp.full((depth - 1, *batch), -1, jnp.int32)
@@ -118,17 +132,15 @@ class Numbers(NamedTuple):
     origins: jax.Array  # likewise, the frame whose loss is back-propagated, -1 for none
     # Of the whole batch, also where a replica sees only its share of it:
     complete: jax.Array  # bool[D], no example is a bubble: only then the state of a module moves
-    trained: jax.Array  # bool[D], there is an example with a gradient
-    paired: jax.Array  # bool[D], no example has an activation without a pseudo-gradient
+    any_trained: jax.Array  # bool[D], some example has a gradient
 
 
 def numbers_of(frames: jax.Array, origins: jax.Array, *, per_example: bool) -> Numbers:
     """`Numbers` of a whole batch; with `per_example` the last axis is the batch."""
     held, trained = frames >= 0, origins >= 0
-    paired = held == trained
     if per_example:
-        return Numbers(frames, origins, held.all(-1), trained.any(-1), paired.all(-1))
-    return Numbers(frames, origins, held, trained, paired)
+        return Numbers(frames, origins, held.all(-1), trained.any(-1))
+    return Numbers(frames, origins, held, trained)
 
 
 def tick(in_flight: InFlight, frame_id: jax.Array) -> tuple[InFlight, Numbers]:

@@ -24,6 +24,7 @@ a pipeline runs its own group of them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -105,10 +106,12 @@ def run_group(
     gradients are selected, not multiplied, so that not even a NaN gets through.
 
     Frame numbers of their own for B > 1 examples (`Numbers` with an axis B) need more, because the
-    examples of a batch add up in one gradient. There a module is linearised at examples that have
-    a pseudo-gradient only: one of them stands in for each of the others, with a cotangent of zero.
-    So whatever a module computes at a bubble, it adds nothing. What is left: a module that mixes
-    the examples of a batch, as batch normalisation does, sees the stand-ins.
+    examples of a batch add up in one gradient. There an example that is no bubble stands in for
+    each one that is, with a cotangent of zero. So a bubble adds nothing, whatever a module computes
+    at zero or at what another stream has left. What is left: a module that mixes the examples of a
+    batch, as batch normalisation does, sees the stand-ins; and an example that still waits for its
+    first pseudo-gradient has a cotangent of zero, which gives NaN if the module's derivative at
+    that very input is infinite.
 
     Args:
       task: what is trained.
@@ -129,84 +132,65 @@ def run_group(
     held, trained = numbers.frames >= 0, numbers.origins >= 0
     per_example = held.ndim == 2
 
-    def fill(mask: jax.Array, complete: jax.Array, tree: PyTree) -> PyTree:
-        return _with_stand_ins(mask, complete, tree, axis) if per_example else tree
+    def filled(i, tree):
+        return _with_stand_ins(held[i], numbers.complete[i], tree, axis) if per_example else tree
 
-    def loss_gradient(output: PyTree) -> PyTree:
-        paired_with = fill(held[top], numbers.complete[top], target)
-        gradient = jax.grad(task.loss_fn)(output, paired_with)
+    def loss_gradient(output):
+        gradient = jax.grad(task.loss_fn)(output, filled(top, target))
         return select(held[top], gradient) if per_example else gradient
 
-    def linearised(
-        i: int,
-        params: PyTree,
-        state: PyTree,
-        x: PyTree,
-        pseudo_gradient: PyTree,
-        key: jax.Array | None,
-    ) -> ModuleStep:
+    def one_module(i, params, state, x, pseudo_gradient):
         if i == top:
             pseudo_gradient = loss_gradient
         elif per_example:
             pseudo_gradient = select(trained[i], pseudo_gradient)
-        x = fill(trained[i], numbers.complete[i] & numbers.paired[i], x)
-        module = task.network.modules[i]
-        return module_step(module, params, state, x, pseudo_gradient, train=task.train, rng=key)
+        # All examples of a step are of one frame, or bubbles.
+        key = module_key(rng, i, numbers.frames[i].max())
+        one = module_step(
+            task.network.modules[i], params, state, filled(i, x), pseudo_gradient,
+            train=task.train, rng=key,
+        )  # fmt: skip
+        return one._replace(
+            state=select(numbers.complete[i], one.state, state),
+            grads=select(numbers.any_trained[i], one.grads),
+        )
 
-    def forward(
-        i: int, params: PyTree, state: PyTree, x: PyTree, key: jax.Array | None
-    ) -> tuple[PyTree, PyTree]:
-        x = fill(held[i], numbers.complete[i], x)
-        return task.network.modules[i].apply(params, state, x, train=task.train, rng=key)
-
-    # All examples of a step are of one frame, or bubbles.
-    keys = [module_key(rng, i, numbers.frames[i].max()) for i in group]
-    steps = tuple(map(linearised, group, params, state, inputs, incoming, keys))
-    if per_example and (held.shape[1] > 1 or axis is not None):
-        # What is sent is of all examples that are held, trained or not. The two differ in the first
-        # 2(D-1-i) steps after the start of a stream only: a conditional, and no work in all others.
-        sent = jax.lax.cond(
-            numbers.paired[jnp.asarray(group)].all(),
-            lambda: tuple((one.output, one.state) for one in steps),
-            lambda: tuple(map(forward, group, params, state, inputs, keys)),
-        )
-        steps = tuple(
-            one._replace(output=output, state=new)
-            for one, (output, new) in zip(steps, sent, strict=True)
-        )
-    return tuple(
-        one._replace(
-            state=select(numbers.complete[i], one.state, old),
-            grads=select(numbers.trained[i], one.grads),
-        )
-        for i, one, old in zip(group, steps, state, strict=True)
-    )
+    return tuple(map(one_module, group, params, state, inputs, incoming))
 
 
 def _with_stand_ins(mask: jax.Array, complete: jax.Array, tree: PyTree, axis: str | None) -> PyTree:
-    """Batches `[B, ...]` in which the first example of a mask replaces all others.
+    """Batches `[B, ...]` in which the examples of a mask stand in, in turn, for all others.
 
     Args:
       mask: bool `[B]`.
       complete: bool, whether it holds for all examples, on all replicas.
       tree: `[B, ...]`.
-      axis: over which the batch is split; the first example is that of the first replica with one.
+      axis: over which the batch is split: the examples of all replicas stand in.
     """
-    donor = jnp.argmax(mask)
-
-    def filled(first: PyTree) -> PyTree:
-        rows = jax.tree.map(lambda one, x: jnp.broadcast_to(one, x.shape), first, tree)
-        return select(mask, tree, rows)
-
-    first = jax.tree.map(lambda x: x[donor], tree)
+    batch = mask.shape[0]
     if axis is None:
-        return filled(first) if mask.shape[0] > 1 else tree
+        return jax.tree.map(partial(_filled, mask), tree) if batch > 1 else tree
 
-    def of_all() -> PyTree:
-        replica = jnp.argmax(jax.lax.all_gather(mask.any(), axis))
-        return filled(jax.tree.map(lambda x: jax.lax.all_gather(x, axis)[replica], first))
+    def of_all_replicas():
+        everywhere = jax.lax.all_gather(mask, axis, tiled=True)
+        first = jax.lax.axis_index(axis) * batch
 
-    return jax.lax.cond(complete, lambda: tree, of_all)
+        def one(x):
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return x
+            whole = _filled(everywhere, jax.lax.all_gather(x, axis, tiled=True))
+            return jax.lax.dynamic_slice_in_dim(whole, first, batch)
+
+        return jax.tree.map(one, tree)
+
+    # A collective in a branch: replicas of a device run the same one, with the same `complete`.
+    return jax.lax.cond(complete, lambda: tree, of_all_replicas)
+
+
+def _filled(mask: jax.Array, x: jax.Array) -> jax.Array:
+    numbers = jnp.arange(mask.shape[0])
+    standing_in = jnp.argsort(~mask, stable=True)[numbers % jnp.maximum(mask.sum(), 1)]
+    return jnp.asarray(x)[jnp.where(mask, numbers, standing_in)]
 
 
 def forward_group(
@@ -282,7 +266,7 @@ def computation_step(
       target: the target `y^t`. It is paired with the output of this step, which comes from frame
         t-D+1; or, if `in_flight` carries targets, it travels up with its own frame.
       frame_id: the number t of the frame, from 0; -1 to let the pipeline run empty; `[B]` if
-        `in_flight` has a number for every example.
+        `in_flight` has a number for every example, all the same where they are not -1.
       train, rng: passed on; module i draws from `fold_in(fold_in(rng, i), number of its frame)`.
     """
     task, group = Task(network, loss_fn, train=train), tuple(range(network.depth))

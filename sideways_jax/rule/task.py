@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from sideways_jax.network.network import Network
 from sideways_jax.tools.names import check_name
@@ -43,3 +44,25 @@ def check_task(task: Task) -> Task:
     check_name("rule", task.rule, RULES)
     check_name("target", task.target, TARGETS)
     return task
+
+
+def metrics_of(task: Task, output: PyTree, target: PyTree) -> dict[str, jax.Array]:
+    """`task.metrics_fn` of one output.
+
+    Raises:
+      ValueError: unless it gives a scalar for every name, none of which is taken.
+    """
+    if task.metrics_fn is None:
+        return {}
+    metrics = task.metrics_fn(output, target)
+    if not isinstance(metrics, dict):
+        raise ValueError(f"metrics_fn gives {type(metrics).__name__}: give a dict of scalars")
+    for name, value in metrics.items():
+        if name in ("loss", "grad_norm"):
+            raise ValueError(f"metrics_fn gives {name!r}, a name that is taken: use another")
+        if jnp.shape(value):
+            raise ValueError(
+                f"metrics_fn gives {name!r} of the shape {jnp.shape(value)}: give a scalar, the "
+                "mean over the batch"
+            )
+    return metrics

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 PyTree = Any
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["value"])
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """Something that can be hashed as a part of a pytree's structure, without leaves."""
+
+    value: Hashable
 
 
 def shape_of(tree: PyTree) -> PyTree:
@@ -62,6 +72,25 @@ def accumulate(sums: PyTree, tree: PyTree) -> PyTree:
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """`tree` in the dtypes of `like`, of arrays or their shapes."""
     return jax.tree.map(lambda x, y: x.astype(jnp.result_type(y)), tree, like)
+
+
+def squared_norm(tree: PyTree, like: PyTree = None) -> jax.Array:
+    """The sum of the squares of all elements, in the widest dtype of `like`, float32 at least."""
+    dtypes = [
+        jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(tree if like is None else like)
+    ]
+    widest = max([jnp.dtype(jnp.float32), *dtypes], key=lambda dtype: dtype.itemsize)
+    squares = [jnp.sum(jnp.square(jnp.abs(x).astype(widest))) for x in jax.tree.leaves(tree)]
+    return sum(squares, start=jnp.zeros((), widest))
+
+
+def norm(tree: PyTree) -> jax.Array:
+    """The L2 norm of all elements, in float32 at least.
+
+    >>> norm({"a": jnp.full((4,), 600, jnp.float16)})  # The squares are beyond float16.
+    Array(1200., dtype=float32)
+    """
+    return jnp.sqrt(squared_norm(tree))
 
 
 def select(condition: jax.Array, tree: PyTree, otherwise: PyTree = None) -> PyTree:

@@ -1,7 +1,7 @@
 """Where a task is computed: one protocol, and any number of values that fulfil it.
 
 An execution decides where modules run and in which order, never what comes out. To add one, write a
-class with these two methods, and give it a name in `step.EXECUTIONS` if it needs no options.
+class with these three methods, and give it a name in `step.EXECUTIONS` if it should have one.
 """
 
 from __future__ import annotations

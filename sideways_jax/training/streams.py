@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sideways_jax.rule.episode import check_batch, check_clip
-from sideways_jax.rule.task import Task
+from sideways_jax.rule.task import Task, metrics_of
 from sideways_jax.tools.trees import PyTree, average, each_example, masked_mean, wide
 from sideways_jax.training.train_state import TrainState
 
@@ -27,6 +28,18 @@ def check_target(target: str, target_like: PyTree) -> None:
         raise ValueError(
             "update_every with target='origin' carries targets along with the pipeline: call "
             "init(key, frame, target) with a batch of targets or its shape"
+        )
+
+
+def check_in_flight(train_state: TrainState, kind: type) -> None:
+    """Raises ValueError unless what is in flight is of this kind: each execution has its own."""
+    held = train_state.in_flight
+    if not isinstance(held, kind):
+        what = f"has {type(held).__name__}" if held else "has nothing"
+        raise ValueError(
+            f"this train state {what} in flight, where {kind.__name__} is needed: update_every "
+            "carries the pipeline on, so make it with `init` of the same make_train_step; for one "
+            "from a mesh step.per_module makes the functions that convert it"
         )
 
 
@@ -53,6 +66,8 @@ def check_stream(
         )
     check_batch(frames, targets, batch)
     shape = (num_frames, batch)
+    if isinstance(reset, (list, tuple)):
+        reset = np.asarray(reset)
     if reset is None:
         reset = jnp.zeros(shape, bool)
     elif jnp.shape(reset) != shape:
@@ -74,7 +89,7 @@ def example_metrics(task: Task, outputs: PyTree, targets: PyTree) -> dict[str, j
     """`task.metrics_fn` of every example alone, `[K, B]`; of outputs and targets `[K, B, ...]`."""
     if task.metrics_fn is None:
         return {}
-    return jax.vmap(partial(each_example, task.metrics_fn))(outputs, targets)
+    return jax.vmap(partial(each_example, partial(metrics_of, task)))(outputs, targets)
 
 
 def stream_metrics(
