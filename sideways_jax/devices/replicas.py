@@ -66,8 +66,8 @@ def check_counters(
 class _Traced:
     """The program of a module that trains, as far as its new state is concerned.
 
-    Calls, such as those of `jax.checkpoint`, are looked into; what a loop or a conditional over data
-    gives counts as depending on data.
+    Calls, such as those of `jax.checkpoint`, are looked into; what a loop or a conditional over
+    data gives counts as depending on data.
     """
 
     def __init__(self, module: Module, params: PyTree, state: PyTree, x: PyTree):

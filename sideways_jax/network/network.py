@@ -252,6 +252,34 @@ def cut(layers: Sequence[Module], sizes: Sequence[int]) -> Network:
     return Network(tuple(modules))
 
 
+def check_still(network: Network, params: tuple, state: tuple, frame: PyTree) -> None:
+    """Refuses modules that change their state in evaluation, where nothing carries it on.
+
+    Args:
+      network: D modules.
+      params, state: tuples of D pytrees, or their shapes.
+      frame: a batch of frames, or its shape.
+
+    Raises:
+      ValueError: for a module with a memory; it names the module.
+    """
+    inputs = (shape_of(frame), *network.activation_shapes(params, state, frame))
+    for i, module in enumerate(network.modules):
+        shapes = jax.tree.map(shape_of, (params[i], state[i], inputs[i]))
+
+        def new_state(params, state, x, module=module):
+            return module.apply(params, state, x, train=False, rng=None)[1]
+
+        jaxpr = jax.make_jaxpr(new_state)(*shapes).jaxpr
+        first = len(jax.tree.leaves(shapes[0]))
+        if list(jaxpr.outvars) != list(jaxpr.invars[first : first + len(jaxpr.outvars)]):
+            raise ValueError(
+                f"module {i} (0-based, of {network.depth}) changes its state in evaluation, which "
+                "pipelined inference does not keep from frame to frame: run network.apply frame by "
+                "frame, and hand the state on"
+            )
+
+
 def check_tuples(network: Network, params: tuple, state: tuple) -> None:
     """Raises ValueError unless `params` and `state` hold one pytree for every module."""
     for name, value in (("params", params), ("state", state)):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sideways_jax.network.network import Network
+from sideways_jax.network.network import Network, check_still
 from sideways_jax.rule.in_flight import following
 from sideways_jax.rule.rule import forward_group
 from sideways_jax.rule.wiring import heard
@@ -25,6 +25,7 @@ class PipelineState(NamedTuple):
 
 def init_pipeline(network: Network, params: tuple, state: tuple, frame: PyTree) -> PipelineState:
     """The empty pipeline, for batches like `frame` `[B, ...]`, an array or its shape."""
+    check_still(network, params, state, frame)
     shapes = network.activation_shapes(params, state, frame)[:-1]
     batch = jax.tree.leaves(frame)[0].shape[0]
     bubbles = jnp.full((network.depth - 1, batch), -1, jnp.int32)

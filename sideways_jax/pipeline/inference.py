@@ -18,7 +18,7 @@ from sideways_jax.devices.exchange import on_mesh, run_branch, send_up
 from sideways_jax.devices.layout import Layout, filled, pack, place
 from sideways_jax.devices.mesh import DEPTH, check_mesh, data_axis, grid
 from sideways_jax.devices.packing import Packed, Packing
-from sideways_jax.network.network import Network
+from sideways_jax.network.network import Network, check_still
 from sideways_jax.rule.in_flight import following, no_frames
 from sideways_jax.rule.rule import forward_group
 from sideways_jax.rule.wiring import heard
@@ -73,6 +73,7 @@ def make_pipelined_step(
       ValueError: if the modules or the batch do not go into the mesh.
     """
     frame = shape_of(frame)
+    check_still(network, params, state, frame)
     layout = place(network, params, state, frame, mesh, groups, train=False)
     (replicas, num_devices), data = check_mesh(mesh), data_axis(mesh)
     inner = Packing.of([up for up, _ in layout.inner.trees])  # Nothing comes down.

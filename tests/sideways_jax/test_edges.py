@@ -1,5 +1,7 @@
 """Inputs at the edge: the right answer, or a clear error before anything is computed."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -340,3 +342,164 @@ def test_inference_on_a_mesh_does_not_differentiate():
     assert outputs[0] is None
     expected, _ = network.apply(params, state, frames[0])
     np.testing.assert_allclose(outputs[1], expected, rtol=1e-6)
+
+
+def test_a_module_with_a_memory_is_not_shown_streams():
+    """`PipelinedModel` keeps no state between frames: the memory would stand still in silence."""
+
+    def remember(params, state, x, *, train, rng):
+        return x + state, state + x.mean()
+
+    network = Network(
+        [
+            networks.linear(4),
+            Module(lambda key, x: ((), jnp.zeros(())), remember),
+            networks.linear(3),
+        ]
+    )
+    frame = np.ones((2, 5), np.float32)
+    params, state = network.init(jax.random.key(0), frame)
+    for mesh in (None, make_mesh(2)):
+        with pytest.raises(ValueError, match=r"module 1 .*changes its state in evaluation"):
+            PipelinedModel(network, params, state, mesh=mesh).push(frame)
+
+
+# What comes back, and what is kept ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update_every", [None, 1])
+@pytest.mark.parametrize("execution", ["scan", "depth_sharded"])
+@pytest.mark.parametrize(
+    ("metrics_fn", "message"),
+    [
+        (lambda y, t: {"a": jnp.mean(y, axis=-1)}, r"'a' of the shape .*: give a scalar"),
+        (lambda y, t: {"loss": jnp.mean(y)}, "'loss', a name that is taken"),
+        (lambda y, t: jnp.mean(y), "give a dict of scalars"),
+    ],
+)
+def test_metrics_that_are_no_scalars(execution, update_every, metrics_fn, message):
+    network = networks.dense_network(2)
+    frames, targets = clip(4, (5,), "float32")
+    init, train_step = step.make_train_step(
+        network, squared_error, optax.sgd(0.1), execution=EXECUTIONS[execution](),
+        update_every=update_every, metrics_fn=metrics_fn,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        train_step(init(jax.random.key(0), frames[0]), frames, targets)
+
+
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("rule", ["sideways", "backprop"])
+def test_a_stream_goes_on_after_all_numbers_of_frames(rule):
+    """Numbers of frames are not negative: those are bubbles."""
+    network = networks.dense_network(2)
+    frames, targets = clip(6, (5,), "float32")
+    init, train_step = step.make_train_step(
+        network, squared_error, optax.sgd(0.1), rule=rule, update_every=1, with_outputs=True
+    )
+    train_step, start = jax.jit(train_step), init(jax.random.key(0), frames[0])
+    expected, metrics, shown = train_step(start, frames, targets)
+    last = start._replace(frames=jnp.int32(2**31 - 3))
+    actual, late_metrics, late = train_step(last, frames, targets)
+    assert int(actual.frames) == 3
+    assert_close(actual.params, expected.params, 0)
+    assert_close(late_metrics, metrics, 0)
+    np.testing.assert_array_equal(late.frames >= 0, shown.frames >= 0)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_a_state_of_another_optimizer_of_the_same_size():
+    network = _equal_modules()
+    frames, targets = clip(6, (5,), "float32")
+    pipeline = step.Pipeline(make_mesh(2))
+    init, _ = step.make_train_step(
+        network, squared_error, optax.sgd(0.1, momentum=0.9), execution=pipeline
+    )
+    _, train_step = step.make_train_step(
+        network, squared_error, optax.scale_by_rms(), execution=pipeline
+    )
+    with pytest.raises(ValueError, match=r"opt_state .* made for another network, optimizer or"):
+        train_step(init(jax.random.key(0), frames[0]), frames, targets)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_frames_with_their_sides_exchanged_do_not_meet_what_is_in_flight():
+    network = Network([networks.conv(2), networks.conv(3)])
+    frames, _ = clip(4, (6, 4, 2), "float32")
+    _, init, train_step = _training(network, update_every=1)
+    start = init(jax.random.key(0), frames[0])
+    turned = frames.swapaxes(2, 3)
+    with pytest.raises(ValueError, match="came from frames of another shape"):
+        train_step(start, turned, turned)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_a_loss_without_a_hash():
+    @dataclasses.dataclass
+    class Weighted:
+        weight: float
+
+        def __call__(self, output, target):
+            return self.weight * squared_error(output, target)
+
+    network = _equal_modules()
+    start, frames = variables(network, (5,), "float32"), clip(6, (5,), "float32")
+    one, many = (
+        step.episode_gradients(
+            network, Weighted(2.0), *start, *frames, execution=EXECUTIONS[name]()
+        )
+        for name in ("scan", "depth_sharded")
+    )
+    assert_close(many, one, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("execution", ["scan", "depth_sharded"])
+def test_the_norm_of_large_gradients_in_narrow_floats(execution, dtype):
+    frames = jnp.full((8, 1, 1), 600, dtype)
+    times = Module(
+        lambda key, x: (jnp.ones((), dtype), ()),
+        lambda params, state, x, *, train, rng: (x * params, state),
+    )
+    init, train_step = step.make_train_step(
+        Network([times, times]), lambda y, t: jnp.mean(y), optax.sgd(0.0),
+        execution=EXECUTIONS[execution](),
+    )  # fmt: skip
+    _, metrics = jax.jit(train_step)(init(jax.random.key(0), frames[0]), frames, frames)
+    assert metrics["grad_norm"].dtype == jnp.float32
+    assert float(metrics["grad_norm"]) == pytest.approx(600 * 2**0.5, rel=1e-2)
+
+
+def test_what_is_no_execution():
+    for execution in (step.Scan, None, 3):
+        with pytest.raises(ValueError, match=r"execution=.*give a name, 'scan'.*or a value"):
+            step.make_train_step(
+                networks.dense_network(2), squared_error, optax.sgd(0.1), execution=execution
+            )
+    for groups in ((2, 1), 2, ((0,), (1,))):
+        with pytest.raises(ValueError, match="groups"):
+            step.make_train_step(
+                networks.dense_network(2), squared_error, optax.sgd(0.1),
+                execution="depth_sharded", mesh=make_mesh(2), groups=groups,
+            )  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_a_state_that_another_train_step_made():
+    network = networks.dense_network(2)
+    frames, targets = clip(4, (5,), "float32")
+    options = {
+        "scan": {},
+        "blocking": {"rule": "backprop"},
+        "mesh": {"execution": EXECUTIONS["depth_sharded"]()},
+    }
+    made = {
+        name: step.make_train_step(network, squared_error, optax.sgd(0.1), update_every=1, **given)
+        for name, given in options.items()
+    }
+    starts = {name: init(jax.random.key(0), frames[0]) for name, (init, _) in made.items()}
+    for name, (_, train_step) in made.items():
+        for other, start in starts.items():
+            if other != name:
+                with pytest.raises(ValueError, match=r"in flight, where .* is needed.*`init`"):
+                    train_step(start, frames, targets)
