@@ -27,6 +27,7 @@ from sideways_jax.devices.placement import Groups
 from sideways_jax.tools.programs import evaluate, part
 from sideways_jax.tools.trees import PyTree, zeros
 from sideways_jax.training.hold_back import check_separable
+from sideways_jax.training.optimizer_trace import LOOKS_AT_VALUES
 from sideways_jax.training.ownership import Ownership, find_owners
 from sideways_jax.training.provenance import Flow
 
@@ -79,7 +80,7 @@ def divide(tx: optax.GradientTransformation, params: tuple, groups: Groups) -> D
     """
     try:
         owners = find_owners(tx, params)
-    except jax.errors.ConcretizationTypeError as error:
+    except LOOKS_AT_VALUES as error:
         reason = str(error).splitlines()[0]
         raise ValueError(_REFUSED.format(f"it looks at values, {reason}")) from error
     owners = owners._replace(init=_portable(owners.init), update=_portable(owners.update))
@@ -318,10 +319,15 @@ def _out_of_vectors(variables: list[core.Var], vectors: dict[str, jax.Array]) ->
 
 
 def _summable(x: jax.Array) -> jax.Array:
-    """As a vector of numbers."""
+    """As a vector of numbers of a dtype that all backends can sum."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
-    return jnp.ravel(x.astype(jnp.int32) if x.dtype == bool else x)
+    dtype = x.dtype
+    if jnp.issubdtype(dtype, jnp.inexact):
+        dtype = dtype if dtype.itemsize > 1 else jnp.float32
+    elif dtype.itemsize < 4:  # Truth values, too.
+        dtype = jnp.int32
+    return jnp.ravel(jnp.asarray(x, dtype))
 
 
 def _from_summable(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:

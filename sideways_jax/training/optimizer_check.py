@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import jax
 import optax
 
 from sideways_jax.training.hold_back import owners
-from sideways_jax.training.optimizer_trace import trace
+from sideways_jax.training.optimizer_trace import LOOKS_AT_VALUES, trace
 
 
 def check_optimizer(tx: optax.GradientTransformation, params: tuple, *, hold: bool = False) -> None:
     """Raises ValueError for an optimizer that a train step on one device cannot use.
 
     Only shapes are looked at. An optimizer that cannot be traced, since it looks at values, passes:
-    it may work without `jax.jit`. On a mesh `sharded_optimizer.divide` checks more.
+    it may work without `jax.jit`. On a mesh `local_optimizer.divide` checks more.
 
     Args:
       tx: an optax transformation.
@@ -32,5 +31,5 @@ def check_optimizer(tx: optax.GradientTransformation, params: tuple, *, hold: bo
             owners(tx, params)
         else:
             trace(tx, params)
-    except jax.errors.ConcretizationTypeError:
+    except LOOKS_AT_VALUES:
         pass

@@ -12,6 +12,13 @@ from jax.extend import core
 
 from sideways_jax.tools.trees import PyTree, shape_of
 
+# What tracing a function raises that needs to know values.
+LOOKS_AT_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
 
 class Traced(NamedTuple):
     """An optimizer as two programs on the leaves of its arguments."""
@@ -32,6 +39,7 @@ def trace(tx: optax.GradientTransformation, params: tuple) -> Traced:
     Raises:
       ValueError: if `tx` is no transformation, or if it does not take these parameters, or if it
         needs more than gradients, its state and parameters.
+      One of `LOOKS_AT_VALUES`: if it cannot be traced.
     """
     if not all(callable(getattr(tx, name, None)) for name in ("init", "update")):
         raise ValueError(
@@ -50,7 +58,7 @@ def trace(tx: optax.GradientTransformation, params: tuple) -> Traced:
 def _traced(function: Callable, call: str, *arguments: PyTree) -> tuple[core.ClosedJaxpr, PyTree]:
     try:
         return jax.make_jaxpr(function, return_shape=True)(*arguments)
-    except jax.errors.ConcretizationTypeError:
+    except LOOKS_AT_VALUES:
         raise  # It may work without jit; callers know whether that is enough.
     except Exception as error:
         raise ValueError(

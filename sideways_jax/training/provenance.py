@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 from jax.extend import core
 
-from sideways_jax.tools.programs import Atom, Program, evaluate, inline_calls, part
+from sideways_jax.tools.programs import Atom, Program, evaluate, inline_calls
 
 
 class Known(enum.Enum):
@@ -135,10 +135,10 @@ class _Walk:
     def meet(self, inputs: Sequence[Atom], results: Sequence[core.Var], eqn) -> Place:
         """The place of what is computed from these values."""
         found = [(self.place(v), size(v)) for v in inputs]
-        places = {place for place, _ in found}
-        for place in places:
+        for place, _ in found:
             if isinstance(place, Several):
                 return place
+        places = {place for place, _ in found}
         modules = {place for place in places if isinstance(place, int)}
         of_arrays = {place for place, n in found if isinstance(place, int) and n > 1}
         if len(of_arrays) > 1:
@@ -175,7 +175,7 @@ class _Walk:
 
 def _take_apart(eqn: core.JaxprEqn, walk: _Walk) -> Program | None:
     """A conditional as one for every place, or as a selection; None where it can stay."""
-    if eqn.effects:
+    if eqn.effects or eqn.params.get("branches_platforms"):
         return None
     cases = [inline_calls(branch) for branch in eqn.params["branches"]]
     index, *operands = eqn.invars
@@ -186,8 +186,9 @@ def _take_apart(eqn: core.JaxprEqn, walk: _Walk) -> Program | None:
 
     by_place: dict[Place, list[int]] = {}
     uses: dict[Place, set[int]] = {}
+    used_by_case = [_used_inputs(case) for case in cases]
     for k, result in enumerate(eqn.outvars):
-        used = {n for case in cases for n in _operands(case, k)}
+        used = set().union(*(by_output[k] for by_output in used_by_case))
         inputs = [index, *(operands[n] for n in sorted(used))]
         place = walk.meet([v for v in inputs if isinstance(v, core.Var)], [result], eqn)
         by_place.setdefault(place, []).append(k)
@@ -218,8 +219,18 @@ def _take_apart(eqn: core.JaxprEqn, walk: _Walk) -> Program | None:
     return inline_calls(jax.make_jaxpr(for_every_place)(*shapes))
 
 
-def _operands(case: Program, k: int) -> list[int]:
-    """Which inputs of a case its output k depends on."""
-    number = {v: n for n, v in enumerate(case.inputs)}
-    _, used = part(case, number.keys() | case.constants.keys(), [case.outputs[k]])
-    return [number[v] for v in used if v in number]
+def _used_inputs(case: Program) -> list[set[int]]:
+    """The numbers of the inputs that each output depends on."""
+    bits = {v: 1 << n for n, v in enumerate(case.inputs)}  # Faster than sets.
+
+    def together(atoms):
+        found = 0
+        for v in atoms:
+            if isinstance(v, core.Var):
+                found |= bits.get(v, 0)
+        return found
+
+    for eqn in case.equations:
+        bits |= dict.fromkeys(eqn.outvars, together(eqn.invars))
+    numbers = range(len(case.inputs))
+    return [{n for n in numbers if together([v]) >> n & 1} for v in case.outputs]

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from optax import contrib
@@ -68,5 +69,6 @@ def test_what_can_be_used():
     check_optimizer(optax.MultiSteps(optax.adam(0.1), 2), jax.eval_shape(lambda: PARAMS))
     # Looks at values, so it works without jax.jit only, and cannot be checked.
     check_optimizer(_stateless(lambda u: u if u[0]["kernel"].sum() > 0 else u[::1]), PARAMS)
+    check_optimizer(_stateless(lambda u: jax.tree.map(np.sin, u)), PARAMS)
     # One number for all elements.
     check_optimizer(_stateless(lambda u: jax.tree.map(jnp.sum, u)), PARAMS)
