@@ -206,10 +206,11 @@ def cross_entropy(output, label):
 LOSSES = {"squares": squares, "parts": parts, "labels": cross_entropy}
 
 
-def frame_shape(problem):
-    """A batch of frames, as shapes."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
-                        clip(problem, 1, 0)[0])  # fmt: skip
+def batch_shapes(problem):
+    """A batch of frames and one of targets, as shapes."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), clip(problem, 1, 0)
+    )
 
 
 def clip(problem, num_frames, seed):
@@ -242,23 +243,34 @@ def variables(problem, seed):
 
 @functools.cache
 def _shapes(problem):
-    network, frame = network_of(problem.modules), frame_shape(problem)
+    network, (frame, _) = network_of(problem.modules), batch_shapes(problem)
     return jax.eval_shape(lambda: network.init(jax.random.key(0), frame))
 
 
+def full_of_nan(tree):
+    """NaN in every leaf that can hold it."""
+
+    def one(leaf):
+        inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return jnp.full(leaf.shape, jnp.nan, leaf.dtype) if inexact else leaf
+
+    return jax.tree.map(one, tree)
+
+
 def poisoned(in_flight):
-    """What is in flight, with NaN in every signal that its frame number calls a bubble.
+    """What is in flight, with NaN in every example of a signal that its number calls a bubble.
 
     Args:
-      in_flight: a `step.InFlight`, with numbers for the batch or for every example.
+      in_flight: a `step.InFlight` in host memory, with numbers for every example.
     """
 
-    def poison(tree, frame):
+    def poison(tree, frames):
         def one(leaf):
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 return leaf
-            bubble = jnp.reshape(frame < 0, (-1, *[1] * (leaf.ndim - 1)))
-            return jnp.where(bubble, jnp.full((), jnp.nan, leaf.dtype), leaf)
+            leaf = np.array(leaf)
+            leaf[frames < 0] = np.nan
+            return leaf
 
         return jax.tree.map(one, tree)
 

@@ -489,6 +489,7 @@ def _pull_back(vjp, cotangent):
     return vjp(cotangent)
 
 
+@jax.jit
 def _key(rng, i, f):
     """The key of module i for frame f: both count from 0 where the keys are made."""
     return None if rng is None else jax.random.fold_in(jax.random.fold_in(rng, i - 1), f - 1)
