@@ -5,10 +5,13 @@ masks. What does not exist is not computed; it is simply absent from a dictionar
 module at a time is compiled; all the rest is NumPy.
 
 Inside, every index is 1-based as in the paper: modules `i = 1..D`, steps and frames
-`t, f = 1..L`. Only what goes in and comes out counts from 0, with -1 for "none".
+`t, f = 1..L`, examples of a batch `b = 1..B`, replicas `r = 1..R`. Only what goes in and comes out
+counts from 0, with -1 for "none".
 """
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +44,52 @@ class Episode(NamedTuple):
     state: tuple
     trace: Trace
     params: tuple  # those given, unless `learning_rate` asked for online updates
+
+
+class Optimizer(NamedTuple):
+    """An optimizer out of a textbook; the default is plain gradient descent.
+
+    The update number n = 1, 2, ... of one parameter, with its gradient g:
+
+        g <- g * min(1, clip / |g of all modules|)
+        u = g                                             "descent"
+        m <- 0.9 m + g;  u = m                            "momentum"
+        m <- 0.9 m + 0.1 g;  v <- 0.99 v + 0.01 g^2
+        u = m / (1 - 0.9^n) / (sqrt(v / (1 - 0.99^n)) + EPSILON)      "adam"
+        v <- 0.9 v + 0.1 g^2;  u = g / (sqrt(v) + EPSILON)            "rms"
+        theta <- theta - rate / (1 + fade (n - 1)) * (u + decay * theta)
+    """
+
+    direction: str = "descent"
+    rate: float = 0.05
+    clip: float | None = None
+    decay: float = 0.0
+    fade: float = 0.0
+
+
+# Large: the size of an update must not hang on gradients that are nothing but rounding.
+EPSILON = 0.1
+
+
+class Training(NamedTuple):
+    """What is left after U updates, each after an episode."""
+
+    params: tuple
+    state: tuple
+    losses: np.ndarray  # [U]
+    grad_norms: np.ndarray  # [U], the norm of the gradients of all modules, before clipping
+
+
+class Stream(NamedTuple):
+    """What T steps of a stream gave, with an update after every few of them."""
+
+    params: tuple
+    state: tuple
+    outputs: Any  # [T, B, ...], zeros where there is none; None if there is none at all
+    shown: np.ndarray  # int [T, B], the frame of the output, 0-based, -1 for none
+    losses: np.ndarray  # [T, B], NaN where there is no output
+    grad_norms: np.ndarray  # [U], of the averaged gradients of all modules, before clipping
+    trained: np.ndarray  # bool [U, D], which modules had a gradient
 
 
 def sideways_episode(
@@ -163,6 +212,247 @@ def backprop_episode(
     )
 
 
+def sideways_stream(
+    network, loss_fn, params, state, frames, targets, reset, *,
+    target, update_every, optimizer, rng, replicas=1,
+):  # fmt: skip
+    """Online learning on B streams: every example sends messages of its own.
+
+    The weights change after every `update_every` steps. Where `reset` says that the frame of an
+    example is the first of another stream, the inboxes of this example are emptied before.
+
+    A module runs for one example at a time. It takes batches: here all rows of its batch are copies
+    of the example, and one of them is looked at, the one where the example belongs (which masks of
+    dropout go by). So this only stands for modules that treat the examples of a batch apart. Only
+    the new state comes from the batch as it is, when every example has an activation; otherwise the
+    state stays.
+
+    A gradient is the mean over all examples and steps that have one. With replicas, each has its
+    share of the batch, keys of its own, and a state of its own until the next update, when the
+    states are averaged.
+    """
+    D = len(network.modules)
+    T, B = reset.shape
+    rows = B // replicas
+    x = {(b, t): _row(_at(frames, t), b) for b in range(1, B + 1) for t in range(1, T + 1)}
+    y = {(b, t): _row(_at(targets, t), b) for b in range(1, B + 1) for t in range(1, T + 1)}
+    theta = {i: params[i - 1] for i in range(1, D + 1)}
+    sigma = {(r, i): state[i - 1] for r in range(1, replicas + 1) for i in range(1, D + 1)}
+    replica_rng = {r: _replica_rng(rng, r, replicas) for r in range(1, replicas + 1)}
+    replica = {b: (b - 1) // rows + 1 for b in range(1, B + 1)}
+    row_of = {b: (b - 1) % rows + 1 for b in range(1, B + 1)}  # its place in the share
+
+    output, loss, shown = {}, {}, {}  # by (example, step)
+    grad_norm, trained = {}, {}  # by update
+    memory: dict = {}
+    gradients: dict[int, list] = {i: [] for i in range(1, D + 1)}
+
+    activation_inbox: dict[tuple[int, int], Message] = {}  # by (example, module)
+    pseudo_gradient_inbox: dict[tuple[int, int], Message] = {}
+    for t in range(1, T + 1):
+        for b in range(1, B + 1):
+            if reset[t - 1, b - 1]:
+                for i in range(1, D + 1):
+                    activation_inbox.pop((b, i), None)
+                    pseudo_gradient_inbox.pop((b, i), None)
+            activation_inbox[b, 1] = Message(x[b, t], t)
+        sent_up: dict[tuple[int, int], Message] = {}
+        sent_down: dict[tuple[int, int], Message] = {}
+        for i in range(1, D + 1):
+            module = network.modules[i - 1]
+            for b in range(1, B + 1):
+                if (b, i) not in activation_inbox:
+                    continue
+                h, f = activation_inbox[b, i]
+                r = replica[b]
+                batch_out, _, vjp = _linearise(
+                    module, theta[i], sigma[r, i], _stack([h] * rows),
+                    train=True, rng=_key(replica_rng[r], i, f),
+                )  # fmt: skip
+                out = _row(batch_out, row_of[b])
+                if i < D:
+                    sent_up[b, i + 1] = Message(out, f)
+                    arrived = pseudo_gradient_inbox.get((b, i))
+                else:
+                    label = {"stream": y[b, t], "origin": y[b, f]}[target]
+                    output[b, t], shown[b, t] = out, f
+                    loss[b, t], exact_gradient = _loss_and_gradient(
+                        loss_fn, _stack([out]), _stack([label])
+                    )
+                    arrived = Message(_row(exact_gradient, 1), f)
+                if arrived is None:
+                    continue
+                nothing = _zeros(arrived.value)
+                cotangent = [nothing] * rows
+                cotangent[row_of[b] - 1] = arrived.value
+                gradient, input_cotangent = _pull_back(vjp, _stack(cotangent))
+                gradients[i].append(gradient)
+                if i > 1:
+                    sent_down[b, i - 1] = Message(_row(input_cotangent, row_of[b]), arrived.frame)
+            if all((b, i) in activation_inbox for b in range(1, B + 1)):
+                for r in range(1, replicas + 1):
+                    share = [activation_inbox[b, i] for b in replica if replica[b] == r]
+                    _, sigma[r, i], _ = _linearise(
+                        module, theta[i], sigma[r, i], _stack([h for h, _ in share]),
+                        train=True, rng=_key(replica_rng[r], i, share[0].frame),
+                    )  # fmt: skip
+        activation_inbox, pseudo_gradient_inbox = sent_up, sent_down
+        if t % update_every == 0:
+            n = t // update_every
+            mean = {i: _average(found) for i, found in gradients.items() if found}
+            grad_norm[n], trained[n] = _global_norm(mean), [i in mean for i in range(1, D + 1)]
+            theta = _update(optimizer, n, theta, mean, memory)
+            gradients = {i: [] for i in range(1, D + 1)}
+            for i in range(1, D + 1):
+                agreed = _agreed([sigma[r, i] for r in range(1, replicas + 1)])
+                sigma |= {(r, i): agreed for r in range(1, replicas + 1)}
+
+    U = T // update_every
+    return Stream(
+        params=tuple(theta[i] for i in range(1, D + 1)),
+        state=tuple(sigma[1, i] for i in range(1, D + 1)),
+        outputs=_stack_stream(output, T, B) if output else None,
+        shown=_by_step_and_example(shown, T, B, 0).astype(int) - 1,
+        losses=_by_step_and_example(loss, T, B, np.nan),
+        grad_norms=np.array([grad_norm[n] for n in range(1, U + 1)]),
+        trained=np.array([trained[n] for n in range(1, U + 1)]),
+    )
+
+
+def train(episode, network, loss_fn, params, state, clips, *, optimizer, rng, **options):
+    """An update after every episode.
+
+    Args:
+      episode: `sideways_episode`, `backprop_episode`, or what `replicated` makes of them.
+      clips: `(frames, targets)` of one episode after the other; episode n (from 0) has the key
+        `fold_in(rng, n)`.
+      optimizer: an `Optimizer`.
+      options: of the episode.
+    """
+    D = len(network.modules)
+    memory, losses, grad_norms = {}, [], []
+    for n, (frames, targets) in enumerate(clips, start=1):
+        key = None if rng is None else jax.random.fold_in(rng, n - 1)
+        one = episode(
+            network, loss_fn, params, state, frames, targets, train=True, rng=key, **options
+        )
+        theta = {i: params[i - 1] for i in range(1, D + 1)}
+        gradient = {i: one.grads[i - 1] for i in range(1, D + 1)}
+        theta = _update(optimizer, n, theta, gradient, memory)
+        params, state = tuple(theta[i] for i in range(1, D + 1)), one.state
+        losses.append(one.loss)
+        grad_norms.append(_global_norm(gradient))
+    return Training(params, state, np.array(losses), np.array(grad_norms))
+
+
+def replicated(episode: Callable, replicas: int) -> Callable:
+    """`episode` on R replicas, each with its share of the batch and keys of its own.
+
+    Gradients, losses and states are averaged at the end; a state of integers has to be the same.
+    """
+
+    def run(network, loss_fn, params, state, frames, targets, *, rng, **options):
+        rows = len(jax.tree.leaves(frames)[0][0]) // replicas
+        parts = []
+        for r in range(1, replicas + 1):
+            share = slice((r - 1) * rows, r * rows)
+            own = [jax.tree.map(lambda leaf, s=share: leaf[:, s], x) for x in (frames, targets)]
+            key = _replica_rng(rng, r, replicas)
+            parts.append(episode(network, loss_fn, params, state, *own, rng=key, **options))
+        return parts[0]._replace(
+            grads=_average([one.grads for one in parts]),
+            loss=_average([one.loss for one in parts]),
+            outputs=jax.tree.map(
+                lambda *leaves: np.concatenate(leaves, axis=1), *[one.outputs for one in parts]
+            ),
+            state=_agreed([one.state for one in parts]),
+        )
+
+    return run
+
+
+def _update(optimizer, n, theta, gradient, memory):
+    """Update number n, from 1, of the modules that are in `gradient`; the others stay.
+
+    `memory` keeps what the optimizer remembers of every parameter that it has moved.
+    """
+    norm = _global_norm(gradient)
+    factor = 1.0
+    if optimizer.clip is not None and norm > optimizer.clip:
+        factor = optimizer.clip / norm
+    rate = optimizer.rate / (1 + optimizer.fade * (n - 1))
+    theta = dict(theta)
+    for i in gradient:
+        leaves, structure = jax.tree.flatten(theta[i])
+        moved = []
+        for k, (p, g) in enumerate(zip(leaves, jax.tree.leaves(gradient[i]), strict=True)):
+            p, g = np.asarray(p), np.asarray(g) * factor
+            m, v = memory.get((i, k), (0.0, 0.0))
+            if optimizer.direction == "descent":
+                u = g
+            elif optimizer.direction == "momentum":
+                m = 0.9 * m + g
+                u = m
+            elif optimizer.direction == "adam":
+                m = 0.9 * m + 0.1 * g
+                v = 0.99 * v + 0.01 * g**2
+                u = m / (1 - 0.9**n) / (np.sqrt(v / (1 - 0.99**n)) + EPSILON)
+            elif optimizer.direction == "rms":
+                v = 0.9 * v + 0.1 * g**2
+                u = g / (np.sqrt(v) + EPSILON)
+            else:
+                raise ValueError(optimizer.direction)
+            memory[i, k] = m, v
+            moved.append(np.asarray(p - rate * (u + optimizer.decay * p)))
+        theta[i] = jax.tree.unflatten(structure, moved)
+    return theta
+
+
+def _global_norm(gradient):
+    return math.sqrt(sum(float(np.sum(np.square(g))) for g in jax.tree.leaves(gradient)))
+
+
+def _replica_rng(rng, r, replicas):
+    """A single replica has the key as it is; each of several has its own."""
+    return rng if rng is None or replicas == 1 else jax.random.fold_in(rng, r - 1)
+
+
+def _agreed(states):
+    """The state of all replicas, out of what each has: a mean; integers have to be the same."""
+
+    def agree(*leaves):
+        leaves = [np.asarray(leaf) for leaf in leaves]
+        if np.issubdtype(leaves[0].dtype, np.inexact):
+            return (sum(leaves) / len(leaves)).astype(leaves[0].dtype)
+        assert all((leaf == leaves[0]).all() for leaf in leaves)
+        return leaves[0]
+
+    return jax.tree.map(agree, *states)
+
+
+def _average(trees):
+    return jax.tree.map(lambda *leaves: sum(map(np.asarray, leaves)) / len(leaves), *trees)
+
+
+def _row(tree, b):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[b - 1], tree)
+
+
+def _stack(trees):
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def _stack_stream(output, T, B):
+    nothing = _zeros(next(iter(output.values())))
+    rows = [[output.get((b, t), nothing) for b in range(1, B + 1)] for t in range(1, T + 1)]
+    return _stack([_stack(row) for row in rows])
+
+
+def _by_step_and_example(entries, T, B, otherwise):
+    rows = [[entries.get((b, t), otherwise) for b in range(1, B + 1)] for t in range(1, T + 1)]
+    return np.array(rows)
+
+
 def _assert_closed_forms(D, L, activation_frame, origin, gamma, output):
     """What the messages did has to be what the formulas say, at every module and step."""
     for i in range(1, D + 1):
@@ -199,6 +489,7 @@ def _pull_back(vjp, cotangent):
     return vjp(cotangent)
 
 
+@jax.jit
 def _key(rng, i, f):
     """The key of module i for frame f: both count from 0 where the keys are made."""
     return None if rng is None else jax.random.fold_in(jax.random.fold_in(rng, i - 1), f - 1)
