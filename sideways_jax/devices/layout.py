@@ -80,8 +80,11 @@ def wide_shapes(params: PyTree) -> PyTree:
 
 
 def filled(packing: Packing, value: float) -> Packed:
-    """The vectors of a packing, with one value everywhere."""
-    return {name: jnp.full(v.shape, value, v.dtype) for name, v in packing.shapes().items()}
+    """The vectors of a packing, with one value everywhere; integers and keys are zero."""
+    return {
+        name: jnp.full(v.shape, value if jnp.issubdtype(v.dtype, jnp.inexact) else 0, v.dtype)
+        for name, v in packing.shapes().items()
+    }
 
 
 def place(

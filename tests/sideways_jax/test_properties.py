@@ -23,7 +23,8 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
-from sideways_jax import depth_sharded, make_mesh, sharded_online, sharded_training, step
+from sideways_jax import make_mesh, step
+from sideways_jax.rule.task import Task
 from tests.sideways_jax import random_networks, reference
 from tests.sideways_jax.random_networks import Problem
 
@@ -35,7 +36,7 @@ PROGRAMS = 24  # how many stay compiled
 #     which is singular at zero makes the gradient of the batch NaN.
 #   "NaN among integers": `depth_sharded.episode(bubble=NaN)` with backprop casts NaN to the type of
 #     integers that a stage keeps, which NumPy warns of.
-KNOWN_FAILURES = frozenset({"singular bubbles", "NaN among integers"})
+KNOWN_FAILURES: frozenset[str] = frozenset()
 
 IN_CI = 200
 BY_HAND = int(os.environ.get("PROPERTY_CASES", "0"))
@@ -99,7 +100,7 @@ class Place(NamedTuple):
             "mesh": self.mesh(),
             "schedule": self.schedule,
             "groups": self.groups,
-            "recompute": self.recompute,
+            "recompute": self.recompute if self.schedule else None,
         }
 
 
@@ -376,10 +377,10 @@ def _episode_program(case):
         if place.execution == "steps":
             return _by_steps(*arguments, rng=rng, **options)
         if place.on_mesh:
-            return depth_sharded.episode(
-                *arguments, rule=case.rule, schedule=place.schedule, mesh=place.mesh(),
-                groups=place.groups, recompute=place.recompute, rng=rng, bubble=bubble, **options,
-            )  # fmt: skip
+            recompute = place.recompute if place.schedule else None
+            pipeline = step.Pipeline(place.mesh(), place.groups, place.schedule, recompute)
+            task = Task(network, loss_fn, case.rule, case.target, case.train)
+            return pipeline.episode(task, params, state, frames, targets, rng, bubble=bubble)
         return step.episode_gradients(
             *arguments, rule=case.rule, execution=place.execution, rng=rng, **options
         )
@@ -430,16 +431,15 @@ def _training_program(case):
     if place.execution == "scan":
         return _Training(_jit(train_step), _unchanged, _unchanged, empty)
     if place.on_mesh and isinstance(case, StreamCase):
-        _, train_step = sharded_online.make_train_step(
-            network, loss_fn, tx, mesh=place.mesh(), groups=place.groups, bubble=jnp.nan, **options
-        )
+        _, train_step = step.Pipeline(place.mesh(), place.groups).stream_training(
+            Task(network, loss_fn, target=case.target, metrics_fn=options["metrics_fn"]), tx,
+            update_every=case.update_every, with_outputs=True, bubble=jnp.nan,
+        )  # fmt: skip
     else:
         _, train_step = step.make_train_step(network, loss_fn, tx, **options, **place.options())
     if not place.on_mesh:
         return _Training(_jit(train_step), _unchanged, _unchanged, empty)
-    to_modules, from_modules = sharded_training.per_module(
-        network, tx, place.mesh(), frame, place.groups
-    )
+    to_modules, from_modules = step.per_module(network, tx, place.mesh(), frame, place.groups)
     return _Training(_jit(train_step), from_modules, to_modules, empty)
 
 
