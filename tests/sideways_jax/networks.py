@@ -391,8 +391,7 @@ def start(make_network, depth):
 def _start(make_network, depth, dtype):
     network = make_network(depth)
     frame = jax.ShapeDtypeStruct((BATCH, *frame_shape(make_network)), dtype)
-    init = jax.jit(lambda key: network.init(key, frame))  # One program, not one for every shape.
-    return network, *init(jax.random.key(depth))
+    return network, *network.init(jax.random.key(depth), frame)
 
 
 def frame_shape(make_network):

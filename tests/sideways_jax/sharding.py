@@ -1,4 +1,4 @@
-"""What the tests of depth sharding share: networks with their variables, clips, comparisons."""
+"""What the tests of executions share: networks with their variables, clips, comparisons."""
 
 import functools
 import re
@@ -119,11 +119,13 @@ def clip(num_frames, frame, dtype="float64", batch=BATCH):
 
 def episode(network, *arguments, rng=None, loss_fn=squared_error, **options):
     """`step.episode_gradients` under `jax.jit`; the same question twice is compiled once."""
-    return _jitted(network, loss_fn, **options)(*arguments, rng)
+    return jitted_episode(network, loss_fn, **options)(*arguments, rng)
 
 
 @functools.cache
-def _jitted(network, loss_fn, **options):
+def jitted_episode(network, loss_fn, **options):
+    """`step.episode_gradients` as a function of `params, state, frames, targets, rng`."""
+
     def run(params, state, frames, targets, rng):
         return step.episode_gradients(
             network, loss_fn, params, state, frames, targets, rng=rng, **options
