@@ -1,4 +1,4 @@
-"""What the tests of depth sharding share: networks with their variables, clips, comparisons."""
+"""What the tests of executions share: networks with their variables, clips, comparisons."""
 
 import functools
 import re
@@ -97,9 +97,9 @@ def case(name, dtype="float64"):
     }[name]()
 
 
-def draw(shape, dtype, seed):
+def draw(shape, dtype, seed, scale=1.0):
     """Normal numbers from NumPy: JAX would compile a generator for every shape."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+    return jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape), dtype)
 
 
 def variables(network, frame, dtype="float64"):
@@ -107,8 +107,8 @@ def variables(network, frame, dtype="float64"):
     shape = jax.ShapeDtypeStruct((BATCH, *frame), dtype)
     params, state = jax.eval_shape(lambda: network.init(jax.random.key(0), shape))
     leaves, structure = jax.tree.flatten(params)
-    leaves = [0.4 * draw(leaf.shape, dtype, seed) for seed, leaf in enumerate(leaves)]
-    state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), state)
+    leaves = [draw(leaf.shape, dtype, seed, 0.4) for seed, leaf in enumerate(leaves)]
+    state = jax.tree.map(lambda leaf: jnp.asarray(np.ones(leaf.shape, leaf.dtype)), state)
     return jax.tree.unflatten(structure, leaves), state
 
 
@@ -118,14 +118,20 @@ def clip(num_frames, frame, dtype="float64", batch=BATCH):
 
 
 def episode(network, *arguments, rng=None, loss_fn=squared_error, **options):
-    """`step.episode_gradients` under `jax.jit`."""
+    """`step.episode_gradients` under `jax.jit`; the same question twice is compiled once."""
+    return jitted_episode(network, loss_fn, **options)(*arguments, rng)
+
+
+@functools.cache
+def jitted_episode(network, loss_fn, **options):
+    """`step.episode_gradients` as a function of `params, state, frames, targets, rng`."""
 
     def run(params, state, frames, targets, rng):
         return step.episode_gradients(
             network, loss_fn, params, state, frames, targets, rng=rng, **options
         )
 
-    return jax.jit(run)(*arguments, rng)
+    return jax.jit(run)
 
 
 def assert_close(actual, expected, tolerance):

@@ -53,6 +53,7 @@ def test_options_beside_a_value():
 # Frames and targets -------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize(
     ("shapes", "message"),
@@ -92,6 +93,7 @@ def test_an_entry_without_a_batch_axis_on_a_stream(execution):
         init(jax.random.key(0), jax.ShapeDtypeStruct((2, 5), jnp.float32))
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_restarts_are_truth_values():
     network = networks.dense_network(2)
     init, train_step = step.make_train_step(network, squared_error, optax.sgd(0.1), update_every=1)
@@ -114,6 +116,7 @@ def _ones(dtype):
     return Network([add, add])
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("rule", ["sideways", "backprop"])
 @pytest.mark.parametrize("execution", EXECUTIONS)
@@ -133,6 +136,7 @@ def test_sums_over_many_frames_do_not_stall(execution, rule, dtype):
     assert float(done.loss) == 1.0
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("execution", ["scan", "depth_sharded"])
 def test_sums_of_an_update_on_a_stream_do_not_stall(execution):
     frames = jnp.ones((1024, 1, 1), jnp.bfloat16)
@@ -217,8 +221,8 @@ def test_frames_of_another_size_do_not_meet_what_is_in_flight():
 
 @pytest.mark.usefixtures("quick_compile")
 def test_a_call_that_is_not_jitted_compiles_once(caplog):
-    network = _equal_modules()
-    frames, targets = clip(6, (5,), "float32")
+    network = networks.dense_network(2)
+    frames, targets = clip(4, (5,), "float32")
     _, init, train_step = _training(network)
     _, stream_init, stream_step = _training(network, update_every=2)
     params, state = variables(network, (5,), "float32")
@@ -293,6 +297,7 @@ _UPDATES = {
 }
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("update", _UPDATES)
 @pytest.mark.parametrize("update_every", [None, 1])
 def test_a_counter_that_replicas_would_not_agree_on(update, update_every):
@@ -313,6 +318,7 @@ def test_a_counter_that_replicas_would_not_agree_on(update, update_every):
             init(jax.random.key(0), frame)
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_a_counter_of_frames_on_replicas():
     """`test_counters_of_replicas_agree` of the streams has what it counts."""
     normalised = from_linen(nn.BatchNorm(axis_name="data"))

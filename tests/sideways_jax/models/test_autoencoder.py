@@ -42,6 +42,7 @@ def test_a_transposed_convolution_is_that_of_lax(stride):
     )
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("pixel_range", [(0.0, 1.0), (-1.0, 1.0)])
 def test_the_error_is_in_units_of_white(pixel_range):
     frame = jnp.full((1, 2, 2, 3), 255, jnp.uint8)
@@ -52,6 +53,7 @@ def test_the_error_is_in_units_of_white(pixel_range):
     )
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_it_learns_online():
     network = autoencoder(**SMALL, normalise=True)
     ramp = np.linspace(0, 255, 16).astype(np.uint8)

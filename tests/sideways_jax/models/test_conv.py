@@ -100,6 +100,7 @@ def assert_canonical(jaxpr, count):
         assert params["feature_group_count"] == params["batch_group_count"] == 1
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("features", [4, 2])
 @pytest.mark.parametrize(("size", "kernel", "strides", "padding"), CASES)
 def test_float64_gradients_equal_those_of_lax(size, kernel, strides, padding, features):
@@ -109,6 +110,7 @@ def test_float64_gradients_equal_those_of_lax(size, kernel, strides, padding, fe
         assert_close(pulled_back(ours)(x, k), pulled_back(reference)(x, k), 1e-12)
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize(
     ("kernel", "strides", "padding", "dilation"),
     [
@@ -161,6 +163,7 @@ def test_bfloat16(strides, features):
     assert_close(gradients, desired_gradients, 2**-6)
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize(
     ("strides", "padding", "features"),
     [((1, 1), "SAME", 4), ((1, 1), "SAME", 2), ((2, 3), "VALID", 4)],
@@ -211,6 +214,7 @@ def frames_at_once(conv, k, x):
     return k_bar, x_bar
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize(("strides", "features"), [((1, 1), 4), ((1, 1), 2), ((2, 2), 4)])
 def test_gradients_are_canonical_convolutions(strides, features):
     x, k = arrays((8, 8), (3, 3), batch=(FRAMES, 2), features=features)
@@ -277,6 +281,7 @@ def test_no_work_for_the_gradient_that_nobody_wants():
     assert_canonical(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(jnp.square(ours(x, k)))))(x), 2)
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_data_parallel_shard_map():
     x, k = arrays((6, 6), (3, 3), batch=(8,))
     ours, reference = both((2, 2), "SAME")

@@ -90,6 +90,7 @@ def test_vgg8_parameters_and_activations():
     ]
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_simple_cnn_is_what_the_paper_says():
     """Written out once more, with lax alone."""
     network = simple_cnn(3, widths=(4, 5, 6, 7, 8))
@@ -107,6 +108,7 @@ def test_simple_cnn_is_what_the_paper_says():
     np.testing.assert_allclose(y, expected + linear["bias"][None], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_vgg8_block_normalises_between_convolution_and_relu():
     network = vgg8(3, **TINY_VGG)
     frame = normal((4, 32, 32, 3))
@@ -161,6 +163,7 @@ def test_cut_moves_layers_and_nothing_else(make, sizes):
         jax.tree.map(np.testing.assert_array_equal, nested_state, nest(new_state))
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_dropout_in_both_hidden_layers():
     network = vgg8(3, widths=(4, 6, 8, 8, 8), hidden=(2000, 1000), dropout_rate=0.75)
     frame = normal((2, 32, 32, 3))
@@ -184,6 +187,7 @@ def test_dropout_in_both_hidden_layers():
             apply(train=True, rng=None)
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("make", [simple_cnn, vgg8])
 def test_pixel_values_are_scaled(make):
     network = make(3, widths=(4, 6, 8, 8, 8))
@@ -256,6 +260,7 @@ def test_gradient_of_max_pool_is_shared_by_equal_pixels():
     np.testing.assert_array_equal(gradient, np.full((1, 2, 2, 1), 0.25))
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_he_initialisation_keeps_the_scale():
     """The second moment of the activations stays that of the frame, through five ReLUs."""
     network = simple_cnn(10)
@@ -266,6 +271,7 @@ def test_he_initialisation_keeps_the_scale():
     assert 0.3 < jnp.mean(jnp.square(x)) < 2  # 1/32 of it with flax's default.
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_initialisers_equal_those_of_flax(scale):
     reference = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")

@@ -78,22 +78,22 @@ def test_testing_uses_the_running_statistics_and_changes_nothing(module, x):
     assert (module.apply(params, shifted, x, train=False, rng=None)[0] != y).any()
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_executions_agree(module, x):
     network = Network([module, module])
     rng = np.random.default_rng(1)
     frames, targets = (jnp.asarray(rng.standard_normal((5, 6, 4)), jnp.float32) for _ in "ab")
     params, state = network.init(jax.random.key(0), frames[0])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def episode(execution, params, state, rng):
+        return step.episode_gradients(
+            network, lambda y, target: jnp.mean((y - target) ** 2), params, state, frames, targets,
+            execution=execution, rng=rng,
+        )  # fmt: skip
+
     scan, parallel = (
-        step.episode_gradients(
-            network,
-            lambda y, target: jnp.mean((y - target) ** 2),
-            params,
-            state,
-            frames,
-            targets,
-            execution=execution,
-            rng=jax.random.key(2),
-        )
+        episode(execution, params, state, jax.random.key(2))
         for execution in ("scan", "time_parallel")
     )
     jax.tree.map(

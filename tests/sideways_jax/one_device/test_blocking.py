@@ -42,7 +42,7 @@ def _step(depth):
     return network, start, jax.jit(train_step), frames, targets
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("x64", "quick_compile")
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_every_frame_that_is_taken_is_one_step_of_backprop(depth):
     network, start, train_step, frames, targets = _step(depth)
@@ -50,15 +50,21 @@ def test_every_frame_that_is_taken_is_one_step_of_backprop(depth):
     params, state, opt_state = start.params, start.state, tx.init(start.params)
     clock = blocking.clock(depth, len(frames))
     outputs = {-1: jnp.zeros_like(targets[0])}
-    for t in clock.taken[clock.taken >= 0]:
 
-        def loss(params, state=state, t=t):
-            output, new = network.apply(params, state, frames[t], train=True)
-            return squared_error(output, targets[t]), (output, new)
+    @jax.jit
+    def backprop(params, state, opt_state, frame, target):
+        def loss(params):
+            output, new = network.apply(params, state, frame, train=True)
+            return squared_error(output, target), (output, new)
 
-        grads, (outputs[t], state) = jax.grad(loss, has_aux=True)(params)
+        grads, (output, state) = jax.grad(loss, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state, opt_state, output
+
+    for t in clock.taken[clock.taken >= 0]:
+        params, state, opt_state, outputs[t] = backprop(
+            params, state, opt_state, frames[t], targets[t]
+        )
 
     train_state, metrics = start, []
     shown, seen = [], []
@@ -82,6 +88,7 @@ def test_every_frame_that_is_taken_is_one_step_of_backprop(depth):
     assert metrics[1]["again"] == pytest.approx(float(np.mean(late)), abs=1e-10)
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_what_is_left_of_a_stream_is_not_shown_to_the_next():
     _, start, train_step, frames, targets = _step(3)
     reset = np.zeros((len(frames), BATCH), bool)
@@ -94,6 +101,7 @@ def test_what_is_left_of_a_stream_is_not_shown_to_the_next():
     assert (np.asarray(out.outputs)[out.frames < 0] == 0).all()
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_inference_shows_what_the_clock_says():
     network, params, state = networks.start(networks.batch_norm_network, 4)
     frames, _ = networks.random_clip(11)

@@ -7,36 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sideways_jax import step
 from tests.sideways_jax import networks, reference
 from tests.sideways_jax.comparison import assert_same, assert_same_episode, largest_difference
 from tests.sideways_jax.networks import squared_error
+from tests.sideways_jax.sharding import episode
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 
 DEPTHS = (1, 2, 4, 6)
 EXECUTIONS = ("scan", "time_parallel")
-TARGETS = ("stream", "origin")
 RNG_SEED = 11
 
 
 def _clip(make_network, num_frames, make_clip=networks.random_clip):
     return make_clip(num_frames, networks.frame_shape(make_network))
-
-
-@functools.cache
-def _jitted(network, loss_fn, **options):
-    def episode(params, state, frames, targets, rng):
-        return step.episode_gradients(
-            network, loss_fn, params, state, frames, targets, rng=rng, **options
-        )
-
-    return jax.jit(episode)
-
-
-def _library(network, params, state, frames, targets, rng=None, loss_fn=squared_error, **options):
-    """`step.episode_gradients` under `jax.jit`; the same question twice is compiled once."""
-    return _jitted(network, loss_fn, **options)(params, state, frames, targets, rng)
 
 
 def _sideways(network, params, state, frames, targets, target="stream", rng=None, train=True):
@@ -84,7 +68,7 @@ def test_sideways_on_random_frames(depth, extra_steps, target, make_clip, execut
     start = networks.start(networks.mixed_network, depth)
     clip = make_clip(2 * depth - 1 + extra_steps, networks.PIXELS)
     rng = jax.random.key(RNG_SEED)
-    actual = _library(*start, *clip, rng=rng, target=target, execution=execution)
+    actual = episode(*start, *clip, rng=rng, target=target, execution=execution)
     assert_same_episode(actual, _sideways(*start, *clip, target=target, rng=rng))
 
 
@@ -102,7 +86,7 @@ def test_sideways_one_kind_of_module_at_a_time(make_network, execution):
     start = networks.start(make_network, 4)
     clip = _clip(make_network, 9)
     rng = jax.random.key(RNG_SEED) if make_network is networks.dropout_network else None
-    actual = _library(*start, *clip, rng=rng, target="stream", execution=execution)
+    actual = episode(*start, *clip, rng=rng, target="stream", execution=execution)
     expected = _sideways(*start, *clip, rng=rng)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected.grads))
     assert_same_episode(actual, expected)
@@ -112,7 +96,7 @@ def test_sideways_one_kind_of_module_at_a_time(make_network, execution):
 def test_not_training_uses_running_statistics_and_leaves_them(execution):
     start = networks.start(networks.mixed_network, 4)
     clip = _clip(networks.mixed_network, 8)
-    actual = _library(*start, *clip, execution=execution, train=False)
+    actual = episode(*start, *clip, execution=execution, train=False)
     assert_same_episode(actual, _sideways(*start, *clip, train=False))
     assert_same(actual.state, start[2], atol=0)
 
@@ -122,7 +106,7 @@ def test_not_training_uses_running_statistics_and_leaves_them(execution):
 def test_constant_frames_give_backprop(depth, execution):
     start = networks.start(networks.batch_norm_network, depth)
     clip = _clip(networks.batch_norm_network, 2 * depth + 1, networks.constant_clip)
-    actual = _library(*start, *clip, target="stream", execution=execution)
+    actual = episode(*start, *clip, target="stream", execution=execution)
     assert_same(actual.grads, _backprop(*start, *clip).grads)
 
 
@@ -131,7 +115,7 @@ def test_one_module_gives_backprop(execution):
     start = networks.start(networks.mixed_network, 1)
     clip = _clip(networks.mixed_network, 7)
     rng = jax.random.key(RNG_SEED)
-    actual = _library(*start, *clip, rng=rng, target="origin", execution=execution)
+    actual = episode(*start, *clip, rng=rng, target="origin", execution=execution)
     assert_same_episode(actual, _backprop(*start, *clip, rng=rng))
 
 
@@ -143,7 +127,7 @@ def test_the_last_module_is_exact_on_random_frames(target, execution):
     seen = num_frames - depth + 1
     labels = targets[depth - 1 :] if target == "stream" else targets[:seen]
     loss, exact = _gradient_of_mean_loss(*start, frames[:seen], labels)
-    actual = _library(*start, frames, targets, target=target, execution=execution)
+    actual = episode(*start, frames, targets, target=target, execution=execution)
     assert_same(actual.loss, loss)
     assert_same(actual.grads[-1], exact[-1])
     # And only that one: the others combine different frames.
@@ -161,7 +145,7 @@ def test_a_broken_last_frame_reaches_only_the_module_that_saw_it(execution):
     for i in range(1, 4):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected.grads[i]))
     assert_same_episode(
-        _library(*start, frames, targets, target="stream", execution=execution), expected
+        episode(*start, frames, targets, target="stream", execution=execution), expected
     )
 
 
@@ -181,7 +165,7 @@ def test_backprop_is_the_gradient_of_the_mean_loss(make_network, depth, executio
     start = networks.start(make_network, depth)
     clip = _clip(make_network, 3)
     loss, grads = _gradient_of_mean_loss(*start, *clip)
-    actual = _library(*start, *clip, rule="backprop", execution=execution)
+    actual = episode(*start, *clip, rule="backprop", execution=execution)
     assert_same(actual.loss, loss)
     assert_same(actual.grads, grads)
 
@@ -193,132 +177,5 @@ def test_backprop_on_everything_at_once(depth, target, execution):
     start = networks.start(networks.mixed_network, depth)
     clip = networks.byte_clip(3)
     rng = jax.random.key(RNG_SEED)
-    actual = _library(*start, *clip, rng=rng, target=target, rule="backprop", execution=execution)
+    actual = episode(*start, *clip, rng=rng, target=target, rule="backprop", execution=execution)
     assert_same_episode(actual, _backprop(*start, *clip, rng=rng))
-
-
-# Kinds of input ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_integer_labels(execution):
-    start = networks.start(networks.dense_network, 4)
-    frames, _ = _clip(networks.dense_network, 9)
-    labels = jnp.asarray(np.random.default_rng(0).integers(0, 3, (9, networks.BATCH)), jnp.int32)
-
-    def cross_entropy(logits, label):
-        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1))
-
-    actual = _library(*start, frames, labels, loss_fn=cross_entropy, execution=execution)
-    expected = reference.sideways_episode(
-        start[0], cross_entropy, *start[1:], frames, labels, target="stream", train=True, rng=None
-    )
-    assert_same_episode(actual, expected)
-
-
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_frames_targets_and_outputs_may_be_pytrees(execution):
-    """The last module may give a dictionary as well, and the loss take it apart."""
-    network = networks.Network([networks.left_and_right(), networks.fork(4)])
-    (left, y), (right, _) = (networks.random_clip(5, seed=seed) for seed in (0, 1))
-    frames, targets = {"left": left, "right": right}, (y, 2 * y)
-    params, state = network.init(jax.random.key(0), jax.tree.map(lambda leaf: leaf[0], frames))
-
-    def loss_fn(output, target):
-        x, h = output["skip"]
-        return squared_error(x[:, :3], target[0]) + squared_error(
-            (output["main"] * h)[:, :3], target[1]
-        )
-
-    for target in TARGETS:
-        expected = reference.sideways_episode(
-            network, loss_fn, params, state, frames, targets, target=target, train=True, rng=None
-        )
-        actual = _library(
-            network, params, state, frames, targets,
-            loss_fn=loss_fn, target=target, execution=execution,
-        )  # fmt: skip
-        assert_same_episode(actual, expected)
-
-
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_old_style_keys(execution):
-    start = networks.start(networks.mixed_network, 1)
-    clip = _clip(networks.mixed_network, 2)
-    rng = jax.random.PRNGKey(RNG_SEED)
-    assert_same_episode(
-        _library(*start, *clip, rng=rng, execution=execution), _sideways(*start, *clip, rng=rng)
-    )
-
-
-# What JAX should not change ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_the_same_without_jit(execution):
-    start = networks.start(networks.dense_network, 2)
-    clip = _clip(networks.dense_network, 4)
-    plain = step.episode_gradients(start[0], squared_error, *start[1:], *clip, execution=execution)
-    assert_same(plain, _library(*start, *clip, execution=execution), atol=1e-12)
-
-
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_gradients_have_the_structure_of_the_parameters(execution):
-    network, params, state = networks.start(networks.mixed_network, 6)
-    assert {} in params  # a module without parameters is among them
-    clip = _clip(networks.mixed_network, 11)
-    episode = jax.eval_shape(
-        _jitted(network, squared_error, execution=execution),
-        params,
-        state,
-        *clip,
-        jax.random.key(0),
-    )
-    for actual, expected in ((episode.grads, params), (episode.state, state)):
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), expected)
-        assert actual == shapes
-        assert isinstance(actual, tuple)
-
-
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_single_precision_stays_single_and_is_close(execution):
-    start = networks.start(networks.keyless_mixed_network, 4)
-    clip = _clip(networks.keyless_mixed_network, 9)
-    expected = _sideways(*start, *clip)
-
-    def to_single(tree):
-        def convert(leaf):
-            return leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf
-
-        return jax.tree.map(convert, tree)
-
-    single = to_single((start[1], start[2], *clip))
-    with jax.enable_x64(False):
-        actual = _library(start[0], *single, execution=execution)
-    for part in ("grads", "loss", "outputs", "state"):
-        reference_part = to_single(jax.tree.map(np.asarray, getattr(expected, part)))
-        assert_same(getattr(actual, part), reference_part, atol=2e-5, what=part)
-
-
-@pytest.mark.parametrize("rule", ["sideways", "backprop"])
-def test_a_state_that_changes_the_output(rule):
-    """Modules may remember: here every frame is scaled by how many there were before it."""
-    network = networks.Network(
-        [networks.dense(4), networks.fading(), networks.linear(networks.NUM_OUTPUTS)]
-    )
-    clip = networks.random_clip(8)
-    start = (network, *network.init(jax.random.key(0), clip[0][0]))
-    expected = {"sideways": _sideways, "backprop": _backprop}[rule](*start, *clip)
-    for execution in EXECUTIONS:
-        assert_same_episode(_library(*start, *clip, rule=rule, execution=execution), expected)
-
-
-def test_an_optimised_program_computes_the_same():
-    """Once with all of XLA's optimisations, which the tests above do without."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    start = networks.start(networks.batch_norm_network, 2)
-    clip = _clip(networks.batch_norm_network, 5)
-    expected = _sideways(*start, *clip)
-    for execution in EXECUTIONS:
-        fresh = _jitted.__wrapped__(start[0], squared_error, execution=execution)
-        assert_same_episode(fresh(*start[1:], *clip, None), expected)

@@ -1,6 +1,6 @@
 """Online learning on batches of streams that start and end at different times."""
 
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,33 @@ def _resets(num_frames, batch, seed=0):
     return reset
 
 
+@functools.partial(jax.jit, static_argnames="module")
+def _linearised(module, params, state, x):
+    """The output of a module for one example, and the function that takes a gradient back."""
+
+    def forward(params, x):
+        return module.apply(params, state, x[None], train=True, rng=None)[0][0]
+
+    return jax.vjp(forward, params, x)
+
+
+@jax.jit
+def _pulled_back(vjp, cotangent):
+    return vjp(cotangent)
+
+
+@jax.jit
+def _loss_and_gradient(output, label):
+    return jax.value_and_grad(lambda y: squared_error(y[None], label[None]))(output)
+
+
 def _reference(network, params, frames, targets, reset, *, update_every, target, state=None):
     """A Python loop over steps, examples and modules; every example has inboxes of its own.
 
     Returns the parameters, and by step and example the frame that is shown (or -1) and the loss.
     """
     depth, batch = network.depth, frames.shape[1]
-    params = list(params)
+    frames, targets, params = jax.tree.map(np.asarray, (frames, targets, list(params)))
     state = state or [()] * depth
     above = [[None] * depth for _ in range(batch)]  # [b][i]: (cotangent, frame), for module i
     below = [[None] * depth for _ in range(batch)]  # [b][i]: (activation, target, frame)
@@ -52,27 +72,22 @@ def _reference(network, params, frames, targets, reset, *, update_every, target,
                 if below[b][i] is None:
                     continue
                 x, own_target, frame = below[b][i]
-                module = network.modules[i]
-
-                def forward(params, x, module=module, state=state[i]):
-                    return module.apply(params, state, x, train=True, rng=None)[0]
-
-                y, vjp = jax.vjp(forward, params[i], x[None])
+                y, vjp = _linearised(network.modules[i], params[i], state[i], x)
                 cotangent = above[b][i]
                 if i < depth - 1:
-                    new_below[i + 1] = y[0], own_target, frame
+                    new_below[i + 1] = y, own_target, frame
                 else:
-                    label = (own_target if target == "origin" else targets[t, b])[None]
-                    losses[t, b], gradient = jax.value_and_grad(squared_error)(y, label)
+                    label = own_target if target == "origin" else targets[t, b]
+                    losses[t, b], cotangent = _loss_and_gradient(y, label)
                     shown[t, b] = frame
-                    cotangent = gradient[0]
                 if cotangent is None:
                     continue
-                grads, sent_down = vjp(cotangent[None])
-                sums[i] = jax.tree.map(jnp.add, sums[i], grads) if counts[i] else grads
+                grads, sent_down = _pulled_back(vjp, cotangent)
+                grads = jax.tree.map(np.asarray, grads)
+                sums[i] = jax.tree.map(np.add, sums[i], grads) if counts[i] else grads
                 counts[i] += 1
                 if i:
-                    new_above[i - 1] = sent_down[0]
+                    new_above[i - 1] = sent_down
             above[b], below[b] = new_above, new_below
         if (t + 1) % update_every == 0:
             for i in range(depth):
@@ -84,7 +99,7 @@ def _reference(network, params, frames, targets, reset, *, update_every, target,
     return tuple(params), shown, losses
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("x64", "quick_compile")
 @pytest.mark.parametrize(
     ("depth", "update_every", "target"),
     [(1, 1, "stream"), (2, 1, "origin"), (4, 1, "stream"), (4, 3, "origin"), (6, 1, "stream")],
@@ -102,7 +117,7 @@ def test_online_learning_is_the_loop(depth, update_every, target):
     expected, shown, losses = _reference(
         network, params, frames, targets, reset, update_every=update_every, target=target
     )
-    for k in (slice(0, 12), slice(12, 30)):
+    for k in (slice(0, 15), slice(15, 30)):  # Of one length: one program.
         train_state, metrics, outputs = train_step(train_state, frames[k], targets[k], reset[k])
         np.testing.assert_array_equal(outputs.frames, shown[k])
         assert metrics["loss"] == pytest.approx(np.nanmean(losses[k]), abs=1e-10)
@@ -149,7 +164,7 @@ def test_nothing_of_a_bubble_reaches_a_parameter_whatever_a_module_computes(mesh
     assert np.isfinite(jax.tree.leaves(expected)[0]).all()
     train_state, metrics, outputs = jax.jit(train_step)(start, frames, targets, reset)
     np.testing.assert_array_equal(outputs.frames, shown)
-    assert_same(to_modules(train_state).params, jax.tree.map(np.asarray, expected), atol=1e-10)
+    assert_same(to_modules(train_state).params, expected, atol=1e-10)
     assert metrics["loss"] == pytest.approx(np.nanmean(losses), abs=1e-10)
 
 
@@ -161,7 +176,7 @@ def test_examples_that_wait_for_a_pseudo_gradient_stay_as_they_are():
     params, state = network.init(jax.random.key(1), frames[0])
     batch = networks.BATCH
     in_flight = step.init_in_flight(network, params, state, frames[0], per_example=True)
-    advance = jax.jit(partial(step.computation_step, network, squared_error))
+    advance = jax.jit(functools.partial(step.computation_step, network, squared_error))
     for t in range(9):
         if t == 6:
             in_flight = step.restart(in_flight, jnp.arange(batch) == 1)
@@ -181,7 +196,7 @@ def test_examples_that_wait_for_a_pseudo_gradient_stay_as_they_are():
     assert trained.tolist() == [True, False, True]
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("x64", "quick_compile")
 def test_dropout_draws_by_module_and_frame():
     """A key is the same when a frame goes up and when its gradient comes down, over calls, too."""
     network, params, state = networks.start(networks.dropout_network, 4)
@@ -193,7 +208,7 @@ def test_dropout_draws_by_module_and_frame():
         rng=train_state.rng, learning_rate=RATE,
     )  # fmt: skip
     train_step = jax.jit(train_step)
-    for k in (slice(0, 5), slice(5, 14)):
+    for k in (slice(0, 7), slice(7, 14)):
         train_state, _ = train_step(train_state, *(x[k] for x in clip))
     assert_same(train_state.params, expected.params, atol=1e-10)
 
@@ -207,12 +222,13 @@ def test_nothing_of_the_stream_before_leaks():
     )  # fmt: skip
     train_step = jax.jit(train_step)
     train_state = init(jax.random.key(0), frames[0], targets[0])._replace(params=params)
-    train_state, *_ = train_step(train_state, frames[:12], targets[:12])
+    on = np.zeros((12, networks.BATCH), bool)  # Given every time: one program.
+    train_state, *_ = train_step(train_state, frames[:12], targets[:12], on)
     poisoned = jax.tree.map(
         lambda x: x.at[1].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.inexact) else x,
         train_state.in_flight,
     )
-    reset = np.zeros((12, networks.BATCH), bool)
+    reset = on.copy()
     reset[0, 1] = True
     results = [
         train_step(train_state._replace(in_flight=one), frames[12:], targets[12:], reset)
@@ -222,18 +238,20 @@ def test_nothing_of_the_stream_before_leaks():
     assert_same(results[0][2], results[1][2], atol=0)
     assert np.isfinite(results[1][1]["loss"])
     # Without the reset it does get through: the poison was there.
-    leaked, *_ = train_step(train_state._replace(in_flight=poisoned), frames[12:], targets[12:])
+    leaked, *_ = train_step(train_state._replace(in_flight=poisoned), frames[12:], targets[12:], on)
     assert not all(np.isfinite(x).all() for x in jax.tree.leaves(leaked.params))
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_statistics_move_only_when_no_example_is_a_bubble():
     network, _, _ = networks.start(networks.batch_norm_network, 3)
-    frames, targets = networks.random_clip(12)
+    frames, targets = networks.random_clip(7)
     init, train_step = step.make_train_step(network, squared_error, optax.sgd(RATE), update_every=1)
     train_step = jax.jit(train_step)
-    start, _ = train_step(init(jax.random.key(0), frames[0]), frames[:6], targets[:6])
-    reset = np.arange(networks.BATCH)[None] == 1
-    after, _ = train_step(start, frames[6:7], targets[6:7], reset)
+    after = init(jax.random.key(0), frames[0])
+    for t in range(7):  # One at a time: one program.
+        start, reset = after, (t == 6) & (np.arange(networks.BATCH)[None] == 1)
+        after, _ = train_step(start, frames[t : t + 1], targets[t : t + 1], reset)
     moved = [
         any((a != b).any() for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
         for pair in zip(start.state, after.state, strict=True)
@@ -241,6 +259,7 @@ def test_statistics_move_only_when_no_example_is_a_bubble():
     assert moved == [True, False, False]
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("make", [
     lambda *arguments: step.make_train_step(*arguments, update_every=1, target="origin"),
     lambda *arguments: step.make_train_step(*arguments, rule="backprop", update_every=1),
@@ -254,6 +273,7 @@ def test_what_init_gives_can_be_donated(make):
     assert len({id(leaf) for leaf in leaves}) == len(leaves)
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_mistakes():
     network, _, _ = networks.start(networks.dense_network, 2)
     frames, targets = networks.random_clip(7)

@@ -40,6 +40,7 @@ def test_outputs_are_the_synchronous_ones(name):
     assert model.counters.frames_per_second > 0
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_a_reset_empties_the_pipeline_of_one_stream():
     network, params, state = networks.start(networks.dense_network, 3)
     frames, _ = networks.random_clip(9)
@@ -63,6 +64,7 @@ def test_a_reset_empties_the_pipeline_of_one_stream():
     assert model.push(frames[0]) is None
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_a_scan_gives_the_same():
     network, params, state = networks.start(networks.batch_norm_network, 4)
     frames, _ = networks.random_clip(8)
@@ -74,6 +76,7 @@ def test_a_scan_gives_the_same():
         np.testing.assert_allclose(out.outputs[t], expected, atol=1e-6)
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_mistakes():
     network, params, state = networks.start(networks.dense_network, 2)
     model = stream.PipelinedModel(network, params, state)

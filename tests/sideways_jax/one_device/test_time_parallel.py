@@ -187,7 +187,7 @@ def traced(module, train, rng=None):
     return trace(module, params, state, x, rng, train=train), *arguments
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("x64", "quick_compile")
 @pytest.mark.parametrize("name", MODULES)
 def test_the_two_parts_of_a_module_are_the_module(name):
     module = MODULES[name]

@@ -210,6 +210,7 @@ def test_the_poison_is_where_nothing_has_arrived():
         assert seen.count(("pseudo-gradient", i, False)) == 9 - 2 * 3 + i
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_gradients_inside_the_branches_of_a_switch_on_the_device():
     """jax-ml/jax#40823, as this library uses it: `check_vma=False`, the vjp inside the branch.
 
@@ -255,6 +256,7 @@ def test_gradients_inside_the_branches_of_a_switch_on_the_device():
 # What the compiled program looks like -------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize(("num_devices", "messages"), [(2, 1), (3, 2)])
 def test_messages_of_a_step(num_devices, messages):
     """One up and one down, however many modules and leaves; both at once between two devices."""

@@ -19,15 +19,24 @@ from tests.sideways_jax.sharding import TOLERANCE, assert_close, case, clip, epi
 RNG = functools.partial(jax.random.key, sharding.RNG_SEED)
 
 
-def _gradients_of_the_mean_loss(network, params, state, frames, targets):
-    def mean_loss(params):
-        losses = [
-            squared_error(network.apply(params, state, frame, train=True)[0], target)
-            for frame, target in zip(frames, targets, strict=True)
-        ]
-        return sum(losses) / len(losses)
+@functools.cache
+def _gradients_of_the_mean_loss(num_frames):
+    """What JAX says about the network as a whole: it, its variables, frames, the loss, gradients.
 
-    return jax.jit(jax.value_and_grad(mean_loss))(params)
+    One frame is compiled; the mean is NumPy.
+    """
+    network = networks.dense_network(4)
+    start = variables(network, (5,))
+    frames = clip(num_frames, (5,))
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_and_gradients(params, frame, target):
+        return squared_error(network.apply(params, start[1], frame, train=True)[0], target)
+
+    losses = [loss_and_gradients(start[0], *one) for one in zip(*frames, strict=True)]
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *losses)
+    return network, start, frames, *mean
 
 
 @pytest.mark.usefixtures("x64", "quick_compile")
@@ -47,10 +56,7 @@ def _gradients_of_the_mean_loss(network, params, state, frames, targets):
     ],
 )
 def test_a_schedule_gives_the_gradient(schedule, num_devices, num_frames, recompute, groups):
-    network = networks.dense_network(4)
-    start = variables(network, (5,))
-    frames = clip(num_frames, (5,))
-    loss, grads = _gradients_of_the_mean_loss(network, *start, *frames)
+    network, start, frames, loss, grads = _gradients_of_the_mean_loss(num_frames)
     actual = episode(
         network, *start, *frames, rule="backprop", schedule=schedule, groups=groups,
         recompute=recompute, execution="depth_sharded", mesh=make_mesh(num_devices),

@@ -205,6 +205,7 @@ def test_to_modules_and_back():
     assert_close(run.to_modules(run.from_modules(saved)), saved, 0)
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_a_state_that_lies_in_another_way():
     network, frame = case("normalised", "float32")
     clip = [x[0] for x in _clips(5, frame, "float32", 1)]
@@ -217,6 +218,7 @@ def test_a_state_that_lies_in_another_way():
         other.train_step(start, *clip)
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_an_optimiser_that_would_differ_is_refused():
     network, frame = case("normalised", "float32")
     tx = optax.flatten(optax.sgd(0.1, momentum=0.9))
