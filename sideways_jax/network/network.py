@@ -267,7 +267,7 @@ def check_still(network: Network, params: tuple, state: tuple, frame: PyTree) ->
     for i, module in enumerate(network.modules):
         shapes = jax.tree.map(shape_of, (params[i], state[i], inputs[i]))
 
-        def new_state(params, state, x, module=module):
+        def new_state(params: PyTree, state: PyTree, x: PyTree, module: Module = module) -> PyTree:
             return module.apply(params, state, x, train=False, rng=None)[1]
 
         jaxpr = jax.make_jaxpr(new_state)(*shapes).jaxpr

@@ -182,24 +182,29 @@ def init_on_device(
         return finish(n, jax.tree.unflatten(structure, leaves), *operands)
 
     wanted = [divided.held(n) for n in range(len(divided.groups))]
-    flow = divided.owners.init
-    return _run(divided.groups, flow, divided.init_rounds, inputs, wanted, last, operands)
+    flow, rounds = divided.owners.init, divided.init_rounds
+    return _run(divided.groups, flow, rounds, inputs, wanted, _nothing, last, operands)[0]
 
 
 def update_on_device(
-    divided: Divided, read: Callable[..., tuple], finish: Callable, *operands: PyTree
-) -> PyTree:
+    divided: Divided,
+    read: Callable[..., tuple],
+    total: Callable[..., PyTree],
+    finish: Callable,
+    *operands: PyTree,
+) -> tuple[PyTree, PyTree]:
     """`tx.update`, on one device; to be called inside `shard_map`.
 
     Args:
       divided: see `divide`.
       read: `read(n, *operands)`, the gradients of the modules of device n, the state that it has,
         and the parameters of its modules.
+      total: `total(n, *operands)`, numbers to be summed over the devices.
       finish: `finish(n, updates, state, *operands)`, with updates of its modules and its new state.
-      operands: what both take, the same shapes on all devices.
+      operands: what all three take, the same shapes on all devices.
 
     Returns:
-      What `finish` does.
+      What `finish` does, and the sum of `total` over the devices.
     """
     owners, groups = divided.owners, divided.groups
     num_params, num_state = len(owners.modules), len(owners.homes)
@@ -227,7 +232,8 @@ def update_on_device(
         [*_leaves_of(divided, n), *(num_params + k for k in divided.held(n))]
         for n in range(len(groups))
     ]
-    return _run(groups, owners.update, divided.update_rounds, inputs, wanted, last, operands)
+    flow = owners.update
+    return _run(groups, flow, divided.update_rounds, inputs, wanted, total, last, operands)
 
 
 def hold_back(divided: Divided, n: int, trained: jax.Array, new: PyTree, old: PyTree) -> PyTree:
@@ -243,6 +249,10 @@ def hold_back(divided: Divided, n: int, trained: jax.Array, new: PyTree, old: Py
     return jax.tree.unflatten(structure, chosen)
 
 
+def _nothing(n: int, *operands: PyTree) -> tuple:
+    return ()
+
+
 def _leaves_of(divided: Divided, n: int) -> list[int]:
     """The numbers of the leaves of the parameters on device n."""
     group = divided.groups[n]
@@ -255,9 +265,10 @@ def _run(
     rounds: Rounds,
     inputs: Callable[..., dict[int, jax.Array]],
     wanted: list[list[int]],
+    total: Callable[..., PyTree],
     last: Callable,
     operands: tuple,
-) -> PyTree:
+) -> tuple[PyTree, PyTree]:
     """A program of which every device computes its part, after rounds of telling numbers.
 
     Args:
@@ -265,8 +276,12 @@ def _run(
       flow, rounds: the program, and what is told in each round.
       inputs: `inputs(n, *operands)`, those inputs of the program that device n has.
       wanted: the outputs of the program that device n needs.
+      total: `total(n, *operands)`, what is summed over devices, with the first message there is.
       last: `last(n, outputs, *operands)`, with the outputs that device n needs.
       operands: of every device.
+
+    Returns:
+      What `last` does, and the sum of `total`.
     """
     program, devices = flow.program, range(len(groups))
     told = [v for now in rounds for v in now]
@@ -279,18 +294,23 @@ def _run(
     def tell(n, now, heard, *operands):
         own = [v for v in now if flow.homes[v] in groups[n]]
         found = dict(zip(own, values(n, heard, operands, own), strict=True))
-        return _in_vectors(now, found)
+        return _in_vectors(now, found), () if heard else total(n, *operands)
 
     def finish(n, heard, *operands):
         found = values(n, heard, operands, [program.outputs[k] for k in wanted[n]])
-        return last(n, dict(zip(wanted[n], found, strict=True)), *operands)
+        result = last(n, dict(zip(wanted[n], found, strict=True)), *operands)
+        return result, () if heard else total(n, *operands)
 
     heard: list[jax.Array] = []
+    summed = ()
     for now in rounds:
-        vectors = run_branch([partial(tell, n, now) for n in devices], heard, *operands)
+        said = run_branch([partial(tell, n, now) for n in devices], heard, *operands)
         # The others say zero: a sum is what the one device says that knows the number.
-        heard = heard + _out_of_vectors(now, jax.lax.psum(vectors, DEPTH))
-    return run_branch([partial(finish, n) for n in devices], heard, *operands)
+        vectors, first = jax.lax.psum(said, DEPTH)
+        summed = summed if heard else first
+        heard = heard + _out_of_vectors(now, vectors)
+    result, rest = run_branch([partial(finish, n) for n in devices], heard, *operands)
+    return result, summed if heard else jax.lax.psum(rest, DEPTH)
 
 
 def _in_vectors(

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sideways_jax.devices.mesh import DEPTH
 from sideways_jax.devices.packing import Packed
 from sideways_jax.pipeline import local_optimizer
 from sideways_jax.pipeline.plan import Plan
@@ -53,8 +52,12 @@ def update_on_device(
         grads = tuple(average(one, num_grads[i], like) for i, one, like in modules)
         return grads, plan.opt_packing.unpack(n, opt_state), own
 
+    def square(n, params, opt_state, sums, num_grads):
+        grads, *_ = read(n, params, opt_state, sums, num_grads)
+        return squared_norm(grads, like=plan.params)
+
     def finish(n, updates, new, params, opt_state, sums, num_grads):
-        grads, old, own = read(n, params, opt_state, sums, num_grads)
+        _, old, own = read(n, params, opt_state, sums, num_grads)
         if hold:
             trained = num_grads > 0
             updates = tuple(
@@ -62,10 +65,9 @@ def update_on_device(
             )
             new = local_optimizer.hold_back(plan.optimizer, n, trained, new, old)
         own = optax.apply_updates(own, updates)
-        square = squared_norm(grads, like=plan.params)
-        return layout.params.pack(n, own), plan.opt_packing.pack(n, new), square
+        return layout.params.pack(n, own), plan.opt_packing.pack(n, new)
 
-    params, opt_state, square = local_optimizer.update_on_device(
-        plan.optimizer, read, finish, params, opt_state, sums, num_grads
+    (params, opt_state), total = local_optimizer.update_on_device(
+        plan.optimizer, read, square, finish, params, opt_state, sums, num_grads
     )
-    return params, opt_state, jnp.sqrt(jax.lax.psum(square, DEPTH))
+    return params, opt_state, jnp.sqrt(total)

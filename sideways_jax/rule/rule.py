@@ -132,14 +132,16 @@ def run_group(
     held, trained = numbers.frames >= 0, numbers.origins >= 0
     per_example = held.ndim == 2
 
-    def filled(i, tree):
+    def filled(i: int, tree: PyTree) -> PyTree:
         return _with_stand_ins(held[i], numbers.complete[i], tree, axis) if per_example else tree
 
-    def loss_gradient(output):
+    def loss_gradient(output: PyTree) -> PyTree:
         gradient = jax.grad(task.loss_fn)(output, filled(top, target))
         return select(held[top], gradient) if per_example else gradient
 
-    def one_module(i, params, state, x, pseudo_gradient):
+    def one_module(
+        i: int, params: PyTree, state: PyTree, x: PyTree, pseudo_gradient: PyTree
+    ) -> ModuleStep:
         if i == top:
             pseudo_gradient = loss_gradient
         elif per_example:
@@ -171,11 +173,11 @@ def _with_stand_ins(mask: jax.Array, complete: jax.Array, tree: PyTree, axis: st
     if axis is None:
         return jax.tree.map(partial(_filled, mask), tree) if batch > 1 else tree
 
-    def of_all_replicas():
+    def of_all_replicas() -> PyTree:
         everywhere = jax.lax.all_gather(mask, axis, tiled=True)
         first = jax.lax.axis_index(axis) * batch
 
-        def one(x):
+        def one(x: jax.Array) -> jax.Array:
             if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
                 return x
             whole = _filled(everywhere, jax.lax.all_gather(x, axis, tiled=True))
