@@ -73,7 +73,7 @@ class Packing:
             values.append(wrap_keys(value, leaf) if _is_key(leaf) else value.reshape(leaf.shape))
         return jax.tree.unflatten(structure, values)
 
-    def shapes(self) -> Packed:
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the vectors."""
         return {
             name: jax.ShapeDtypeStruct((length,), _dtype_of_vector(name))
@@ -97,7 +97,7 @@ class Packing:
         return _places(jax.tree.leaves(self.trees[device]))
 
 
-def wrap_keys(data: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+def wrap_keys(data: jax.Array | np.ndarray, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """Keys of random numbers out of their data in a vector.
 
     Args:

@@ -24,8 +24,8 @@ from sideways_jax.devices.exchange import run_branch
 from sideways_jax.devices.mesh import DEPTH
 from sideways_jax.devices.packing import wrap_keys
 from sideways_jax.devices.placement import Groups
-from sideways_jax.tools.programs import evaluate, part
-from sideways_jax.tools.trees import PyTree, zeros
+from sideways_jax.tools.programs import evaluate, part, shape_of_variable
+from sideways_jax.tools.trees import PyTree, same_structure, zeros
 from sideways_jax.training.hold_back import check_separable
 from sideways_jax.training.optimizer_trace import LOOKS_AT_VALUES
 from sideways_jax.training.ownership import Ownership, find_owners
@@ -107,8 +107,8 @@ def _check(owners: Ownership) -> None:
         raise ValueError(
             _REFUSED.format("it prints or calls functions of the host (jax.debug, io_callback)")
         )
-    old, structure = jax.tree_util.tree_flatten_with_path(owners.state)
-    if jax.tree.structure(owners.new_state) != structure:
+    old = jax.tree_util.tree_leaves_with_path(owners.state)
+    if not same_structure(owners.new_state, owners.state):
         raise ValueError(_REFUSED.format("the structure of its state changes with an update"))
     for (path, before), after in zip(old, jax.tree.leaves(owners.new_state), strict=True):
         if (before.shape, before.dtype) != (after.shape, after.dtype):
@@ -319,7 +319,7 @@ def _in_vectors(
     """Numbers one after the other, in a vector for every dtype; zero where there is no value."""
     vectors: dict[str, list[jax.Array]] = {}
     for v in variables:
-        shape = jax.eval_shape(_summable, jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype))
+        shape = jax.eval_shape(_summable, shape_of_variable(v))
         value = _summable(values[v]) if v in values else jnp.zeros(shape.shape, shape.dtype)
         vectors.setdefault(shape.dtype.name, []).append(value)
     return {dtype: jnp.concatenate(parts) for dtype, parts in vectors.items()}
@@ -330,7 +330,7 @@ def _out_of_vectors(variables: list[core.Var], vectors: dict[str, jax.Array]) ->
     start = dict.fromkeys(vectors, 0)
     values = []
     for v in variables:
-        like = jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
+        like = shape_of_variable(v)
         shape = jax.eval_shape(_summable, like)
         dtype, first = shape.dtype.name, start[shape.dtype.name]
         start[dtype] += shape.size

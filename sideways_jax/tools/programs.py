@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 
 Atom = core.Var | core.Literal
+
+
+def shape_of_variable(v: Atom) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a variable that holds an array."""
+    aval: Any = v.aval  # Not all abstract values have them.
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 class Program(NamedTuple):
@@ -102,6 +108,6 @@ def evaluate(
     jaxpr = program.jaxpr.replace(constvars=[], invars=used, outvars=list(wanted), eqns=equations)
     results = jax.core.eval_jaxpr(jaxpr, [], *(known[v] for v in used))
     return [
-        jnp.asarray(x, v.aval.dtype) if isinstance(v, core.Literal) else x
+        jnp.asarray(x, shape_of_variable(v).dtype) if isinstance(v, core.Literal) else x
         for v, x in zip(wanted, results, strict=True)
     ]

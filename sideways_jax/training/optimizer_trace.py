@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.extend import core
 
-from sideways_jax.tools.trees import PyTree, shape_of
+from sideways_jax.tools.trees import PyTree, same_structure, shape_of
 
 # What tracing a function raises that needs to know values.
 LOOKS_AT_VALUES = (
@@ -72,7 +72,7 @@ def _traced(function: Callable, call: str, *arguments: PyTree) -> tuple[core.Clo
 
 
 def _check_updates(updates: PyTree, params: tuple) -> None:
-    if jax.tree.structure(updates) != jax.tree.structure(params):
+    if not same_structure(updates, params):
         raise ValueError(
             "the optimizer gives updates with another structure than the parameters: "
             f"{jax.tree.structure(updates)} instead of {jax.tree.structure(params)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -97,7 +97,7 @@ def _homes_by_structure(state: PyTree, params: tuple, modules: list[int]) -> lis
     def is_masked(node):
         return isinstance(node, optax.MaskedNode)
 
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
 
     def is_copy(node):
         return jax.tree.structure(node, is_leaf=is_masked) == structure

@@ -13,12 +13,12 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
-from sideways_jax.tools.programs import Atom, Program, evaluate, inline_calls
+from sideways_jax.tools.programs import Atom, Program, evaluate, inline_calls, shape_of_variable
 
 
 class Known(enum.Enum):
@@ -99,7 +99,7 @@ def follow(
             else:
                 walk.tell(outputs[k])
     program = program._replace(equations=equations, outputs=outputs, constants=constants)
-    homes = {v: walk.places[v] for v in walk.rounds}
+    homes: dict[core.Var, Any] = {v: walk.places[v] for v in walk.rounds}  # modules, all of them
     return Flow(program, found, refused, homes, walk.rounds)
 
 
@@ -197,7 +197,7 @@ def _take_apart(eqn: core.JaxprEqn, walk: _Walk) -> Program | None:
         return None
 
     def for_every_place(index, *values):
-        results = {}
+        results: dict[int, jax.Array] = {}
         for place, numbers in by_place.items():
             used = sorted(uses[place])
 
@@ -215,7 +215,7 @@ def _take_apart(eqn: core.JaxprEqn, walk: _Walk) -> Program | None:
             results |= zip(numbers, chosen, strict=True)
         return [results[k] for k in range(len(eqn.outvars))]
 
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    shapes = [shape_of_variable(v) for v in eqn.invars]
     return inline_calls(jax.make_jaxpr(for_every_place)(*shapes))
 
 

@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
 
 
 def new_train_state(
-    params: PyTree, state: PyTree, opt_state: PyTree, in_flight: Any, rng: jax.Array
+    params: PyTree, state: PyTree, opt_state: PyTree, in_flight: Any, rng: Any
 ) -> TrainState:
     """A state before the first frame."""
     # Two zeros: one array in two places could not be donated.
