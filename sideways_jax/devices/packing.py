@@ -15,6 +15,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ class Packing:
         return _places(jax.tree.leaves(self.trees[device]))
 
 
-def wrap_keys(data: jax.Array | np.ndarray, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+def wrap_keys(data: Any, like: Any) -> jax.Array:
     """Keys of random numbers out of their data in a vector.
 
     Args:
