@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from sideways_jax.network.checks import (
+    batch_size,
+    blame,
+    check_arrays,
+    check_tuples,
+    checked_output,
+    pair,
+    result_shape,
+)
+from sideways_jax.network.module import Module, module_key
 from sideways_jax.tools.trees import PyTree, shape_of
-
-
-class Module(NamedTuple):
-    """One module `H_i(h, theta_i)` of the paper (section 3.1), as a pair of pure functions.
-
-    Attributes:
-      init: `init(key, x) -> (params, state)`. `x` is an array or a `jax.ShapeDtypeStruct` with the
-        shape of a batch of inputs, `[B, ...]`; only its shape and dtype may be used.
-      apply: `apply(params, state, x, *, train, rng) -> (y, new_state)`. `state` holds what is
-        neither trained nor sent on, such as the running statistics of a normalisation. `rng` is a
-        key that is fresh for every module and frame, or None.
-
-    Parameters, state, inputs and outputs are pytrees; a module without parameters or state has
-    `()` or `{}` in their place.
-
-    >>> import jax, jax.numpy as jnp
-    >>> scale = Module(init=lambda key, x: (jnp.float32(2.0), ()),
-    ...                apply=lambda params, state, x, *, train, rng: (params * x, state))
-    >>> scale.apply(jnp.float32(2.0), (), jnp.float32(3.0), train=False, rng=None)[0].item()
-    6.0
-    """
-
-    init: Callable[..., tuple[PyTree, PyTree]]
-    apply: Callable[..., tuple[PyTree, PyTree]]
-
-
-def module_key(rng: jax.Array | None, index: int, frame_id: jax.Array | int) -> jax.Array | None:
-    """The key of module `index` (0-based) for frame `frame_id` (0-based), None without `rng`.
-
-    It depends on the module and the frame only, never on the step or the device at which the two
-    meet, so that every execution draws the same dropout masks.
-    """
-    if rng is None:
-        return None
-    return jax.random.fold_in(jax.random.fold_in(rng, index), frame_id)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +72,14 @@ class Network:
             gives in training what it does not give in evaluation; see `activation_shapes`.
         """
         x = shape_of(frame)
-        batch = _batch_size(x)
+        batch = batch_size(x)
         params, state = [], []
         for i, module in enumerate(self.modules):
             module_key = jax.random.fold_in(key, i)
-            with _blame(self._place(i), x):
-                initial = _pair(module.init(module_key, x), "its init", "(params, state)")
+            with blame(self._place(i), x):
+                initial = pair(module.init(module_key, x), "its init", "(params, state)")
                 check_arrays(*initial, train=True)
-                x = _checked_output(module, *initial, x, batch, train=True, rng=module_key)
+                x = checked_output(module, *initial, x, batch, train=True, rng=module_key)
             params.append(jax.tree.map(jnp.copy, initial[0]))
             state.append(jax.tree.map(jnp.copy, initial[1]))
         return tuple(params), tuple(state)
@@ -132,13 +106,13 @@ class Network:
         Returns:
           `(output, new_state)`.
         """
-        check_tuples(self, params, state)
+        check_tuples(self.depth, params, state)
         new_state = []
         x = frame
         for i, module in enumerate(self.modules):
             key = module_key(rng, i, frame_id)
             result = module.apply(params[i], state[i], x, train=train, rng=key)
-            x, module_state = _pair(result, f"apply of module {i}", "(y, new_state)")
+            x, module_state = pair(result, f"apply of module {i}", "(y, new_state)")
             new_state.append(module_state)
         return x, tuple(new_state)
 
@@ -168,14 +142,14 @@ class Network:
             state; and, with `train`, if its parameters have no gradient, or if its output has other
             shapes or dtypes in training than in evaluation.
         """
-        check_tuples(self, params, state)
+        check_tuples(self.depth, params, state)
         x = shape_of(frame)
-        batch = _batch_size(x)
+        batch = batch_size(x)
         shapes = []
         for i, module in enumerate(self.modules):
-            with _blame(self._place(i), x):
+            with blame(self._place(i), x):
                 check_arrays(params[i], state[i], train=train)
-                x = _checked_output(module, params[i], state[i], x, batch, train=train, rng=rng)
+                x = checked_output(module, params[i], state[i], x, batch, train=train, rng=rng)
             shapes.append(x)
         return tuple(shapes)
 
@@ -203,10 +177,10 @@ def sequential(modules: Sequence[Module]) -> Module:
         x = shape_of(x)
         params, state = [], []
         for j, module in enumerate(modules):
-            with _blame(f"layer {j} (0-based, of {len(modules)}) fails on", x):
+            with blame(f"layer {j} (0-based, of {len(modules)}) fails on", x):
                 initial = module.init(jax.random.fold_in(key, j), x)
-                layer_params, layer_state = _pair(initial, "its init", "(params, state)")
-                x, _ = _result_shape(module, layer_params, layer_state, x)
+                layer_params, layer_state = pair(initial, "its init", "(params, state)")
+                x, _ = result_shape(module, layer_params, layer_state, x)
             params.append(layer_params)
             state.append(layer_state)
         return tuple(params), tuple(state)
@@ -218,7 +192,7 @@ def sequential(modules: Sequence[Module]) -> Module:
         for j, module in enumerate(modules):
             key = None if rng is None else jax.random.fold_in(rng, j)
             result = module.apply(params[j], state[j], x, train=train, rng=key)
-            x, layer_state = _pair(result, f"apply of layer {j}", "(y, new_state)")
+            x, layer_state = pair(result, f"apply of layer {j}", "(y, new_state)")
             new_state.append(layer_state)
         return x, tuple(new_state)
 
@@ -280,47 +254,6 @@ def check_still(network: Network, params: tuple, state: tuple, frame: PyTree) ->
             )
 
 
-def check_tuples(network: Network, params: tuple, state: tuple) -> None:
-    """Raises ValueError unless `params` and `state` hold one pytree for every module."""
-    for name, value in (("params", params), ("state", state)):
-        if isinstance(value, (tuple, list)) and len(value) == network.depth:
-            continue
-        got = f"{len(value)} of them" if isinstance(value, (tuple, list)) else f"{type(value)}"
-        hint = ""
-        if isinstance(value, dict) or hasattr(value, "vectors"):
-            hint = (
-                ". A train state of a mesh holds them packed into vectors: "
-                "step.per_module makes the function that unpacks it, "
-                f"to_modules(train_state).{name}"
-            )
-        raise ValueError(
-            f"{name} must be a tuple of {network.depth} pytrees, one for every module, as "
-            f"Network.init gives it; got {got}{hint}"
-        )
-
-
-def check_arrays(params: PyTree, state: PyTree, *, train: bool) -> None:
-    """Raises ValueError unless a module's parameters and state are arrays.
-
-    Args:
-      params, state: of one module; arrays, or their shapes.
-      train: whether the parameters have to have gradients too.
-    """
-    for name, tree in (("parameter", params), ("state", state)):
-        for path, leaf in jax.tree.leaves_with_path(tree):
-            what = f"its {name} {jax.tree_util.keystr(path)}".rstrip()
-            if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-                raise ValueError(
-                    f"{what} is {leaf!r}, a {type(leaf).__name__} and not an array: make it one, "
-                    "with jnp.asarray and the dtype that it should have"
-                )
-            if train and name == "parameter" and not jnp.issubdtype(leaf.dtype, jnp.inexact):
-                raise ValueError(
-                    f"{what} has dtype {leaf.dtype}, so it has no gradient: make it "
-                    "floating-point, or, if it is not to be trained, a part of the state"
-                )
-
-
 def _as_modules(modules: Sequence[Module]) -> tuple[Module, ...]:
     """The modules as a tuple; ValueError, which says what to do, if some are none."""
     if isinstance(modules, Module) or not isinstance(modules, Iterable):
@@ -343,121 +276,3 @@ def _as_modules(modules: Sequence[Module]) -> tuple[Module, ...]:
                 "sideways_jax.Module(init, apply), or what from_linen or from_nnx makes"
             )
     return modules
-
-
-def _batch_size(frame: PyTree) -> int:
-    """B, for the shapes of a batch of frames; ValueError if they have no common batch axis."""
-    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(frame)}
-    if len(sizes) != 1 or () in sizes:
-        raise ValueError(
-            "frames need a leading batch axis, [B, ...], with the same B in all arrays of a frame; "
-            f"got {_shapes(frame)}"
-        )
-    return sizes.pop()[0]
-
-
-def _pair(result: object, what: str, names: str) -> tuple[PyTree, PyTree]:
-    if not isinstance(result, (tuple, list)) or len(result) != 2:
-        got = f"{len(result)} values" if isinstance(result, (tuple, list)) else repr(type(result))
-        raise ValueError(f"{what} has to return the pair {names}; it returned {got}")
-    return tuple(result)
-
-
-def _result_shape(
-    module: Module,
-    params: PyTree,
-    state: PyTree,
-    x: PyTree,
-    *,
-    train: bool = False,
-    rng: jax.Array | None = None,
-) -> tuple[PyTree, PyTree]:
-    """Shapes of `(y, new_state)`."""
-
-    def call(params: PyTree, state: PyTree, x: PyTree, rng: jax.Array | None) -> tuple:
-        result = module.apply(params, state, x, train=train, rng=rng)
-        return _pair(result, "its apply", "(y, new_state)")
-
-    return jax.eval_shape(call, params, state, x, rng)
-
-
-def _checked_output(
-    module: Module,
-    params: PyTree,
-    state: PyTree,
-    x: PyTree,
-    batch: int,
-    *,
-    train: bool,
-    rng: jax.Array | None,
-) -> PyTree:
-    """The shapes of `h_i`; ValueError if they or the module's state are not what they should be."""
-    y, new_state = _result_shape(module, params, state, x)
-    for leaf in jax.tree.leaves(y):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            raise ValueError(
-                f"its output has dtype {leaf.dtype}, through which no gradient can flow: give a "
-                "floating-point output"
-            )
-    # A window of frames may be folded into the batch: [B * T, ...].
-    if not any(leaf.shape and leaf.shape[0] % max(batch, 1) == 0 for leaf in jax.tree.leaves(y)):
-        raise ValueError(
-            f"its output, {_shapes(y)}, has lost the batch axis of {batch} examples: inputs and "
-            "outputs are batches, [B, ...]"
-        )
-    _check_state(state, new_state, "")
-    if not train:
-        return y
-    try:
-        in_training, new_state = _result_shape(module, params, state, x, train=True, rng=rng)
-    except NameError as error:
-        if "unbound axis" not in str(error):
-            raise
-        return y  # Statistics over an axis of the mesh; there is none here.
-    except Exception as error:
-        raise ValueError(f"in training (train=True), {error}") from error
-    if _specs(in_training) != _specs(y):
-        raise ValueError(
-            f"its output is {_shapes(in_training)} in training (train=True), but {_shapes(y)} in "
-            "evaluation: both have to have the same structure, shapes and dtypes (cast it at the "
-            "end, or compute what training needs beside it in the loss)"
-        )
-    _check_state(state, new_state, " in training (train=True)")
-    return y
-
-
-def _check_state(state: PyTree, new_state: PyTree, when: str) -> None:
-    if _specs(new_state) != _specs(state):
-        raise ValueError(
-            f"its state is {_shapes(state)} before a call{when}, but {_shapes(new_state)} after "
-            "it: init and apply have to give states of the same structure, shapes and dtypes"
-        )
-
-
-def _specs(tree: PyTree) -> tuple:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
-
-
-def _shapes(tree: PyTree) -> str:
-    """Shapes and dtypes of a pytree of shapes, for messages."""
-    named = [
-        f"{jax.tree_util.keystr(path)}{' ' if path else ''}{leaf.dtype.name}{list(leaf.shape)}"
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    ]
-    return ", ".join(named) or "nothing"
-
-
-class _blame:
-    """Says which module failed, and on what input; the original error stays attached."""
-
-    def __init__(self, what: str, x: PyTree):
-        self.what, self.x = what, x
-
-    def __enter__(self) -> _blame:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is None or not isinstance(error, Exception):
-            return
-        raise ValueError(f"{self.what} {_shapes(self.x)}: {error}") from error

@@ -1,14 +1,11 @@
 """Splits a module into what runs over all frames at once and what is a recursion over frames.
 
-Running statistics go from frame to frame, so that a module with a state looks sequential. But in
-training only the cheap end of it is: batch normalisation uses the statistics of its own batch, and
-the update of the running ones needs no more than their old value and a mean. `split_state` finds
-that end in the module's jaxpr, for any module, so that `time_parallel` can compute the rest for
-all frames at once and still leave exactly the state that one frame after the other leaves.
+A module with running statistics looks sequential. But in training only the cheap end of it is: the
+update of the statistics, from their old value and a mean. `split_state` finds that end in the
+jaxpr of any module, so that `time_parallel` computes the rest for all frames at once.
 
 The jaxpr is cut at the variables that wait for the state of the frame before: what depends on them
-is late, the rest early. Programs inside it (jitted functions, `jax.checkpoint`, `lax.scan`) are cut
-in the same way, so that a checkpoint stays one, and a scan over layers becomes two.
+is late, the rest early. So are programs inside it: a scan over layers becomes two.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sideways_jax.network.network import module_key
+from sideways_jax.network.module import module_key
 from sideways_jax.one_device.state_split import draws_alike, remembered, split_program, trace
 from sideways_jax.one_device.wide_sums import has_narrow, with_wide_sums, without_integers
 from sideways_jax.rule.episode import Episode, align_targets

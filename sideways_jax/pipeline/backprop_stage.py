@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from sideways_jax.devices.exchange import exchange, run_branch
 from sideways_jax.devices.layout import Layout, filled
 from sideways_jax.devices.packing import Packed, Packing
-from sideways_jax.network.network import Network, module_key
+from sideways_jax.network.module import module_key
+from sideways_jax.network.network import Network
 from sideways_jax.pipeline.sums import Sums
 from sideways_jax.rule.schedules import ClockTable
 from sideways_jax.rule.task import LossFn

@@ -30,7 +30,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sideways_jax.network.network import Module, Network, module_key
+from sideways_jax.network.module import Module, module_key
+from sideways_jax.network.network import Network
 from sideways_jax.rule.in_flight import InFlight, Numbers, tick
 from sideways_jax.rule.task import LossFn, Task
 from sideways_jax.rule.wiring import heard, returned
