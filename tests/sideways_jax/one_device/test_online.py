@@ -244,19 +244,20 @@ def test_nothing_of_the_stream_before_leaks():
 
 @pytest.mark.usefixtures("quick_compile")
 def test_statistics_move_only_when_no_example_is_a_bubble():
-    network, _, _ = networks.start(networks.batch_norm_network, 3)
+    network, _, _ = networks.start(networks.remembering_network, 3)
     frames, targets = networks.random_clip(7)
     init, train_step = step.make_train_step(network, squared_error, optax.sgd(RATE), update_every=1)
     train_step = jax.jit(train_step)
-    after = init(jax.random.key(0), frames[0])
+    train_state, moved = init(jax.random.key(0), frames[0]), []
     for t in range(7):  # One at a time: one program.
-        start, reset = after, (t == 6) & (np.arange(networks.BATCH)[None] == 1)
-        after, _ = train_step(start, frames[t : t + 1], targets[t : t + 1], reset)
-    moved = [
-        any((a != b).any() for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
-        for pair in zip(start.state, after.state, strict=True)
-    ]
-    assert moved == [True, False, False]
+        before, reset = train_state, (t == 6) & (np.arange(networks.BATCH)[None] == 1)
+        train_state, _ = train_step(before, frames[t : t + 1], targets[t : t + 1], reset)
+        moved.append([
+            any((a != b).any() for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
+            for pair in zip(before.state, train_state.state, strict=True)
+        ])  # fmt: skip
+    assert moved[0] == moved[6] == [True, False, False]
+    assert moved[2:6] == [[True] * 3] * 4
 
 
 @pytest.mark.usefixtures("quick_compile")
