@@ -357,8 +357,8 @@ def _from_summable(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 _REFUSED = (
-    "this optimizer may give other updates when every device holds only its own modules: {}. "
-    "Transformations that work leaf by leaf do not, nor does what needs single numbers of other "
-    "modules, such as a global norm, a sum or a count; arrays of other modules are elsewhere. Use "
-    "such transformations, or execution='scan' or 'time_parallel'"
+    "this optimizer may give other updates when every device holds only its own modules: {}. A "
+    "device knows the arrays of its own modules, and of the others single numbers, such as norms, "
+    "sums and counts. Use transformations that keep the arrays of modules apart (optax.flatten and "
+    "optax.lbfgs do not), or execution='scan' or 'time_parallel'"
 )

@@ -39,6 +39,7 @@ from sideways_jax.rule.in_flight import (
 )
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, first_of, masked_mean, shape_of
+from sideways_jax.training.hold_back import check_separable
 from sideways_jax.training.streams import (
     check_in_flight,
     check_stream,
@@ -79,6 +80,7 @@ def make_training(
     def init(key, frame, target=None):
         check_target(task.target, target)
         plan = make_plan(network, tx, mesh, groups, frame)
+        check_separable(plan.optimizer.owners)
         shapes = network.activation_shapes(plan.params, plan.state, frame)
         batch = check_examples(frame, shapes)
         train_state = init_state(network, plan, mesh, key, frame)

@@ -63,13 +63,25 @@ def inline_calls(closed: core.ClosedJaxpr) -> Program:
     return Program(inputs, equations, outputs, constants, closed.jaxpr)
 
 
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "eval_jaxpr", "checkpoint", "remat2")
+
+
 def _callee(eqn: core.JaxprEqn):
     """The jaxpr that an equation does nothing but call, None if it does something else."""
-    if eqn.primitive.name in ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat"):
-        return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+    if eqn.primitive.name in _CALLS:
+        return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
     if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
-        return eqn.params["call_jaxpr"]
+        return eqn.params.get("call_jaxpr")
     return None
+
+
+def has_primitive(equations: Sequence[core.JaxprEqn], name: str) -> bool:
+    """Whether one of the equations, or one in a loop, a conditional or a call among them, is it."""
+    return any(
+        eqn.primitive.name == name
+        or any(has_primitive(inner.eqns, name) for inner in core.jaxprs_in_params(eqn.params))
+        for eqn in equations
+    )
 
 
 def part(

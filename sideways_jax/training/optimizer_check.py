@@ -20,7 +20,7 @@ def check_optimizer(tx: optax.GradientTransformation, params: tuple, *, hold: bo
       hold: whether modules without gradients are held back, as with `update_every`.
 
     >>> import jax.numpy as jnp
-    >>> check_optimizer(optax.adam(1e-3), (jnp.ones(3),))
+    >>> check_optimizer(optax.sgd(1e-3), (jnp.ones(3),))
     >>> check_optimizer(optax.polyak_sgd(), (jnp.ones(3),))
     Traceback (most recent call last):
       ...

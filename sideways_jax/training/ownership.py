@@ -40,7 +40,8 @@ def find_owners(tx: optax.GradientTransformation, params: tuple) -> Ownership:
       params: D pytrees, or their shapes.
 
     Raises:
-      ValueError: if `tx` cannot be called by a train step; see `trace`.
+      ValueError: if a train step cannot call `tx`; see `trace`.
+      One of `optimizer_trace.LOOKS_AT_VALUES`: if it cannot be traced.
     """
     traced = trace(tx, params)
     modules = [i for i, module in enumerate(params) for _ in jax.tree.leaves(module)]

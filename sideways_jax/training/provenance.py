@@ -1,9 +1,10 @@
 """Which module the numbers in a traced function over all modules come from.
 
-The inputs are leaves of modules, and what no module owns. Every equation is followed once: a result
-belongs to the module whose arrays go into it. Single numbers may come from other modules as well,
-such as a norm: the device of their module can tell them to the others, in as many rounds as they
-depend on one another. Arrays of several modules in one equation cannot be told apart any more.
+The inputs are leaves of modules, and what belongs to none. Every equation is looked at once: its
+result belongs to the module whose arrays go into it. Single numbers of other modules, such as
+norms, may go into it as well: the device of their module can tell them to the others, in as many
+rounds as they depend on one another. An equation that arrays of several modules go into is given
+up, and so is what depends on it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
-from sideways_jax.tools.programs import Atom, Program, evaluate, inline_calls, shape_of_variable
+from sideways_jax.tools.programs import (
+    Atom,
+    Program,
+    evaluate,
+    has_primitive,
+    inline_calls,
+    shape_of_variable,
+)
 
 
 class Known(enum.Enum):
@@ -193,7 +201,11 @@ def _take_apart(eqn: core.JaxprEqn, walk: _Walk) -> Program | None:
         place = walk.meet([v for v in inputs if isinstance(v, core.Var)], [result], eqn)
         by_place.setdefault(place, []).append(k)
         uses.setdefault(place, set()).update(used)
-    if len(by_place) == 1 and not isinstance(next(iter(by_place)), Several):
+    mixed = any(isinstance(place, Several) for place in by_place)
+    if len(by_place) == 1 and not mixed:
+        return None
+    # A selection runs all cases, and a loop may end only where its case would be chosen.
+    if mixed and any(has_primitive(case.equations, "while") for case in cases):
         return None
 
     def for_every_place(index, *values):

@@ -101,6 +101,10 @@ def _of(module, name, measure=jnp.sum):
     return lambda tree: measure(tree[module][name])
 
 
+def _drawn_to(start):
+    return _stateless(lambda u, p: jax.tree.map(lambda g, a, b: g + 0.1 * (a - b), u, p, start))
+
+
 def _is_matrix(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
@@ -200,6 +204,7 @@ AGREE = {
             lambda u, _: _scaled(u, 1 / (1 + jnp.max(_all(jnp.max, u)))), range(3), u
         )
     ),
+    "closes over parameters": lambda: _drawn_to(_tree(8)),
     "loop until small": lambda: _stateless(_halved_until_small),
     "clip in a conditional": lambda: _stateless(_in_a_conditional),
     "conditionally": lambda: optax.conditionally_transform(
@@ -287,6 +292,15 @@ REFUSED = {
     "an array of another module at first": lambda: optax.GradientTransformation(
         lambda p: p[0]["kernel"][:5, :3],
         lambda u, state, params=None: ((*u[:3], {**u[3], "kernel": state}), state),
+    ),
+    # As a selection it would go on for ever where the norm is not finite.
+    "a loop in a conditional": lambda: _stateless(
+        lambda u, _: jax.lax.cond(
+            jnp.isfinite(optax.tree.norm(u)),
+            lambda u: _halved_until_small(u, None),
+            lambda u: jax.tree.map(jnp.zeros_like, u),
+            u,
+        )
     ),
     "debug": lambda: _stateless(lambda u, _: (jax.debug.print("{}", u[0]["bias"]), u)[1]),
     "a state that changes": lambda: optax.chain(
