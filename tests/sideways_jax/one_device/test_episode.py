@@ -1,14 +1,12 @@
 """Episodes of the library against the reference, which was written apart from it."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.sideways_jax import networks, reference
-from tests.sideways_jax.comparison import assert_same, assert_same_episode, largest_difference
+from tests.sideways_jax.comparison import assert_same, assert_same_episode
 from tests.sideways_jax.networks import squared_error
 from tests.sideways_jax.sharding import episode
 
@@ -26,27 +24,6 @@ def _clip(make_network, num_frames, make_clip=networks.random_clip):
 def _sideways(network, params, state, frames, targets, target="stream", rng=None, train=True):
     return reference.sideways_episode(
         network, squared_error, params, state, frames, targets, target=target, train=train, rng=rng
-    )
-
-
-def _gradient_of_mean_loss(network, params, state, frames, targets):
-    """What JAX says about the network as a whole, without dropout: `(loss, gradients)`."""
-
-    def loss_of_frame(params, frame, target):
-        h = frame
-        for i, module in enumerate(network.modules):
-            h, _ = module.apply(params[i], state[i], h, train=True, rng=None)
-        return squared_error(h, target)
-
-    def mean_loss(params):
-        return jnp.mean(jax.vmap(functools.partial(loss_of_frame, params))(frames, targets))
-
-    return jax.jit(jax.value_and_grad(mean_loss))(params)
-
-
-def _backprop(network, params, state, frames, targets, rng=None, train=True):
-    return reference.backprop_episode(
-        network, squared_error, params, state, frames, targets, train=train, rng=rng
     )
 
 
@@ -102,40 +79,6 @@ def test_not_training_uses_running_statistics_and_leaves_them(execution):
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_constant_frames_give_backprop(depth, execution):
-    start = networks.start(networks.batch_norm_network, depth)
-    clip = _clip(networks.batch_norm_network, 2 * depth + 1, networks.constant_clip)
-    actual = episode(*start, *clip, target="stream", execution=execution)
-    assert_same(actual.grads, _backprop(*start, *clip).grads)
-
-
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_one_module_gives_backprop(execution):
-    start = networks.start(networks.mixed_network, 1)
-    clip = _clip(networks.mixed_network, 7)
-    rng = jax.random.key(RNG_SEED)
-    actual = episode(*start, *clip, rng=rng, target="origin", execution=execution)
-    assert_same_episode(actual, _backprop(*start, *clip, rng=rng))
-
-
-@pytest.mark.parametrize(("target", "execution"), [("stream", "time_parallel"), ("origin", "scan")])
-def test_the_last_module_is_exact_on_random_frames(target, execution):
-    depth, num_frames = 4, 9
-    start = networks.start(networks.dense_network, depth)
-    frames, targets = _clip(networks.dense_network, num_frames)
-    seen = num_frames - depth + 1
-    labels = targets[depth - 1 :] if target == "stream" else targets[:seen]
-    loss, exact = _gradient_of_mean_loss(*start, frames[:seen], labels)
-    actual = episode(*start, frames, targets, target=target, execution=execution)
-    assert_same(actual.loss, loss)
-    assert_same(actual.grads[-1], exact[-1])
-    # And only that one: the others combine different frames.
-    for i in range(depth - 1):
-        assert largest_difference(actual.grads[i], exact[i]) > 1e-3
-
-
-@pytest.mark.parametrize("execution", EXECUTIONS)
 def test_a_broken_last_frame_reaches_only_the_module_that_saw_it(execution):
     """At the last step frame K is in module 1; the modules above must not know it."""
     start = networks.start(networks.batch_norm_network, 4)
@@ -147,35 +90,3 @@ def test_a_broken_last_frame_reaches_only_the_module_that_saw_it(execution):
     assert_same_episode(
         episode(*start, frames, targets, target="stream", execution=execution), expected
     )
-
-
-# Backprop is the gradient -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize(
-    ("make_network", "depth"),
-    [
-        (networks.batch_norm_network, 1),
-        (networks.batch_norm_network, 4),
-        (networks.dense_network, 6),
-    ],
-)
-def test_backprop_is_the_gradient_of_the_mean_loss(make_network, depth, execution):
-    start = networks.start(make_network, depth)
-    clip = _clip(make_network, 3)
-    loss, grads = _gradient_of_mean_loss(*start, *clip)
-    actual = episode(*start, *clip, rule="backprop", execution=execution)
-    assert_same(actual.loss, loss)
-    assert_same(actual.grads, grads)
-
-
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize(("depth", "target"), [(1, "stream"), (4, "origin")])
-def test_backprop_on_everything_at_once(depth, target, execution):
-    """Also for episodes that are too short for Sideways, and for frames of bytes."""
-    start = networks.start(networks.mixed_network, depth)
-    clip = networks.byte_clip(3)
-    rng = jax.random.key(RNG_SEED)
-    actual = episode(*start, *clip, rng=rng, target=target, rule="backprop", execution=execution)
-    assert_same_episode(actual, _backprop(*start, *clip, rng=rng))

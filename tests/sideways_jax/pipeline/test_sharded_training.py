@@ -99,7 +99,7 @@ def _assert_ten_updates_agree(name, dtype, mesh, *, rule, target="stream", shard
 @pytest.mark.parametrize(
     ("name", "mesh", "target"),
     [
-        ("simple_cnn", {"depth": 6}, "stream"),
+        pytest.param("simple_cnn", {"depth": 6}, "stream", marks=pytest.mark.full),
         pytest.param("vgg8", {"depth": 8}, "stream", marks=pytest.mark.full),
         ("uneven", {"depth": 7}, "origin"),
     ],
