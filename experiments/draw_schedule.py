@@ -93,7 +93,7 @@ def draw(tables: list[ClockTable], path: str | Path) -> None:
         )
         axes.tick_params(length=0)
         axes.set_frame_on(False)
-        axes.set_title(TITLES[table.name], fontsize=10, loc="left")
+        axes.set_title(TITLES.get(table.name, table.name), fontsize=10, loc="left")
     all_axes[-1, 0].set_xlabel("computation step")
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -1,7 +1,7 @@
 """The optimizer where the parameters are: each device updates its own modules.
 
 An optax transformation wants the whole tree. It is traced once, on the shapes of the whole tree,
-and a device computes the part of that program that its own leaves depend on (`provenance.py`
+and a device computes the part of that program that its own leaves depend on (`module_flow.py`
 follows them). Single numbers of other modules that this part needs, such as squared norms, are told
 by the device that has them, all at once; if they depend on such numbers themselves, in another
 round. So every device computes what one device with the whole tree would. What needs arrays of
@@ -27,9 +27,9 @@ from sideways_jax.devices.placement import Groups
 from sideways_jax.tools.programs import evaluate, part, shape_of_variable
 from sideways_jax.tools.trees import PyTree, same_structure, zeros
 from sideways_jax.training.hold_back import check_separable
+from sideways_jax.training.module_flow import Flow
 from sideways_jax.training.optimizer_trace import LOOKS_AT_VALUES
 from sideways_jax.training.ownership import Ownership, find_owners
-from sideways_jax.training.provenance import Flow
 
 Rounds = list[list[core.Var]]  # the numbers that are told in each round
 

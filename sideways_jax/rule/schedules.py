@@ -17,8 +17,6 @@ import numpy as np
 
 from sideways_jax.tools.names import check_name
 
-SCHEDULES = ("blocking", "gpipe", "1f1b")  # of exact backprop; Sideways is its own
-
 
 class ClockTable(NamedTuple):
     """What every stage does at every step."""
@@ -103,14 +101,17 @@ def one_forward_one_backward(num_frames: int, num_stages: int) -> ClockTable:
     return ClockTable("1f1b", _clear(forward), _clear(backward), stash)
 
 
+_TABLES = {"blocking": blocking, "gpipe": gpipe, "1f1b": one_forward_one_backward}
+SCHEDULES = tuple(_TABLES)  # of exact backprop; Sideways is its own
+
+
 def make(name: str | None, num_frames: int, num_stages: int) -> ClockTable:
     """The table of a schedule of backprop: "blocking", "gpipe" or "1f1b".
 
     Raises:
       ValueError: for another name, or none; it says which is closest.
     """
-    tables = {"blocking": blocking, "gpipe": gpipe, "1f1b": one_forward_one_backward}
-    return tables[check_name("schedule", name, SCHEDULES)](num_frames, num_stages)
+    return _TABLES[check_name("schedule", name, SCHEDULES)](num_frames, num_stages)
 
 
 def check(table: ClockTable) -> None:

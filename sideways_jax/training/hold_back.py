@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from sideways_jax.tools.trees import PyTree
+from sideways_jax.training.module_flow import Known, Several
 from sideways_jax.training.ownership import Ownership, find_owners
-from sideways_jax.training.provenance import Known, Several
 
 
 def owners(tx: optax.GradientTransformation, params: tuple) -> PyTree:

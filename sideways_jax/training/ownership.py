@@ -9,8 +9,8 @@ import optax
 
 from sideways_jax.tools.programs import inline_calls
 from sideways_jax.tools.trees import PyTree
+from sideways_jax.training.module_flow import Flow, Known, Place, Several, follow, size
 from sideways_jax.training.optimizer_trace import trace
-from sideways_jax.training.provenance import Flow, Known, Place, Several, follow, size
 
 
 class Ownership(NamedTuple):

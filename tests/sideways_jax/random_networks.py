@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sideways_jax import Module, Network
+from sideways_jax.one_device import blocking
 from tests.sideways_jax import networks
 
 WIDTH = 3  # of frames
@@ -261,22 +262,41 @@ def poisoned(in_flight):
     """What is in flight, with NaN in every example of a signal that its number calls a bubble.
 
     Args:
-      in_flight: a `step.InFlight` in host memory, with numbers for every example.
+      in_flight: a `step.InFlight`, or a `blocking.Held`, in host memory.
     """
-
-    def poison(tree, frames):
-        def one(leaf):
-            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-                return leaf
-            leaf = np.array(leaf)
-            leaf[frames < 0] = np.nan
-            return leaf
-
-        return jax.tree.map(one, tree)
-
+    if isinstance(in_flight, blocking.Held):
+        return in_flight._replace(
+            coming=_poisoned(in_flight.coming, in_flight.coming_frames),
+            shown=_poisoned(in_flight.shown, in_flight.shown_frames),
+        )
     up, down = in_flight.activation_frames, in_flight.pseudo_gradient_frames
     return in_flight._replace(
-        activations=tuple(map(poison, in_flight.activations, up)),
-        pseudo_gradients=tuple(map(poison, in_flight.pseudo_gradients, down)),
-        targets=tuple(map(poison, in_flight.targets, up)),
+        activations=tuple(map(_poisoned, in_flight.activations, up)),
+        pseudo_gradients=tuple(map(_poisoned, in_flight.pseudo_gradients, down)),
+        targets=tuple(map(_poisoned, in_flight.targets, up)),
     )
+
+
+def _poisoned(tree, frames):
+    def one(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        leaf = np.array(leaf)
+        leaf[frames < 0] = np.nan
+        return leaf
+
+    return jax.tree.map(one, tree)
+
+
+def empty(in_flight):
+    """The same for the start of a stream: all is a bubble.
+
+    Args:
+      in_flight: shapes, as `poisoned` takes them.
+    """
+
+    def numbers(field, tree):
+        fill = -1 if field.endswith("_frames") else 0
+        return jax.tree.map(lambda leaf: np.full(leaf.shape, fill, leaf.dtype), tree)
+
+    return poisoned(type(in_flight)(*map(numbers, in_flight._fields, in_flight)))

@@ -88,8 +88,8 @@ class Stream(NamedTuple):
     outputs: Any  # [T, B, ...], zeros where there is none; None if there is none at all
     shown: np.ndarray  # int [T, B], the frame of the output, 0-based, -1 for none
     losses: np.ndarray  # [T, B], NaN where there is no output
-    grad_norms: np.ndarray  # [U], of the averaged gradients of all modules, before clipping
-    trained: np.ndarray  # bool [U, D], which modules had a gradient
+    # [T], of the averaged gradients of all modules, before clipping; NaN without an update
+    grad_norms: np.ndarray
 
 
 def sideways_episode(
@@ -243,7 +243,7 @@ def sideways_stream(
     row_of = {b: (b - 1) % rows + 1 for b in range(1, B + 1)}  # its place in the share
 
     output, loss, shown = {}, {}, {}  # by (example, step)
-    grad_norm, trained = {}, {}  # by update
+    grad_norm = {}  # by step
     memory: dict = {}
     gradients: dict[int, list] = {i: [] for i in range(1, D + 1)}
 
@@ -300,23 +300,59 @@ def sideways_stream(
         if t % update_every == 0:
             n = t // update_every
             mean = {i: _average(found) for i, found in gradients.items() if found}
-            grad_norm[n], trained[n] = _global_norm(mean), [i in mean for i in range(1, D + 1)]
+            grad_norm[t] = _global_norm(mean)
             theta = _update(optimizer, n, theta, mean, memory)
             gradients = {i: [] for i in range(1, D + 1)}
             for i in range(1, D + 1):
                 agreed = _agreed([sigma[r, i] for r in range(1, replicas + 1)])
                 sigma |= {(r, i): agreed for r in range(1, replicas + 1)}
 
-    U = T // update_every
-    return Stream(
-        params=tuple(theta[i] for i in range(1, D + 1)),
-        state=tuple(sigma[1, i] for i in range(1, D + 1)),
-        outputs=_stack_stream(output, T, B) if output else None,
-        shown=_by_step_and_example(shown, T, B, 0).astype(int) - 1,
-        losses=_by_step_and_example(loss, T, B, np.nan),
-        grad_norms=np.array([grad_norm[n] for n in range(1, U + 1)]),
-        trained=np.array([trained[n] for n in range(1, U + 1)]),
-    )
+    agreed = tuple(sigma[1, i] for i in range(1, D + 1))
+    return _stream(theta, agreed, output, shown, loss, grad_norm, T, B)
+
+
+def blocking_stream(
+    network, loss_fn, params, state, frames, targets, reset, *, optimizer, rng
+):  # fmt: skip
+    """Backprop on B streams that do not wait: of 2D-1 frames one is taken.
+
+    The frame of step t is on its way up until step t+D-1, then its output is shown until the next
+    is ready, and is paired with the target of now; unless the stream of an example has ended since
+    the frame came. The gradient of the frame with its own target is on its way down until step
+    t+2D-2, and with it the update, before the next frame is taken.
+    """
+    D = len(network.modules)
+    T, B = reset.shape
+    theta = {i: params[i - 1] for i in range(1, D + 1)}
+    sigma = {i: state[i - 1] for i in range(1, D + 1)}
+    memory: dict = {}
+    result, grad_norm = {}, {}  # by frame that is taken
+    for n, t in enumerate(range(1, T + 1, 2 * D - 1), start=1):
+        h, vjp, gradient = {0: _at(frames, t)}, {}, {}
+        for i in range(1, D + 1):
+            h[i], sigma[i], vjp[i] = _linearise(
+                network.modules[i - 1], theta[i], sigma[i], h[i - 1],
+                train=True, rng=_key(rng, i, t),
+            )  # fmt: skip
+        result[t] = h[D]
+        _, cotangent = _loss_and_gradient(loss_fn, h[D], _at(targets, t))
+        for i in range(D, 0, -1):
+            gradient[i], cotangent = _pull_back(vjp[i], cotangent)
+        grad_norm[t] = _global_norm(gradient)
+        theta = _update(optimizer, n, theta, gradient, memory)
+
+    output, loss, shown = {}, {}, {}
+    for t in range(1, T + 1):
+        ready = [f for f in result if f + D - 1 <= t]
+        for b in range(1, B + 1):
+            if not ready or reset[ready[-1] : t, b - 1].any():  # A first frame after this one.
+                continue
+            shown[b, t] = ready[-1]
+            output[b, t] = _row(result[ready[-1]], b)
+            label = _row(_at(targets, t), b)
+            loss[b, t], _ = _loss_and_gradient(loss_fn, _stack([output[b, t]]), _stack([label]))
+    state = tuple(sigma[i] for i in range(1, D + 1))
+    return _stream(theta, state, output, shown, loss, grad_norm, T, B)
 
 
 def train(episode, network, loss_fn, params, state, clips, *, optimizer, rng, **options):
@@ -442,15 +478,23 @@ def _stack(trees):
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
 
 
-def _stack_stream(output, T, B):
-    nothing = _zeros(next(iter(output.values())))
-    rows = [[output.get((b, t), nothing) for b in range(1, B + 1)] for t in range(1, T + 1)]
-    return _stack([_stack(row) for row in rows])
+def _stream(theta, state, output, shown, loss, grad_norm, T, B):
+    def table(entries, otherwise):
+        steps, examples = range(1, T + 1), range(1, B + 1)
+        return [[entries.get((b, t), otherwise) for b in examples] for t in steps]
 
-
-def _by_step_and_example(entries, T, B, otherwise):
-    rows = [[entries.get((b, t), otherwise) for b in range(1, B + 1)] for t in range(1, T + 1)]
-    return np.array(rows)
+    outputs = None
+    if output:
+        nothing = _zeros(next(iter(output.values())))
+        outputs = _stack([_stack(row) for row in table(output, nothing)])
+    return Stream(
+        params=tuple(theta[i] for i in sorted(theta)),
+        state=state,
+        outputs=outputs,
+        shown=np.array(table(shown, 0), int) - 1,
+        losses=np.array(table(loss, np.nan), float),
+        grad_norms=np.array([grad_norm.get(t, np.nan) for t in range(1, T + 1)]),
+    )
 
 
 def _assert_closed_forms(D, L, activation_frame, origin, gamma, output):

@@ -1,6 +1,6 @@
 """What a clip costs on N devices: predicted from the costs of modules, links and steps.
 
-Nothing is measured here. The library's own clock tables (`sideways_jax/schedules.py`) say which
+Nothing is measured here. The library's own clock tables (`sideways_jax/rule/schedules.py`) say which
 device works on what at which step, `sideways_jax.placement.balance` says which modules it has, and
 the model plays that through:
 

@@ -77,7 +77,7 @@ def test_memory_is_that_of_the_schedule():
 
 
 def test_1f1b_is_sideways_with_older_inputs():
-    """The FIFO of DESIGN: the same pipeline, except that Sideways linearises at the newest."""
+    """1F1B has a FIFO: the same pipeline, except that Sideways linearises at the newest."""
     exact, sideways = schedules.make("1f1b", 12, 4), schedules.sideways(12, 4)
     np.testing.assert_array_equal(exact.forward[:12], sideways.forward)
     np.testing.assert_array_equal(exact.backward[:12], sideways.backward)
