@@ -1,8 +1,8 @@
 """What a clip costs on N devices: predicted from the costs of modules, links and steps.
 
 Nothing is measured here. The library's own clock tables (`sideways_jax/rule/schedules.py`) say
-which device works on what at which step, `sideways_jax.devices.placement.balance` says which modules
-it has, and the model plays that through:
+which device works on what at which step, `sideways_jax/devices/placement.py` says which modules it
+has, and the model plays that through:
 
 * a device works at a step for as long as its modules take (`step_seconds`);
 * then it exchanges signals with its neighbours, both ways, and goes on as soon as they are done
