@@ -25,7 +25,8 @@ WIDTH = 3  # of frames
 NUM_OUTPUTS = 2
 
 # What is drawn for the body of a module, and what may follow it.
-BODIES = ("dense 3", "dense 2", "scale", "gate", "sine", "dense 4", "pass", "side", "dense 1")
+BODIES = ("dense 3", "dense 2", "scale", "gate", "sine", "dense 4", "pass", "side", "dense 1",
+          "again", "loop", "custom")  # fmt: skip
 SINGULAR = ("unit", "root")  # Not a number at zero, in one direction or both.
 PLAIN_EXTRAS = ("keys", "counter", "memory", "dropout")
 FEEDBACK = ("fading",)  # The output depends on a state that changes.
@@ -130,6 +131,19 @@ def _both(params, x):
     return jnp.sin(params["left"] * left) + right.astype(left.dtype) / 255
 
 
+def _loop(params, x):
+    return jax.lax.fori_loop(0, 2, lambda _, h: jnp.sin(params * h) + 0.5 * h, x)
+
+
+@jax.custom_vjp
+def _doubled(x):
+    """What it is not: its gradient is."""
+    return x
+
+
+_doubled.defvjp(lambda x: (x, None), lambda _, cotangent: (2 * cotangent,))
+
+
 @functools.cache
 def _layer(word):
     name, _, number = word.partition(" ")
@@ -143,6 +157,11 @@ def _layer(word):
             )
         ),
         "sine": lambda: _on_main(_stateless(lambda x: (), lambda p, x: jnp.sin(2 * x))),
+        "again": lambda: _on_main(
+            _stateless(lambda x: _ones((), x), jax.checkpoint(lambda p, x: jnp.tanh(p * x)))
+        ),
+        "loop": lambda: _on_main(_stateless(lambda x: _ones((), x), _loop)),
+        "custom": lambda: _on_main(_stateless(lambda x: (), lambda p, x: _doubled(x))),
         "pass": lambda: _stateless(lambda x: {}, lambda p, x: x),
         "unit": lambda: _on_main(networks.unit_length()),
         "root": lambda: _on_main(
