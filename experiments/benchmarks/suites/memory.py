@@ -72,7 +72,7 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
             execution="depth_sharded",
             mesh=make_mesh(num_devices),
             schedule=None if sideways else schedule,
-            recompute=bool(recompute),
+            recompute=recompute,
         )
         train_state = jax.eval_shape(lambda: init(jax.random.key(0), frame))
         clip = jax.ShapeDtypeStruct((num_frames, *frame.shape), frame.dtype)

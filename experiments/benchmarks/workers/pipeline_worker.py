@@ -145,7 +145,7 @@ def _add_clips(add: Add, make: Callable, pipeline: dict[str, Any]) -> None:
     ):  # fmt: skip
         name = " ".join(filter(None, (rule, schedule, "depth_sharded")))
         # Residuals of gpipe are many: with them it is slower here.
-        recompute = schedule == "gpipe"
+        recompute = schedule == "gpipe" if schedule else None
         add(name, *make(rule=rule, schedule=schedule, recompute=recompute, **pipeline))
 
 
