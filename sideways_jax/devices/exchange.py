@@ -41,29 +41,36 @@ def run_branch(branches: Sequence[Callable], *operands):
     return jax.lax.switch(jax.lax.axis_index(DEPTH), branches, *operands)
 
 
-def exchange(from_below: Packed, from_above: Packed, num_devices: int) -> tuple[Packed, Packed]:
-    """Activations one device up, pseudo-gradients one device down.
+def exchange(
+    up: Packed, down: Packed, num_devices: int, distance: int = 1
+) -> tuple[Packed, Packed]:
+    """Activations up, pseudo-gradients down, over so many devices: what arrives of both.
 
-    In open chains, not rings: a device without a sender receives zeros and ignores them.
-    Between two devices it is one message each, at the same time: nothing goes below the first or
-    above the last, so whatever arrives at the first came down, at the last up.
+    In open chains, not rings: a device without a sender receives zeros and ignores them. Where no
+    device can receive both, they are one message each, at the same time: what arrives at one of the
+    lower devices came down, at one of the upper up.
     """
     if num_devices == 1:
-        return from_below, from_above
-    if num_devices == 2:
-        at_the_bottom = jax.lax.axis_index(DEPTH) == 0
-        sent = jax.tree.map(partial(jnp.where, at_the_bottom), from_below, from_above)
-        arrived = _send(sent, [(0, 1), (1, 0)])
+        return up, down
+    if 2 * distance >= num_devices:
+        is_lower = jax.lax.axis_index(DEPTH) < num_devices - distance
+        sent = jax.tree.map(partial(jnp.where, is_lower), up, down)
+        pairs = _pairs(num_devices, distance)
+        arrived = _send(sent, [*pairs, *((to, n) for n, to in pairs)])
         return arrived, arrived
-    down = [(n + 1, n) for n in range(num_devices - 1)]
-    return send_up(from_below, num_devices), _send(from_above, down)
+    pairs = _pairs(num_devices, distance)
+    return _send(up, pairs), _send(down, [(to, n) for n, to in pairs])
 
 
-def send_up(activations: Packed, num_devices: int) -> Packed:
-    """Activations one device up, in an open chain; see `exchange`."""
+def send_up(activations: Packed, num_devices: int, distance: int = 1) -> Packed:
+    """Activations up alone, in open chains; see `exchange`."""
     if num_devices == 1:
         return activations
-    return _send(activations, [(n, n + 1) for n in range(num_devices - 1)])
+    return _send(activations, _pairs(num_devices, distance))
+
+
+def _pairs(num_devices: int, distance: int) -> list[tuple[int, int]]:
+    return [(n, n + distance) for n in range(num_devices - distance)]
 
 
 def _send(signals: Packed, pairs: Sequence[tuple[int, int]]) -> Packed:

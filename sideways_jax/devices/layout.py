@@ -14,6 +14,7 @@ from sideways_jax.devices.mesh import check_mesh
 from sideways_jax.devices.packing import Packed, Packing
 from sideways_jax.devices.placement import Groups
 from sideways_jax.devices.replicas import check_counters
+from sideways_jax.devices.routes import Route, direct, relayed
 from sideways_jax.network.network import Network
 from sideways_jax.tools.trees import PyTree, shape_of, wide_zeros
 
@@ -25,7 +26,8 @@ class Layout(NamedTuple):
     params: Packing
     state: Packing
     grads: Packing  # sums of gradients: like the parameters, in float32 at least
-    signals: Packing  # [n]: what goes up from device n, and comes down to it
+    routes: tuple[Route, ...]  # of what goes up from a device, and comes down to it
+    relay: Route  # likewise, where all signals are of the same frame
     inner: Packing  # [n]: (activations, pseudo-gradients) between the modules of device n
     output: PyTree  # shapes of the network's output
 
@@ -47,14 +49,14 @@ def make_layout(
       frame: the batch of frames `[B, ...]` that one replica gets.
     """
     shapes = network.activation_shapes(params, state, frame)
-    ends = [group[-1] for group in groups]
     between = [tuple(shapes[i] for i in group[:-1]) for group in groups]
     return Layout(
         groups=groups,
         params=Packing.of([tuple(params[i] for i in group) for group in groups]),
         state=Packing.of([tuple(state[i] for i in group) for group in groups]),
         grads=Packing.of([wide_shapes(tuple(params[i] for i in group)) for group in groups]),
-        signals=Packing.of([shapes[i] for i in ends[:-1]] + [()]),
+        routes=direct(network.wiring, groups, shapes),
+        relay=relayed(network.wiring, groups, shapes),
         inner=Packing.of([(b, b) for b in between]),
         output=shapes[-1],
     )
@@ -77,14 +79,6 @@ def unpack(packing: Packing, groups: Groups, packed: Packed) -> tuple:
 def wide_shapes(params: PyTree) -> PyTree:
     """The shapes of the sums of gradients."""
     return jax.eval_shape(wide_zeros, params)
-
-
-def filled(packing: Packing, value: float) -> Packed:
-    """The vectors of a packing, with one value everywhere; integers and keys are zero."""
-    return {
-        name: jnp.full(v.shape, value if jnp.issubdtype(v.dtype, jnp.inexact) else 0, v.dtype)
-        for name, v in packing.shapes().items()
-    }
 
 
 def place(

@@ -98,6 +98,14 @@ class Packing:
         return _places(jax.tree.leaves(self.trees[device]))
 
 
+def filled(packing: Packing, value: float) -> Packed:
+    """The vectors of a packing, with one value everywhere; integers and keys are zero."""
+    return {
+        name: jnp.full(v.shape, value if jnp.issubdtype(v.dtype, jnp.inexact) else 0, v.dtype)
+        for name, v in packing.shapes().items()
+    }
+
+
 def wrap_keys(data: Any, like: Any) -> jax.Array:
     """Keys of random numbers out of their data in a vector.
 

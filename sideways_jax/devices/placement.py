@@ -93,7 +93,8 @@ def count_costs(
       train: whether there is a backward pass. Without it, as in inference, nothing is
         differentiated, so that modules need not be differentiable (with a `while_loop`, say).
     """
-    inputs = (shape_of(frame), *network.activation_shapes(params, state, frame))
+    outputs = network.activation_shapes(params, state, frame)
+    inputs = network.inputs(shape_of(frame), outputs)
     costs = []
     for i, module in enumerate(network.modules):
 
@@ -107,7 +108,7 @@ def count_costs(
         function: Callable[..., PyTree] = forward
         arguments: tuple[PyTree, ...] = (params[i], state[i], inputs[i])
         if train:
-            function, arguments = both, (*arguments, inputs[i + 1])
+            function, arguments = both, (*arguments, outputs[i])
         lowered = jax.jit(function).lower(*jax.tree.map(shape_of, arguments))
         analysis = lowered.cost_analysis() or {}
         costs.append(max(float(analysis.get("flops", 0.0)), 1.0))

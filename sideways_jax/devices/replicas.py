@@ -41,7 +41,7 @@ def check_counters(
     if not any(names):
         return
     inputs = {
-        size: (frame, *network.activation_shapes(params, state, frame))
+        size: network.inputs(frame, network.activation_shapes(params, state, frame))
         for size, frame in (("whole", whole), ("share", share))
     }
     for i, module in enumerate(network.modules):

@@ -38,15 +38,18 @@ def text(layout: Layout, costs: Sequence[float]) -> str:
       layout: of a run.
       costs: of every module, in any unit.
     """
-    sent = layout.signals.bytes_used
-    above_and_below = [sent[n] + (sent[n - 1] if n else 0) for n in range(layout.num_devices)]
-    between = layout.inner.bytes_used
+    signals = list(layout.inner.bytes_used)
+    for route in layout.routes:  # A device has room for what comes from below and from above.
+        for n, used in enumerate(route.packing.bytes_used):
+            signals[n] += used
+            if used:
+                signals[n + route.distance] += used
     columns = {
         "params": (layout.params.bytes_used, layout.params.bytes_held),
         "state": (layout.state.bytes_used, layout.state.bytes_held),
         "signals": (
-            [a + b for a, b in zip(above_and_below, between, strict=True)],
-            2 * layout.signals.bytes_held + layout.inner.bytes_held,
+            signals,
+            2 * sum(route.packing.bytes_held for route in layout.routes) + layout.inner.bytes_held,
         ),
     }
     head, *lines, speedup = table(layout.groups, costs).splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -18,6 +19,7 @@ from sideways_jax.network.checks import (
     result_shape,
 )
 from sideways_jax.network.module import Module, module_key
+from sideways_jax.network.wiring import FRAME, Wiring, heard, input_of, wiring_of
 from sideways_jax.tools.trees import PyTree, shape_of
 
 
@@ -29,10 +31,15 @@ class Network:
 
     Args:
       modules: the D modules, from the one that sees the frame to the one that feeds the loss.
-      shortcuts: connections that skip modules; none are supported yet, it has to be empty.
+      shortcuts: connections that skip modules, pairs `(source, receiver)` of 0-based numbers;
+        source -1 is the frame. The input `x` of a receiver is a tuple: what the module below sent,
+        then its shortcuts in the order in which they were given; to merge them is its business. In
+        a pipeline a shortcut is faster than the main path, so that it brings a newer frame
+        (Skip-Sideways, Malinowski et al., CVPR 2021).
 
     Raises:
-      ValueError: without modules, for what is not a `Module`, or with shortcuts.
+      ValueError: without modules, for what is not a `Module`, or for a shortcut that does not skip
+        a module upwards, leads out of the network or is there twice.
     """
 
     modules: Sequence[Module]  # any sequence to make it from; then a tuple
@@ -40,15 +47,16 @@ class Network:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modules", _as_modules(self.modules))
-        object.__setattr__(self, "shortcuts", tuple(self.shortcuts))
         if not self.modules:
             raise ValueError("a network needs at least one module, got none")
-        if self.shortcuts:
-            raise ValueError(
-                f"shortcuts={self.shortcuts!r}: connections that skip modules are not supported "
-                "by this version; leave shortcuts empty, or put both ends into one module with "
-                "sideways_jax.sequential"
-            )
+        shortcuts = [tuple(one) if isinstance(one, Iterable) else one for one in self.shortcuts]
+        object.__setattr__(self, "shortcuts", tuple(shortcuts))
+        _ = self.wiring  # Shortcuts that cannot be are refused here.
+
+    @functools.cached_property
+    def wiring(self) -> Wiring:
+        """Who hears whom."""
+        return wiring_of(len(self.modules), self.shortcuts)
 
     @property
     def depth(self) -> int:
@@ -71,15 +79,16 @@ class Network:
             it gives, cannot be trained (parameters that are not floating-point arrays, say), or
             gives in training what it does not give in evaluation; see `activation_shapes`.
         """
-        x = shape_of(frame)
-        batch = batch_size(x)
+        sent = {FRAME: shape_of(frame)}
+        batch = batch_size(sent[FRAME])
         params, state = [], []
         for i, module in enumerate(self.modules):
             module_key = jax.random.fold_in(key, i)
+            x = input_of(self.wiring, i, sent)
             with blame(self._place(i), x):
                 initial = pair(module.init(module_key, x), "its init", "(params, state)")
                 check_arrays(*initial, train=True)
-                x = checked_output(module, *initial, x, batch, train=True, rng=module_key)
+                sent[i] = checked_output(module, *initial, x, batch, train=True, rng=module_key)
             params.append(jax.tree.map(jnp.copy, initial[0]))
             state.append(jax.tree.map(jnp.copy, initial[1]))
         return tuple(params), tuple(state)
@@ -107,14 +116,18 @@ class Network:
           `(output, new_state)`.
         """
         check_tuples(self.depth, params, state)
-        new_state = []
-        x = frame
+        sent, new_state = {FRAME: frame}, []
         for i, module in enumerate(self.modules):
-            key = module_key(rng, i, frame_id)
+            key, x = module_key(rng, i, frame_id), input_of(self.wiring, i, sent)
             result = module.apply(params[i], state[i], x, train=train, rng=key)
-            x, module_state = pair(result, f"apply of module {i}", "(y, new_state)")
+            sent[i], module_state = pair(result, f"apply of module {i}", "(y, new_state)")
             new_state.append(module_state)
-        return x, tuple(new_state)
+        return sent[self.depth - 1], tuple(new_state)
+
+    def inputs(self, frame: PyTree, activations: Sequence[PyTree]) -> tuple:
+        """The input of every module: out of a frame, and what modules 0, 1, ... sent, or shapes."""
+        sent = {FRAME: frame} | dict(enumerate(activations))
+        return heard(self.wiring, range(self.depth), sent)
 
     def activation_shapes(
         self,
@@ -143,18 +156,21 @@ class Network:
             shapes or dtypes in training than in evaluation.
         """
         check_tuples(self.depth, params, state)
-        x = shape_of(frame)
-        batch = batch_size(x)
-        shapes = []
+        sent = {FRAME: shape_of(frame)}
+        batch = batch_size(sent[FRAME])
         for i, module in enumerate(self.modules):
+            x = input_of(self.wiring, i, sent)
             with blame(self._place(i), x):
                 check_arrays(params[i], state[i], train=train)
-                x = checked_output(module, params[i], state[i], x, batch, train=train, rng=rng)
-            shapes.append(x)
-        return tuple(shapes)
+                sent[i] = checked_output(
+                    module, params[i], state[i], x, batch, train=train, rng=rng
+                )  # fmt: skip
+        return tuple(sent[i] for i in range(self.depth))
 
     def _place(self, i: int) -> str:
-        source = "the frame" if i == 0 else f"the output of module {i - 1}"
+        names = ["the frame" if j == FRAME else f"the output of module {j}"
+                 for j in self.wiring.sources[i]]  # fmt: skip
+        source = names[0] if len(names) == 1 else f"({', '.join(names)})"
         return f"module {i} (0-based, of {self.depth}) fails on {source},"
 
 
@@ -237,7 +253,7 @@ def check_still(network: Network, params: tuple, state: tuple, frame: PyTree) ->
     Raises:
       ValueError: for a module with a memory; it names the module.
     """
-    inputs = (shape_of(frame), *network.activation_shapes(params, state, frame))
+    inputs = network.inputs(shape_of(frame), network.activation_shapes(params, state, frame))
     for i, module in enumerate(network.modules):
         shapes = jax.tree.map(shape_of, (params[i], state[i], inputs[i]))
 

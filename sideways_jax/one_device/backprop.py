@@ -6,23 +6,27 @@ import jax
 import jax.numpy as jnp
 
 from sideways_jax.rule.episode import Episode
-from sideways_jax.tools.trees import accumulate, average, first_of, wide_zeros
+from sideways_jax.rule.task import Task
+from sideways_jax.tools.trees import PyTree, accumulate, average, first_of, wide_zeros
 
 
-def scan_episode(network, loss_fn, params, state, frames, targets, *, target, train, rng):
+def scan_episode(
+    task: Task, params: tuple, state: tuple, frames: PyTree, targets: PyTree, rng: jax.Array | None
+) -> Episode:
     """An episode of backprop as a `lax.scan` over frames, with the memory of a single one.
 
     Gradients and losses are added in `trees.wide` dtypes: float32 for bfloat16 parameters, which is
     twice their bytes for as long as the episode takes.
 
     An output is there in the step of its frame, so that it is paired with the target of that frame
-    whatever `target` says.
+    whatever `task.target` says.
     """
-    del target
 
     def frame_loss(params, state, frame, y, frame_id):
-        output, state = network.apply(params, state, frame, train=train, rng=rng, frame_id=frame_id)
-        return loss_fn(output, y), (output, state)
+        output, state = task.network.apply(
+            params, state, frame, train=task.train, rng=rng, frame_id=frame_id
+        )
+        return task.loss_fn(output, y), (output, state)
 
     def body(carry, inputs):
         state, grads, loss = carry
@@ -39,7 +43,7 @@ def scan_episode(network, loss_fn, params, state, frames, targets, *, target, tr
     (state, grads, loss), outputs = jax.lax.scan(body, start, inputs)
     return Episode(
         grads=average(grads, num_frames, like=params),
-        num_grads=jnp.full((network.depth,), num_frames, jnp.int32),
+        num_grads=jnp.full((task.depth,), num_frames, jnp.int32),
         loss=average(loss, num_frames),
         outputs=outputs,
         valid=jnp.ones((num_frames,), bool),

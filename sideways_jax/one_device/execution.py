@@ -34,10 +34,7 @@ class Scan:
         """The gradients of one episode."""
         if task.rule == "sideways":
             return scan.sideways_episode(task, params, state, frames, targets, rng)
-        return backprop.scan_episode(
-            task.network, task.loss_fn, params, state, frames, targets,
-            target=task.target, train=task.train, rng=rng,
-        )  # fmt: skip
+        return backprop.scan_episode(task, params, state, frames, targets, rng)
 
     def training(self, task: Task, tx: optax.GradientTransformation) -> Training:
         """Training with one update per episode."""
@@ -82,10 +79,7 @@ class TimeParallel:
         rng: jax.Array | None,
     ) -> Episode:
         """The gradients of one episode."""
-        return time_parallel.episode(
-            task.network, task.loss_fn, params, state, frames, targets,
-            delay=int(task.rule == "sideways"), target=task.target, train=task.train, rng=rng,
-        )  # fmt: skip
+        return time_parallel.episode(task, params, state, frames, targets, rng)
 
     def training(self, task: Task, tx: optax.GradientTransformation) -> Training:
         """Training with one update per episode."""

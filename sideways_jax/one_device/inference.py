@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from sideways_jax.network.network import Network, check_still
-from sideways_jax.rule.in_flight import following
+from sideways_jax.rule.in_flight import following, frames_heard
 from sideways_jax.rule.rule import forward_group
-from sideways_jax.rule.wiring import heard
 from sideways_jax.tools.trees import PyTree, select, zeros
 from sideways_jax.training.streams import Outputs
 
@@ -57,11 +56,10 @@ def pipelined_step(
     below = pipeline.frames
     if reset is not None:
         below = jnp.where(reset[None], -1, below)
-    batch = below.shape[1]
-    entering = jnp.full((1, batch), pipeline.next_frame)
-    frames = jnp.concatenate([entering, below])
+    entering = jnp.full(below.shape[1:], pipeline.next_frame)
+    frames = frames_heard(network.wiring, below, entering)
     group = tuple(range(network.depth))
-    inputs = heard(group, frame, pipeline.activations)
+    inputs = network.inputs(frame, pipeline.activations)
     sent = forward_group(network, group, params, state, inputs, frames)
     new = PipelineState(sent[:-1], frames[:-1], following(pipeline.next_frame, 1))
     return new, select(frames[-1] >= 0, sent[-1]), frames[-1]

@@ -1,11 +1,10 @@
 """Episodes computed module by module, with all frames at once.
 
 Within an episode the weights do not change, so what a module does at different steps does not
-depend on one another. Each module runs on all its K - i inputs in parallel, and the way of the
-pseudo-gradients through time becomes a shift: at step t module i (0-based) holds frame f = t - i
-and gets what module i+1 sent at step t-1, when that held frame (t-1) - (i+1) = f - 2. So on the way
-down cotangents move *two frames* later at every module boundary. The first 2(D-1-i) frames of
-module i get none and need no backward pass; those that would come after its last one are dropped.
+depend on one another. Each module runs on all its K - i inputs in parallel, and the path of a
+signal through time is a shift, which `wiring.py` knows: on the main path cotangents move *two
+frames* later at every module boundary. The first 2(D-1-i) frames of module i get none and need no
+backward pass; those that would come after its last one are dropped.
 
 The same pseudo-gradients as `lax.scan` over computation steps, at the cost of batched backprop;
 and backprop itself is the case without the shift.
@@ -21,16 +20,17 @@ parameters are float32, twice the bytes, until they are divided by their number.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sideways_jax.network.module import module_key
+from sideways_jax.network.wiring import FRAME, Wiring, input_of, returned
 from sideways_jax.one_device.state_split import draws_alike, remembered, split_program, trace
 from sideways_jax.one_device.wide_sums import has_narrow, with_wide_sums, without_integers
-from sideways_jax.rule.episode import Episode, align_targets
+from sideways_jax.rule.episode import Episode, paired_targets
+from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import (
     PyTree,
     accumulate,
@@ -43,57 +43,78 @@ from sideways_jax.tools.trees import (
 
 
 def episode(
-    network, loss_fn, params, state, frames, targets, *, delay, target, train, rng
+    task: Task, params: tuple, state: tuple, frames: PyTree, targets: PyTree, rng: jax.Array | None
 ) -> Episode:
-    """An episode of Sideways (delay=1) or backprop (delay=0), all frames at once.
+    """An episode of Sideways or backprop, all frames at once.
+
+    The arrays of module i are by the frame that the main path brings it, from number 0; those of
+    its gradients from `wiring.first_trained(i)`.
 
     Args:
-      delay: how many computation steps a signal takes from a module to the next: up, module i has
-        `delay * i` frames fewer than there are; down, cotangents shift by `2 * delay` frames.
+      task: what is trained.
+      params, state: tuples of D pytrees.
+      frames, targets: `[K, B, ...]`.
+      rng: the key of the episode, or None.
     """
-    depth = network.depth
+    wiring, depth = task.network.wiring, task.depth
+    if task.rule == "backprop":
+        wiring = wiring._replace(delay=0)
     num_frames = jax.tree.leaves(frames)[0].shape[0]
+    late = wiring.steps_to(depth - 1)  # computation steps before the first output
     # The target that the output of each frame is paired with, for frames that reach the top.
-    aligned = _frames_from(
-        align_targets(targets, depth, target) if delay else targets, delay * (depth - 1)
-    )
+    aligned = _frames_from(paired_targets(task, targets), late)
 
-    x = frames
-    new_state, pull_backs = [], []
-    for i, module in enumerate(network.modules):
-        count = num_frames - delay * i  # frames that reach this module
-        untrained = 2 * delay * (depth - 1 - i)  # of them, that meet no pseudo-gradient
-        x, module_state, pull_back = _run_module(
-            module, params[i], state[i], _frames_to(x, count), _Keys(rng, i), untrained, train=train
-        )
+    sent, new_state, pull_backs = {FRAME: frames}, [], []
+    for i, module in enumerate(task.network.modules):
+        count = num_frames - wiring.steps_to(i)  # frames that reach this module
+        arrived = {
+            j: _part(sent[j], wiring.frames_ahead(j, i), count) for j in wiring.sources[i]
+        }  # fmt: skip
+        sent[i], module_state, pull_back = _run_module(
+            module, params[i], state[i], input_of(wiring, i, arrived), _Keys(rng, i),
+            wiring.first_trained(i), train=task.train,
+        )  # fmt: skip
         new_state.append(module_state)
         pull_backs.append(pull_back)
 
-    losses, cotangent = jax.vmap(jax.value_and_grad(loss_fn))(x, aligned)
-    grads, num_grads = [], []
-    for pull_back, module_params in zip(reversed(pull_backs), reversed(params), strict=True):
-        count = jax.tree.leaves(cotangent)[0].shape[0]
-        module_grads, cotangent = pull_back(cotangent)
-        grads.append(average(module_grads, count, like=module_params))
-        num_grads.append(count)
-        # Entry n belongs to the n-th trained frame of this module. Two frames later in the module
-        # below is the n-th trained frame there too, so that the shift is to drop the last one.
-        cotangent = _frames_to(cotangent, count - delay)
+    outputs = sent[depth - 1]
+    losses, cotangent = jax.vmap(jax.value_and_grad(task.loss_fn))(outputs, aligned)
+    grads, num_grads, sent_down = {}, {}, {}
+    for i in reversed(range(depth)):
+        if i < depth - 1:
+            cotangent = _cotangent_of(wiring, i, sent_down, num_grads)
+        num_grads[i] = jax.tree.leaves(cotangent)[0].shape[0]
+        module_grads, sent_down[i] = pull_backs[i](cotangent)
+        grads[i] = average(module_grads, num_grads[i], like=params[i])
 
-    late = delay * (depth - 1)  # computation steps before the first output
-    outputs = jax.tree.map(lambda y: jnp.pad(y, [(late, 0)] + [(0, 0)] * (y.ndim - 1)), x)
     return Episode(
-        grads=tuple(reversed(grads)),
-        num_grads=jnp.asarray(num_grads[::-1], jnp.int32),
+        grads=tuple(grads[i] for i in range(depth)),
+        num_grads=jnp.asarray([num_grads[i] for i in range(depth)], jnp.int32),
         loss=average(jnp.sum(losses.astype(wide(losses.dtype))), losses.shape[0]),
-        outputs=outputs,
+        outputs=jax.tree.map(lambda y: jnp.pad(y, [(late, 0)] + [(0, 0)] * (y.ndim - 1)), outputs),
         valid=jnp.arange(num_frames) >= late,
         state=tuple(new_state),
     )
 
 
-sideways_episode = partial(episode, delay=1)
-backprop_episode = partial(episode, delay=0)
+def _cotangent_of(
+    wiring: Wiring, source: int, sent_down: dict[int, PyTree], num_grads: dict[int, int]
+) -> PyTree:
+    """What comes back to a source for its trained frames: the sum over its receivers.
+
+    Args:
+      sent_down: by receiver, the cotangent of its input, for its trained frames.
+      num_grads: how many these are.
+    """
+    first = wiring.first_trained(source)
+
+    def arrives(k: int) -> int:  # The frame of the source that meets what k sent down first.
+        return wiring.first_trained(k) + wiring.steps_back(k, source)
+
+    # What the module above sends down at its last step comes too late.
+    count = num_grads[source + 1] - wiring.delay
+    parts = {k: _part(sent_down[k], first - arrives(k), count) for k in wiring.receivers(source)}
+    return returned(wiring, source, parts)
 
 
 class _Keys(NamedTuple):
@@ -208,6 +229,10 @@ def _one_by_one(module, params, state, x, keys, untrained, is_seen, *, train):
         return jax.lax.scan(of_one_frame, wide_zeros(params), (*trained, cotangent))
 
     return y, jax.tree.unflatten(structure, last), pull_back
+
+
+def _part(tree: PyTree, start: int, count: int) -> PyTree:
+    return jax.tree.map(lambda x: x[start : start + count], tree)
 
 
 def _frames_to(tree: PyTree, stop: int) -> PyTree:

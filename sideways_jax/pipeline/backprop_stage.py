@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from sideways_jax.devices.exchange import exchange, run_branch
-from sideways_jax.devices.layout import Layout, filled
-from sideways_jax.devices.packing import Packed, Packing
+from sideways_jax.devices.layout import Layout
+from sideways_jax.devices.packing import Packed, Packing, filled
 from sideways_jax.network.module import module_key
-from sideways_jax.network.network import Network
+from sideways_jax.network.wiring import FRAME, input_of
 from sideways_jax.pipeline.sums import Sums
 from sideways_jax.rule.schedules import ClockTable
-from sideways_jax.rule.task import LossFn
+from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import (
     PyTree,
     accumulate,
@@ -40,23 +40,50 @@ class _Carry(NamedTuple):
     stash: Packed  # [places, length]
     outputs: PyTree  # [K, B, ...]
     losses: jax.Array  # [K]
-    from_below: Packed  # the activation that arrived
-    from_above: Packed  # the gradient that arrived
+    from_below: Packed  # the activations that arrived
+    from_above: Packed  # the gradients that arrived
 
 
 class _Stage(NamedTuple):
     """The modules of one device as one function, and what it keeps of a frame."""
 
     kept: PyTree  # shapes of what is kept of a frame
-    # keep(params, state, x, frame_id, target) -> (result, (output, new_state), what is kept)
+    # keep(params, state, inputs) -> (result, (output, new_state), what is kept)
     keep: Callable[..., tuple[PyTree, tuple[PyTree, PyTree], PyTree]]
-    # pull_back(params, kept, x, frame_id, target, cotangent) -> (grads, cotangent of x)
+    # pull_back(params, kept, inputs, cotangent) -> (grads, cotangents of inputs.arrived)
     pull_back: Callable[..., tuple[PyTree, PyTree]]
 
 
+class _Inputs(NamedTuple):
+    """What a stage computes with, besides its variables."""
+
+    arrived: PyTree  # what stages below sent for this frame; () in the lowest stage
+    frame: PyTree
+    frame_id: jax.Array
+    target: PyTree
+
+
+class _Run(NamedTuple):
+    """What stays the same in all steps of an episode."""
+
+    layout: Layout
+    table: ClockTable
+    stages: list[_Stage]
+    stash: Packing
+    params: Packed
+    frames: PyTree  # [K, B, ...]
+    targets: PyTree  # [K, B, ...]
+    loss_dtype: jnp.dtype
+    bubble: float
+
+    def inputs(self, frame_id: jax.Array, arrived: PyTree) -> _Inputs:
+        """For one frame."""
+        frame, target = _entry((self.frames, self.targets), frame_id)
+        return _Inputs(arrived, frame, frame_id, target)
+
+
 def backprop_steps(
-    network: Network,
-    loss_fn: LossFn,
+    task: Task,
     layout: Layout,
     table: ClockTable,
     params: Packed,
@@ -65,20 +92,23 @@ def backprop_steps(
     targets: PyTree,
     *,
     recompute: bool,
-    train: bool,
     rng: jax.Array | None,
     bubble: float = 0.0,
 ) -> Sums:
     """An episode of backprop on one device of the pipeline; to be called inside `shard_map`.
 
+    All signals of a step are of one frame, and a shortcut is handed on from stage to stage with
+    what the main path carries.
+
     Args:
-      network, loss_fn, layout: see `layout.py`.
+      task: what is trained.
+      layout: where its modules are.
       table: which frame this device works on at which step.
       params, state: the vectors of this device.
       frames, targets: `[K, B, ...]`, the share of this replica.
       recompute: keep the input and the state of a stage and run its forward pass again, rather
         than keep the residuals.
-      train, rng: passed on to the modules.
+      rng: the key of the episode, or None.
       bubble: the value of signals before the first real one arrives, of their padding and of
         unused places in the stash; tests put NaN there.
 
@@ -88,161 +118,169 @@ def backprop_steps(
       of the parameters, "bfloat16 000".)
     """
     num_frames = jax.tree.leaves(frames)[0].shape[0]
-    stages = [
-        _make_stage(
-            network, loss_fn, layout, n, first_of(frames), first_of(targets),
-            recompute=recompute, train=train, rng=rng,
-        )
-        for n in range(layout.num_devices)
-    ]  # fmt: skip
-    stash_packing = Packing.of([stage.kept for stage in stages])
-    top = layout.num_devices - 1
-    nothing_up, nothing_down = filled(layout.signals, bubble), filled(layout.signals, bubble)
-    no_grads = filled(layout.grads, 0)
-
-    def entry(tree, frame_id):
-        return jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, frame_id, keepdims=False), tree
-        )
-
-    def input_of(n, frame_id, otherwise):
-        return entry(frames, frame_id) if n == 0 else otherwise
-
-    def forward(n, carry, frame_id):
-        stage = stages[n]
-        x = input_of(n, frame_id, layout.signals.unpack(n - 1, carry.from_below) if n else None)
-        result, (output, new_state), kept = stage.keep(
-            layout.params.unpack(n, params),
-            layout.state.unpack(n, carry.state),
-            x,
-            frame_id,
-            entry(targets, frame_id),
-        )
-        row = stash_packing.pack(n, kept, padding=bubble)
-        carry = carry._replace(
-            state=layout.state.pack(n, new_state),
-            stash={
-                name: jax.lax.dynamic_update_index_in_dim(
-                    rows, row[name], frame_id % table.stash, axis=0
-                )
-                for name, rows in carry.stash.items()
-            },
-        )
-        if n < top:
-            return carry, layout.signals.pack(n, result, padding=bubble)
-        put = partial(jax.lax.dynamic_update_index_in_dim, index=frame_id, axis=0)
-        outputs = jax.tree.map(put, carry.outputs, output)
-        losses = put(carry.losses, result.astype(carry.losses.dtype))
-        return carry._replace(outputs=outputs, losses=losses), nothing_up
-
-    def backward(n, carry, frame_id):
-        row = {name: entry(rows, frame_id % table.stash) for name, rows in carry.stash.items()}
-        if n < top:
-            cotangent = layout.signals.unpack(n, carry.from_above)
-        else:
-            cotangent = jnp.ones((), loss_shape.dtype)
-        grads, down = stages[n].pull_back(
-            layout.params.unpack(n, params),
-            stash_packing.unpack(n, row),
-            input_of(n, frame_id, None),
-            frame_id,
-            entry(targets, frame_id),
-            cotangent,
-        )
-        down = layout.signals.pack(n - 1, down, padding=bubble) if n else nothing_down
-        return layout.grads.pack(n, cast_like(grads, layout.grads.trees[n])), down
-
-    def branch(n, carry, forward_frames, backward_frames):
-        # Who has nothing to do waits: a conditional, unlike a selection, does not compute.
-        f, b = forward_frames[n], backward_frames[n]
-        carry, up = jax.lax.cond(
-            f >= 0, partial(forward, n), lambda carry, _: (carry, nothing_up), carry, f
-        )
-        grads, down = jax.lax.cond(
-            b >= 0, partial(backward, n), lambda *_: (no_grads, nothing_down), carry, b
-        )
-        return carry._replace(from_below=up, from_above=down), grads
+    devices = range(layout.num_devices)
+    first = first_of((frames, targets))
+    stages = [_make_stage(task, layout, n, *first, recompute=recompute, rng=rng) for n in devices]
+    stash = Packing.of([stage.kept for stage in stages])
+    loss = jax.eval_shape(task.loss_fn, layout.output, first[1])
+    run = _Run(layout, table, stages, stash, params, frames, targets, loss.dtype, bubble)
+    branches = [partial(_branch, run, n) for n in devices]
 
     def body(carry_and_sums, clock):
         carry, sums = carry_and_sums
-        branches = [partial(branch, n) for n in range(layout.num_devices)]
         carry, grads = run_branch(branches, carry, *clock)
         below, above = exchange(carry.from_below, carry.from_above, layout.num_devices)
         # Added here, in place: what goes through a branch is copied.
         sums = accumulate(sums, grads)
         return (carry._replace(from_below=below, from_above=above), sums), None
 
-    loss_shape = jax.eval_shape(loss_fn, layout.output, first_of(targets))
-    by_frame = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((num_frames, *x.shape), x.dtype), (layout.output, loss_shape)
+    outputs, losses = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((num_frames, *x.shape), x.dtype), (layout.output, loss)
     )
-    outputs, losses = zeros(by_frame[0]), wide_zeros(by_frame[1])
+    rows = filled(stash, bubble)
     start = _Carry(
         state=state,
-        stash={
-            name: jnp.tile(row, (table.stash, 1))
-            for name, row in filled(stash_packing, bubble).items()
-        },
-        outputs=outputs,
-        losses=losses,
-        from_below=filled(layout.signals, bubble),
-        from_above=filled(layout.signals, bubble),
+        stash={name: jnp.tile(row, (table.stash, 1)) for name, row in rows.items()},
+        outputs=zeros(outputs),
+        losses=wide_zeros(losses),
+        from_below=filled(layout.relay.packing, bubble),
+        from_above=filled(layout.relay.packing, bubble),
     )
     clock = jnp.asarray(table.forward), jnp.asarray(table.backward)
-    (end, sums), _ = jax.lax.scan(body, (start, no_grads), clock)
+    (end, sums), _ = jax.lax.scan(body, (start, filled(layout.grads, 0)), clock)
     return Sums(sums, end.state, end.outputs, end.losses)
 
 
-def _make_stage(network, loss_fn, layout, n, frame, target, *, recompute, train, rng) -> _Stage:
-    group = layout.groups[n]
+def _branch(
+    run: _Run, n: int, carry: _Carry, forward_frames: jax.Array, backward_frames: jax.Array
+) -> tuple[_Carry, Packed]:
+    """Stage n at one step: what it keeps and, in the place of what arrived, sends; its gradients.
+
+    An idle stage does no work: `cond` skips it, `where` would not.
+    """
+    nothing = filled(run.layout.relay.packing, run.bubble)
+    no_grads = filled(run.layout.grads, 0)
+    f, b = forward_frames[n], backward_frames[n]
+    carry, up = jax.lax.cond(
+        f >= 0, partial(_forward, run, n), lambda carry, _: (carry, nothing), carry, f
+    )
+    grads, down = jax.lax.cond(
+        b >= 0, partial(_backward, run, n), lambda *_: (no_grads, nothing), carry, b
+    )
+    return carry._replace(from_below=up, from_above=down), grads
+
+
+def _forward(run: _Run, n: int, carry: _Carry, frame_id: jax.Array) -> tuple[_Carry, Packed]:
+    """The forward pass of stage n: what it keeps, and sends up."""
+    layout, relay = run.layout, run.layout.relay
+    arrived = relay.packing.unpack(n - 1, carry.from_below) if n else ()
+    result, (output, new_state), kept = run.stages[n].keep(
+        layout.params.unpack(n, run.params),
+        layout.state.unpack(n, carry.state),
+        run.inputs(frame_id, arrived),
+    )
+    put = partial(jax.lax.dynamic_update_index_in_dim, index=frame_id % run.table.stash, axis=0)
+    row = run.stash.pack(n, kept, padding=run.bubble)
+    carry = carry._replace(
+        state=layout.state.pack(n, new_state),
+        stash={name: put(rows, row[name]) for name, rows in carry.stash.items()},
+    )
+    if n < layout.num_devices - 1:
+        return carry, relay.packing.pack(n, result, padding=run.bubble)
+    put = partial(jax.lax.dynamic_update_index_in_dim, index=frame_id, axis=0)
+    outputs = jax.tree.map(put, carry.outputs, output)
+    losses = put(carry.losses, result.astype(carry.losses.dtype))
+    carry = carry._replace(outputs=outputs, losses=losses)
+    return carry, filled(relay.packing, run.bubble)
+
+
+def _backward(run: _Run, n: int, carry: _Carry, frame_id: jax.Array) -> tuple[Packed, Packed]:
+    """The backward pass of stage n: its gradients, and what it sends down."""
+    layout, relay = run.layout, run.layout.relay
+    row = {name: _entry(rows, frame_id % run.table.stash) for name, rows in carry.stash.items()}
+    if n < layout.num_devices - 1:
+        cotangent = relay.packing.unpack(n, carry.from_above)
+    else:
+        cotangent = jnp.ones((), run.loss_dtype)
+    grads, down = run.stages[n].pull_back(
+        layout.params.unpack(n, run.params),
+        run.stash.unpack(n, row),
+        run.inputs(frame_id, ()),
+        cotangent,
+    )
+    down = (
+        relay.packing.pack(n - 1, down, padding=run.bubble)
+        if n
+        else filled(relay.packing, run.bubble)
+    )
+    return layout.grads.pack(n, cast_like(grads, layout.grads.trees[n])), down
+
+
+def _make_stage(
+    task: Task, layout: Layout, n: int, frame: PyTree, target: PyTree, *, recompute: bool,
+    rng: jax.Array | None,
+) -> _Stage:  # fmt: skip
+    """Stage n; `frame` and `target` are shapes of one batch."""
+    group, relay = layout.groups[n], layout.relay
     is_top = n == layout.num_devices - 1
 
-    def run(params, state, x, frame_id, target):
-        new_state = []
+    def run(params, state, inputs):
+        sent, new_state = {FRAME: inputs.frame}, []
+        if n:
+            sent |= zip(relay.sources[n - 1], inputs.arrived, strict=True)
         for j, i in enumerate(group):
-            key = module_key(rng, i, frame_id)
-            x, one = network.modules[i].apply(params[j], state[j], x, train=train, rng=key)
+            key = module_key(rng, i, inputs.frame_id)
+            x = input_of(task.network.wiring, i, sent)
+            sent[i], one = task.network.modules[i].apply(
+                params[j], state[j], x, train=task.train, rng=key
+            )
             new_state.append(one)
-        return (loss_fn(x, target) if is_top else x), (x, tuple(new_state))
+        output = sent[group[-1]]
+        result = tuple(sent[i] for i in relay.sources[n])
+        if is_top:
+            result = task.loss_fn(output, inputs.target)
+        return result, (output, tuple(new_state))
 
-    def linearised(params, state, x, frame_id, target):
-        def in_params_and_input(params, x):
-            return run(params, state, x, frame_id, target)
+    def linearised(params, state, inputs):
+        def of_what_has_gradients(params, arrived):
+            return run(params, state, inputs._replace(arrived=arrived))
 
-        return jax.vjp(in_params_and_input, params, x, has_aux=True)
-
-    x = frame if n == 0 else layout.signals.trees[n - 1]
-    arguments = (layout.params.trees[n], layout.state.trees[n], x,
-                 jax.ShapeDtypeStruct((), jnp.int32), shape_of(target))  # fmt: skip
+        return jax.vjp(of_what_has_gradients, params, inputs.arrived, has_aux=True)
 
     if recompute:
-        # The first stage reads its frame again; it need not keep that.
-        def keep(params, state, x, frame_id, target):
-            result, aux = run(params, state, x, frame_id, target)
-            return result, aux, ((state, ()) if n == 0 else (state, x))
 
-        def pull_back(params, kept, x, frame_id, target, cotangent):
-            state, kept_x = kept
-            _, vjp, _ = linearised(params, state, x if n == 0 else kept_x, frame_id, target)
+        def keep(params, state, inputs):
+            result, aux = run(params, state, inputs)
+            return result, aux, (state, inputs.arrived)
+
+        def pull_back(params, kept, inputs, cotangent):
+            state, arrived = kept
+            _, vjp, _ = linearised(params, state, inputs._replace(arrived=arrived))
             return vjp(cotangent)
 
     else:
         # Parameters among the residuals (and the frame) are there anyway: only the rest is kept.
         found: dict[str, Any] = {}
 
-        def keep(params, state, x, frame_id, target):
-            result, vjp, aux = linearised(params, state, x, frame_id, target)
+        def keep(params, state, inputs):
+            result, vjp, aux = linearised(params, state, inputs)
             leaves, found["structure"] = jax.tree.flatten(vjp)
-            known = jax.tree.leaves((params, x) if n == 0 else params)
+            known = jax.tree.leaves((params, inputs.frame))
             where = [next((k for k, v in enumerate(known) if v is leaf), None) for leaf in leaves]
             found["where"] = where
             return result, aux, [v for v, k in zip(leaves, where, strict=True) if k is None]
 
-        def pull_back(params, kept, x, frame_id, target, cotangent):
-            known = jax.tree.leaves((params, x) if n == 0 else params)
+        def pull_back(params, kept, inputs, cotangent):
+            known = jax.tree.leaves((params, inputs.frame))
             kept = iter(kept)
             leaves = [next(kept) if k is None else known[k] for k in found["where"]]
             return jax.tree.unflatten(found["structure"], leaves)(cotangent)
 
-    kept = jax.eval_shape(keep, *arguments)[2]
+    arrived = relay.packing.trees[n - 1] if n else ()
+    inputs = _Inputs(arrived, frame, jax.ShapeDtypeStruct((), jnp.int32), shape_of(target))
+    kept = jax.eval_shape(keep, layout.params.trees[n], layout.state.trees[n], inputs)[2]
     return _Stage(kept, keep, pull_back)
+
+
+def _entry(tree: PyTree, index: jax.Array) -> PyTree:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)

@@ -149,8 +149,8 @@ def episode_on_device(
         else:
             table = schedules.make(schedule.name, num_frames, layout.num_devices)
             sums = backprop_steps(
-                task.network, task.loss_fn, layout, table, params, state, frames, targets,
-                recompute=schedule.recompute, train=task.train, rng=rng, bubble=bubble,
+                task, layout, table, params, state, frames, targets,
+                recompute=schedule.recompute, rng=rng, bubble=bubble,
             )  # fmt: skip
             metrics = jax.lax.map(
                 lambda one: metrics_on_mesh(task, one[0], one[1], replicas, per_example=False),

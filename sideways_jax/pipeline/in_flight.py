@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sideways_jax.devices.layout import Layout, filled
+from sideways_jax.devices.layout import Layout
 from sideways_jax.devices.mesh import DEPTH, data_axis
+from sideways_jax.devices.packing import filled
+from sideways_jax.devices.routes import added, from_above, from_below, send_up
 from sideways_jax.pipeline.sideways_stage import Signals
 from sideways_jax.rule.in_flight import InFlight, no_frames
 from sideways_jax.tools.trees import PyTree, Static, shape_of, zeros
@@ -63,14 +65,16 @@ def empty_pipeline(
         shape = layout.num_devices, replicas
         return {name: jnp.zeros((*shape, v.size), v.dtype) for name, v in packing.shapes().items()}
 
-    signals = Signals(*map(vectors, (layout.inner, layout.signals, layout.signals)))
+    up, down = (tuple(vectors(route.packing) for route in layout.routes) for _ in range(2))
+    signals = Signals(vectors(layout.inner), up, down)
     targets = () if target is None else (zeros(shape_of(target)),) * (depth - 1)
     nothing = no_frames(depth, batch), no_frames(depth, batch)
     return ShardedInFlight(signals, *nothing, targets, _made_for(layout, replicas))
 
 
 def _made_for(layout: Layout, replicas: int) -> Static:
-    return Static((replicas, layout.inner.signature, layout.signals.signature))
+    routes = tuple(route.packing.signature for route in layout.routes)
+    return Static((replicas, layout.inner.signature, routes))
 
 
 def check_signals(layout: Layout, replicas: int, in_flight: ShardedInFlight) -> None:
@@ -89,21 +93,24 @@ def signals_from_modules(layout: Layout, replicas: int, in_flight: InFlight) -> 
     The loss of a replica is the mean over its share of the batch, so that pseudo-gradients are as
     many times larger there as there are replicas.
     """
-    top = layout.num_devices - 1
 
     def pack(activations, pseudo_gradients):
-        inner, from_below, from_above = [], [], []
+        by_module = dict(enumerate(activations))
+        rows = []
         for n, group in enumerate(layout.groups):
-            up, down = (tuple(x[i] for i in group[:-1]) for x in (activations, pseudo_gradients))
-            inner.append(layout.inner.pack(n, (up, down)))
-            below, above = filled(layout.signals, 0), filled(layout.signals, 0)
-            if n > 0:
-                below = layout.signals.pack(n - 1, activations[group[0] - 1])
-            if n < top:
-                above = layout.signals.pack(n, pseudo_gradients[group[-1]])
-            from_below.append(below)
-            from_above.append(above)
-        return Signals(*(jax.tree.map(_stack, *x) for x in (inner, from_below, from_above)))
+            inner = tuple(tuple(x[i] for i in group[:-1]) for x in (activations, pseudo_gradients))
+            below, above = [], []
+            for route in layout.routes:
+                nothing = filled(route.packing, 0)
+                sender = n - route.distance
+                below.append(send_up(route, sender, by_module, 0) if sender >= 0 else nothing)
+                # The sum over receivers comes along the main path, as if they were one.
+                sums = zeros(route.packing.trees[n])
+                if route.distance == 1 and sums:
+                    sums = (*sums[:-1], pseudo_gradients[group[-1]])
+                above.append(route.packing.pack(n, sums))
+            rows.append(Signals(layout.inner.pack(n, inner), tuple(below), tuple(above)))
+        return jax.tree.map(_stack, *rows)
 
     def share(tree, replica):
         return jax.tree.map(lambda x: jnp.split(x, replicas)[replica], tree)
@@ -119,17 +126,20 @@ def signals_to_modules(layout: Layout, in_flight: ShardedInFlight) -> InFlight:
     """The inverse of `signals_from_modules`."""
 
     def unpack(signals):
-        activations, pseudo_gradients = [], []
-        for n in range(layout.num_devices):
+        activations, pseudo_gradients = {}, {}
+        for n, group in enumerate(layout.groups):
             own = jax.tree.map(lambda x, n=n: x[n], signals)
             up, down = layout.inner.unpack(n, own.inner)
-            activations.extend(up)
-            pseudo_gradients.extend(down)
-            if n + 1 < layout.num_devices:  # What goes between this device and the next.
-                above = jax.tree.map(lambda x, n=n: x[n + 1], signals)
-                activations.append(layout.signals.unpack(n, above.from_below))
-                pseudo_gradients.append(layout.signals.unpack(n, own.from_above))
-        return tuple(activations), tuple(pseudo_gradients)
+            activations |= dict(zip(group, up, strict=False))
+            back = [dict(zip(group, down, strict=False))]
+            for route, below, above in zip(
+                layout.routes, own.from_below, own.from_above, strict=True
+            ):
+                activations |= from_below(route, n, below)
+                back.append(from_above(route, n, above))
+            pseudo_gradients |= added(*back)
+        between = range(len(activations))
+        return tuple(tuple(x[i] for i in between) for x in (activations, pseudo_gradients))
 
     replicas = max((x.shape[1] for x in jax.tree.leaves(in_flight.signals)), default=1)
     shares = [

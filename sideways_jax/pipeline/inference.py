@@ -14,14 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sideways_jax.devices.exchange import on_mesh, run_branch, send_up
-from sideways_jax.devices.layout import Layout, filled, pack, place
+from sideways_jax.devices import exchange
+from sideways_jax.devices.exchange import on_mesh, own, run_branch
+from sideways_jax.devices.layout import Layout, pack, place
 from sideways_jax.devices.mesh import DEPTH, check_mesh, data_axis, grid
-from sideways_jax.devices.packing import Packed, Packing
+from sideways_jax.devices.packing import Packed, Packing, filled
+from sideways_jax.devices.routes import from_below, send_up
 from sideways_jax.network.network import Network, check_still
-from sideways_jax.rule.in_flight import following, no_frames
+from sideways_jax.network.wiring import FRAME, heard
+from sideways_jax.rule.in_flight import following, frames_heard, no_frames
 from sideways_jax.rule.rule import forward_group
-from sideways_jax.rule.wiring import heard
 from sideways_jax.tools.trees import PyTree, select, shape_of, zeros
 
 
@@ -29,9 +31,18 @@ class ShardedPipeline(NamedTuple):
     """`stream.PipelineState`, with the activations where they have arrived."""
 
     inner: Packed  # vectors [N, data, length], between the modules of a device
-    from_below: Packed  # likewise, from the device below
+    from_below: tuple[Packed, ...]  # likewise, from devices below, by route
     frames: jax.Array  # int32[D-1, B], sharded over data; -1 for a bubble
     next_frame: jax.Array  # int32[], the number of the frame that enters next
+
+
+class _Run(NamedTuple):
+    """What stays the same in all steps."""
+
+    network: Network
+    layout: Layout
+    inner: Packing  # [n]: activations between the modules of device n; nothing comes down
+    bubble: float
 
 
 class Pipelined(NamedTuple):
@@ -76,7 +87,8 @@ def make_pipelined_step(
     check_still(network, params, state, frame)
     layout = place(network, params, state, frame, mesh, groups, train=False)
     (replicas, num_devices), data = check_mesh(mesh), data_axis(mesh)
-    inner = Packing.of([up for up, _ in layout.inner.trees])  # Nothing comes down.
+    run = _Run(network, layout, Packing.of([up for up, _ in layout.inner.trees]), bubble)
+    batch = jax.tree.leaves(frame)[0].shape[0]
     spec: Any = PartitionSpec  # Any: records that hold arrays hold specifications too.
     signals = spec(DEPTH, data) if data else spec(DEPTH)
     numbers = spec(None, data) if data else spec()
@@ -88,38 +100,9 @@ def make_pipelined_step(
             pack(layout.state, layout.groups, state, padding=bubble),
         )
 
-    def empty():
-        def vectors(packing):
-            return jax.tree.map(
-                lambda x: jnp.broadcast_to(x, (num_devices, replicas, *x.shape)),
-                filled(packing, bubble),
-            )
-
-        batch = jax.tree.leaves(frame)[0].shape[0]
-        nothing = no_frames(network.depth, batch)
-        return ShardedPipeline(
-            vectors(inner), vectors(layout.signals), nothing, jnp.zeros((), jnp.int32)
-        )
-
-    def on_device(variables, pipeline, frame, reset):
-        params, state = jax.tree.map(lambda x: x[0], variables)
-        below = jnp.where(reset[None], -1, pipeline.frames)
-        entering = jnp.full((1, *reset.shape), pipeline.next_frame)
-        frames = jnp.concatenate([entering, below])
-        branches = [
-            partial(_run, network, layout, inner, bubble, n) for n in range(layout.num_devices)
-        ]
-        arrived = jax.tree.map(lambda x: x[0, 0], (pipeline.inner, pipeline.from_below))
-        own, up, output = run_branch(branches, params, state, *arrived, frame, frames)
-        sent = own, send_up(up, layout.num_devices)
-        inner_rows, up_rows = jax.tree.map(lambda x: x[None, None], sent)
-        next_frame = following(pipeline.next_frame, 1)
-        pipeline = ShardedPipeline(inner_rows, up_rows, frames[:-1], next_frame)
-        return pipeline, jax.tree.map(lambda x: x[None], output), frames[-1]
-
     sharded = on_mesh(
         mesh,
-        on_device,
+        partial(_on_device, run),
         (spec(DEPTH), pipeline_specs, spec(data), spec(data)),
         (pipeline_specs, signals, spec(data)),
     )
@@ -135,7 +118,7 @@ def make_pipelined_step(
     )
     return Pipelined(
         jax.jit(put, out_shardings=NamedSharding(mesh, spec(DEPTH)))(params, state),
-        jax.jit(empty, out_shardings=shardings)(),
+        jax.jit(partial(_empty, run, num_devices, replicas, batch), out_shardings=shardings)(),
         step,
     )
 
@@ -160,19 +143,61 @@ def _on_top(mesh: Mesh) -> NamedSharding:
     return NamedSharding(Mesh(grid(mesh)[:, -1], ("data",)), PartitionSpec("data"))
 
 
-def _run(
-    network: Network, layout: Layout, inner: Packing, bubble: float, n: int,
-    params: Packed, state: Packed, between: Packed, from_below: Packed, frame: PyTree,
-    frames: jax.Array,
-) -> tuple[Packed, Packed, PyTree]:  # fmt: skip
+def _empty(run: _Run, num_devices: int, replicas: int, batch: int) -> ShardedPipeline:
+    def vectors(packing):
+        return jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (num_devices, replicas, *x.shape)),
+            filled(packing, run.bubble),
+        )
+
+    return ShardedPipeline(
+        vectors(run.inner),
+        tuple(vectors(route.packing) for route in run.layout.routes),
+        no_frames(run.network.depth, batch),
+        jnp.zeros((), jnp.int32),
+    )
+
+
+def _on_device(
+    run: _Run,
+    variables: tuple[Packed, Packed],
+    pipeline: ShardedPipeline,
+    frame: PyTree,
+    reset: jax.Array,
+) -> tuple[ShardedPipeline, PyTree, jax.Array]:
+    """One step of every device; to be called inside `shard_map`."""
+    layout = run.layout
+    below = jnp.where(reset[None], -1, pipeline.frames)
+    entering = jnp.full(reset.shape, pipeline.next_frame)
+    frames = frames_heard(run.network.wiring, below, entering)
+    branches = [partial(_branch, run, n) for n in range(layout.num_devices)]
+    received = jax.tree.map(lambda x: x[0, 0], (pipeline.inner, pipeline.from_below))
+    inner, up, output = run_branch(branches, *own(variables), *received, frame, frames)
+    arrived = tuple(
+        exchange.send_up(vectors, layout.num_devices, route.distance)
+        for route, vectors in zip(layout.routes, up, strict=True)
+    )
+    rows = jax.tree.map(lambda x: x[None, None], (inner, arrived))
+    pipeline = ShardedPipeline(*rows, frames[:-1], following(pipeline.next_frame, 1))
+    return pipeline, jax.tree.map(lambda x: x[None], output), frames[-1]
+
+
+def _branch(
+    run: _Run, n: int, params: Packed, state: Packed, inner: Packed, below: tuple[Packed, ...],
+    frame: PyTree, frames: jax.Array,
+) -> tuple[Packed, tuple[Packed, ...], PyTree]:  # fmt: skip
     """Device n at one step: what its modules send each other, what goes up, and the output."""
-    group = layout.groups[n]
-    below = frame if n == 0 else layout.signals.unpack(n - 1, from_below)
-    sent = forward_group(
-        network, group, layout.params.unpack(n, params), layout.state.unpack(n, state),
-        heard(group, below, inner.unpack(n, between)), frames,
+    layout, group = run.layout, run.layout.groups[n]
+    sent = {FRAME: frame} | dict(zip(group, run.inner.unpack(n, inner), strict=False))
+    for route, vectors in zip(layout.routes, below, strict=True):
+        sent |= from_below(route, n, vectors)
+    outputs = forward_group(
+        run.network, group, layout.params.unpack(n, params), layout.state.unpack(n, state),
+        heard(run.network.wiring, group, sent), frames,
     )  # fmt: skip
-    between = inner.pack(n, sent[:-1], padding=bubble)
+    inner = run.inner.pack(n, outputs[:-1], padding=run.bubble)
+    by_module = dict(zip(group, outputs, strict=True))
+    up = tuple(send_up(route, n, by_module, run.bubble) for route in layout.routes)
     if n + 1 < layout.num_devices:
-        return between, layout.signals.pack(n, sent[-1], padding=bubble), zeros(layout.output)
-    return between, filled(layout.signals, bubble), select(frames[-1] >= 0, sent[-1])
+        return inner, up, zeros(layout.output)
+    return inner, up, select(frames[-1] >= 0, outputs[-1])

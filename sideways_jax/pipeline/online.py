@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from sideways_jax.devices.exchange import key_of_replica, on_mesh, own
 from sideways_jax.devices.mesh import DATA, DEPTH, check_mesh, data_axis
+from sideways_jax.network.wiring import Wiring
 from sideways_jax.pipeline.in_flight import (
     ShardedInFlight,
     check_signals,
@@ -19,6 +21,7 @@ from sideways_jax.pipeline.in_flight import (
     specs,
 )
 from sideways_jax.pipeline.plan import (
+    Plan,
     close_state,
     groups_of,
     make_plan,
@@ -47,9 +50,26 @@ from sideways_jax.training.streams import (
     result,
     stream_metrics,
 )
-from sideways_jax.training.train_state import Training
+from sideways_jax.training.train_state import Training, TrainState
 
 SPEC: Any = PartitionSpec  # Any: records that hold arrays hold specifications too.
+
+
+class _Run(NamedTuple):
+    """What stays the same in all calls."""
+
+    task: Task
+    tx: optax.GradientTransformation
+    mesh: Mesh
+    groups: tuple[int, ...] | None
+    update_every: int
+    with_outputs: bool
+    bubble: float
+
+    @property
+    def replicas(self) -> int:
+        """Along `data`."""
+        return check_mesh(self.mesh)[0]
 
 
 def make_training(
@@ -74,111 +94,127 @@ def make_training(
       with_outputs: whether `train_step` returns `(train_state, metrics, Outputs)`.
       bubble: the value of the padding of signals; tests put NaN there.
     """
-    network, (replicas, _), data = task.network, check_mesh(mesh), data_axis(mesh)
-    in_flight_specs = specs(data)
+    run = _Run(task, tx, mesh, groups, update_every, with_outputs, bubble)
 
     def init(key, frame, target=None):
         check_target(task.target, target)
-        plan = make_plan(network, tx, mesh, groups, frame)
+        plan = make_plan(task.network, tx, mesh, groups, frame)
         check_separable(plan.optimizer.owners)
-        shapes = network.activation_shapes(plan.params, plan.state, frame)
+        shapes = task.network.activation_shapes(plan.params, plan.state, frame)
         batch = check_examples(frame, shapes)
-        train_state = init_state(network, plan, mesh, key, frame)
+        train_state = init_state(task.network, plan, mesh, key, frame)
 
         def empty():
             carried = shape_of(target) if task.target == "origin" else None
-            return empty_pipeline(plan.layout, replicas, batch, carried)
+            return empty_pipeline(plan.layout, run.replicas, batch, carried)
 
         make = jax.jit(empty, out_shardings=shardings(mesh))
         return train_state._replace(in_flight=make())
 
     @jax.jit
     def train_step(train_state, frames, targets, reset=None):
-        check_in_flight(train_state, ShardedInFlight)
-        batch = train_state.in_flight.activation_frames.shape[1]
-        reset = check_stream(batch, frames, targets, reset, update_every)
-        sizes = groups_of(train_state, groups)
-        plan = make_plan(network, tx, mesh, sizes, first_of(frames))
-        held = open_state(plan, train_state)
-        check_signals(plan.layout, replicas, train_state.in_flight)
-        in_flight, numbers = _numbers(train_state.in_flight, reset, train_state.frames)
-        in_flight, paired = _pair(in_flight, targets)
-
-        def one_update(carry, inputs, rng):
-            params, state, opt_state, signals = carry
-            frames, targets, numbers = inputs
-            sums, signals = sideways_steps(
-                task, plan.layout, params, state, signals, frames, targets, numbers,
-                rng=rng, keep_outputs=with_outputs, replicas=replicas, bubble=bubble,
-            )  # fmt: skip
-            # The loss is a mean over this share of the batch; the gradient one over valid examples.
-            grads = {name: v * (batch // replicas) for name, v in sums.grads.items()}
-            num_grads = (numbers.origins >= 0).sum((0, 2), dtype=jnp.int32)
-            state = sums.state
-            if replicas > 1:
-                grads, num_grads = jax.lax.psum((grads, num_grads), DATA)
-                state = reduced(state)
-            params, opt_state, norm = update_on_device(
-                plan, params, opt_state, grads, num_grads, hold=True
-            )
-            shown = sums.outputs, sums.losses, sums.metrics
-            return (params, state, opt_state, signals), (shown, norm)
-
-        def on_device(params, state, opt_state, signals, inputs, rng):
-            signals = jax.tree.map(lambda x: x[0, 0], signals)
-            rng = key_of_replica(rng, replicas)
-            (*held, signals), (shown, norms) = jax.lax.scan(
-                lambda carry, one: one_update(carry, one, rng),
-                (*own((params, state, opt_state)), signals),
-                inputs,
-            )
-            rows = jax.tree.map(lambda x: x[None], (tuple(held), shown))
-            return *rows, jax.tree.map(lambda x: x[None, None], signals), norms
-
-        by_device = SPEC(DEPTH)
-        steps, shown = SPEC(None, None, data), SPEC(DEPTH, None, None, data)
-        by_example = SPEC(None, None, None, data)
-        inputs = jax.tree.map(
-            lambda x: x.reshape((-1, update_every, *x.shape[1:])), (frames, paired, numbers)
-        )
-        held, shown, signals, norms = on_mesh(
-            mesh,
-            on_device,
-            (
-                by_device, by_device, by_device, in_flight_specs.signals,
-                (steps, steps, Numbers(by_example, by_example, SPEC(), SPEC())), SPEC(),
-            ),
-            (by_device, shown, in_flight_specs.signals, SPEC()),
-        )(*held, in_flight.signals, inputs, train_state.rng)  # fmt: skip
-        num_frames = len(reset)
-        outputs, losses, by_example = jax.tree.map(
-            lambda x: x[-1].reshape((num_frames, *x.shape[3:])), shown
-        )
-        shown_frames = numbers.frames[:, -1]
-        losses = jax.vmap(masked_mean)(losses, shown_frames >= 0)
-        metrics = stream_metrics(losses, shown_frames, by_example)
-        metrics["grad_norm"] = jnp.mean(norms)
-        train_state = train_state._replace(
-            step=train_state.step + num_frames // update_every,
-            in_flight=jax.lax.with_sharding_constraint(
-                in_flight._replace(signals=signals), shardings(mesh)
-            ),
-            frames=following(train_state.frames, num_frames),
-        )
-        train_state = close_state(plan, train_state, *held)
-        return result(train_state, metrics, outputs, shown_frames, with_outputs)
+        return _train_step(run, train_state, frames, targets, reset)
 
     return Training(init, train_step)
 
 
+def _train_step(run: _Run, train_state: TrainState, frames, targets, reset):
+    check_in_flight(train_state, ShardedInFlight)
+    batch = train_state.in_flight.activation_frames.shape[1]
+    reset = check_stream(batch, frames, targets, reset, run.update_every)
+    sizes = groups_of(train_state, run.groups)
+    plan = make_plan(run.task.network, run.tx, run.mesh, sizes, first_of(frames))
+    held = open_state(plan, train_state)
+    check_signals(plan.layout, run.replicas, train_state.in_flight)
+    in_flight, numbers = _numbers(
+        run.task.network.wiring, train_state.in_flight, reset, train_state.frames
+    )
+    in_flight, paired = _pair(in_flight, targets)
+    inputs = jax.tree.map(
+        lambda x: x.reshape((-1, run.update_every, *x.shape[1:])), (frames, paired, numbers)
+    )
+    held, shown, signals, norms = _on_all_devices(run, plan)(
+        *held, in_flight.signals, inputs, train_state.rng
+    )
+    num_frames = len(reset)
+    outputs, losses, by_example = jax.tree.map(
+        lambda x: x[-1].reshape((num_frames, *x.shape[3:])), shown
+    )
+    shown_frames = numbers.frames[:, -1]
+    losses = jax.vmap(masked_mean)(losses, shown_frames >= 0)
+    metrics = stream_metrics(losses, shown_frames, by_example)
+    metrics["grad_norm"] = jnp.mean(norms)
+    train_state = train_state._replace(
+        step=train_state.step + num_frames // run.update_every,
+        in_flight=jax.lax.with_sharding_constraint(
+            in_flight._replace(signals=signals), shardings(run.mesh)
+        ),
+        frames=following(train_state.frames, num_frames),
+    )
+    train_state = close_state(plan, train_state, *held)
+    return result(train_state, metrics, outputs, shown_frames, run.with_outputs)
+
+
+def _on_all_devices(run: _Run, plan: Plan) -> Callable:
+    """The function `(params, state, opt_state, signals, inputs, rng)` over the mesh.
+
+    Its `inputs` are frames, targets by computation step, and `Numbers`, each with the axes
+    `[updates, update_every]`; it gives `(held, shown, signals, norms)`.
+    """
+
+    def on_device(params, state, opt_state, signals, inputs, rng):
+        signals = jax.tree.map(lambda x: x[0, 0], signals)
+        rng = key_of_replica(rng, run.replicas)
+        (*held, signals), (shown, norms) = jax.lax.scan(
+            lambda carry, one: _one_update(run, plan, carry, one, rng),
+            (*own((params, state, opt_state)), signals),
+            inputs,
+        )
+        rows = jax.tree.map(lambda x: x[None], (tuple(held), shown))
+        return *rows, jax.tree.map(lambda x: x[None, None], signals), norms
+
+    data, signals = data_axis(run.mesh), specs(data_axis(run.mesh)).signals
+    by_device = SPEC(DEPTH)
+    steps, shown = SPEC(None, None, data), SPEC(DEPTH, None, None, data)
+    by_example = SPEC(None, None, None, data)
+    numbers = Numbers(by_example, by_example, SPEC(), SPEC())
+    return on_mesh(
+        run.mesh,
+        on_device,
+        (by_device, by_device, by_device, signals, (steps, steps, numbers), SPEC()),
+        (by_device, shown, signals, SPEC()),
+    )
+
+
+def _one_update(run: _Run, plan: Plan, carry: tuple, inputs: tuple, rng: jax.Array):
+    """The steps between two updates and the second of these, on one device."""
+    params, state, opt_state, signals = carry
+    frames, targets, numbers = inputs
+    sums, signals = sideways_steps(
+        run.task, plan.layout, params, state, signals, frames, targets, numbers,
+        rng=rng, keep_outputs=run.with_outputs, replicas=run.replicas, bubble=run.bubble,
+    )  # fmt: skip
+    # The loss is a mean over this share of the batch; the gradient one over valid examples.
+    share = numbers.frames.shape[-1]
+    grads = {name: v * share for name, v in sums.grads.items()}
+    num_grads = (numbers.origins >= 0).sum((0, 2), dtype=jnp.int32)
+    state = sums.state
+    if run.replicas > 1:
+        grads, num_grads = jax.lax.psum((grads, num_grads), DATA)
+        state = reduced(state)
+    params, opt_state, norm = update_on_device(plan, params, opt_state, grads, num_grads, hold=True)
+    shown = sums.outputs, sums.losses, sums.metrics
+    return (params, state, opt_state, signals), (shown, norm)
+
+
 def _numbers(
-    in_flight: ShardedInFlight, reset: jax.Array, first_frame_id: jax.Array
+    wiring: Wiring, in_flight: ShardedInFlight, reset: jax.Array, first_frame_id: jax.Array
 ) -> tuple[ShardedInFlight, Numbers]:
     """What every module works on while frames with these resets, `[K, B]`, come in."""
 
     def body(numbers, inputs):
         frame_id, reset = inputs
-        return tick(restart(numbers, reset), jnp.full(reset.shape, frame_id))
+        return tick(wiring, restart(numbers, reset), jnp.full(reset.shape, frame_id))
 
     frame_ids = frame_numbers(first_frame_id, len(reset))
     before = in_flight.activation_frames, in_flight.pseudo_gradient_frames

@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from sideways_jax.devices.exchange import exchange, run_branch
-from sideways_jax.devices.layout import Layout, filled
+from sideways_jax.devices.layout import Layout
 from sideways_jax.devices.mesh import DATA
-from sideways_jax.devices.packing import Packed
+from sideways_jax.devices.packing import Packed, filled
+from sideways_jax.devices.routes import added, from_above, from_below, send_down, send_up
+from sideways_jax.network.wiring import FRAME, heard, returned
 from sideways_jax.pipeline.sums import Sums, metrics_on_mesh
 from sideways_jax.rule import schedules
 from sideways_jax.rule.in_flight import Numbers, numbers_of
-from sideways_jax.rule.rule import run_group, show
+from sideways_jax.rule.rule import ModuleStep, run_group, show
 from sideways_jax.rule.task import Task
-from sideways_jax.rule.wiring import heard, returned
 from sideways_jax.tools.trees import PyTree, accumulate, cast_like, first_of, zeros
 
 
@@ -25,8 +26,8 @@ class Signals(NamedTuple):
     """What has arrived at one device, and what its own modules send each other."""
 
     inner: Packed
-    from_below: Packed  # the activation
-    from_above: Packed  # the pseudo-gradient
+    from_below: tuple[Packed, ...]  # activations, by route
+    from_above: tuple[Packed, ...]  # pseudo-gradients, by route
 
 
 class _Carry(NamedTuple):
@@ -46,7 +47,7 @@ def episode_numbers(num_frames: int, depth: int) -> Numbers:
 
 def no_signals(layout: Layout, bubble: float = 0.0) -> Signals:
     """An empty pipeline; `bubble` is what stands where nothing has arrived."""
-    nothing = filled(layout.signals, bubble)
+    nothing = tuple(filled(route.packing, bubble) for route in layout.routes)
     return Signals(filled(layout.inner, bubble), nothing, nothing)
 
 
@@ -84,49 +85,79 @@ def sideways_steps(
       signals.
     """
     per_example = numbers.frames.ndim == 3
-
-    def branch(n, state, signals, frame, target, numbers):
-        group, last = layout.groups[n], n == layout.num_devices - 1
-        below = frame if n == 0 else layout.signals.unpack(n - 1, signals.from_below)
-        above = None if last else layout.signals.unpack(n, signals.from_above)
-        activations, pseudo_gradients = layout.inner.unpack(n, signals.inner)
-        steps = run_group(
-            task, group, layout.params.unpack(n, params), layout.state.unpack(n, state),
-            heard(group, below, activations), returned(group, above, pseudo_gradients),
-            target, numbers, rng, DATA if replicas > 1 else None,
-        )  # fmt: skip
-        inner = (
-            tuple(one.output for one in steps[:-1]),
-            tuple(one.pseudo_gradient for one in steps[1:]),
-        )
-        output, loss = zeros(shown)
-        if last:
-            output, loss = show(task, steps[-1].output, target, numbers)
-        # The top sends nothing up, the bottom nothing down.
-        up, down = filled(layout.signals, bubble), filled(layout.signals, bubble)
-        if not last:
-            up = layout.signals.pack(n, steps[-1].output, padding=bubble)
-        if n > 0:
-            down = layout.signals.pack(n - 1, steps[0].pseudo_gradient, padding=bubble)
-        sent = Signals(layout.inner.pack(n, inner, padding=bubble), up, down)
-        grads = cast_like(tuple(one.grads for one in steps), layout.grads.trees[n])
-        new_state = layout.state.pack(n, tuple(one.state for one in steps))
-        return new_state, layout.grads.pack(n, grads), sent, output, loss
-
     first = first_of((targets, numbers))
     shown = jax.eval_shape(lambda *args: show(task, *args), layout.output, *first)
+    axis = DATA if replicas > 1 else None
+
+    def branch(n, state, signals, frame, target, numbers):
+        own_params, own_state = layout.params.unpack(n, params), layout.state.unpack(n, state)
+        inputs, incoming = _received(task, layout, n, signals, frame)
+        steps = run_group(
+            task, layout.groups[n], own_params, own_state, inputs, incoming, target, numbers, rng,
+            axis,
+        )  # fmt: skip
+        output, loss = zeros(shown)
+        if n == layout.num_devices - 1:
+            output, loss = show(task, steps[-1].output, target, numbers)
+        grads = cast_like(tuple(one.grads for one in steps), layout.grads.trees[n])
+        new_state = layout.state.pack(n, tuple(one.state for one in steps))
+        sent = _sent(task, layout, n, steps, bubble)
+        return new_state, layout.grads.pack(n, grads), sent, output, loss
+
     branches = [partial(branch, n) for n in range(layout.num_devices)]
 
     def body(carry, inputs):
         state, grads, sent, output, loss = run_branch(branches, carry.state, carry.signals, *inputs)
-        arrived = exchange(sent.from_below, sent.from_above, layout.num_devices)
+        signals = exchanged(layout, sent)
         # Added here, in place: what goes through a branch is copied.
         sums = accumulate(carry.grads, grads)
         _, target, _ = inputs
         metrics = metrics_on_mesh(task, output, target, replicas, per_example=per_example)
         kept = output if keep_outputs else ()
-        return _Carry(state, sums, Signals(sent.inner, *arrived)), (kept, loss, metrics)
+        return _Carry(state, sums, signals), (kept, loss, metrics)
 
     start = _Carry(state, filled(layout.grads, 0), signals)
     end, by_step = jax.lax.scan(body, start, (frames, targets, numbers))
     return Sums(end.grads, end.state, *by_step), end.signals
+
+
+def _received(
+    task: Task, layout: Layout, n: int, signals: Signals, frame: PyTree
+) -> tuple[tuple, tuple]:
+    """What each module of device n hears, and the pseudo-gradient that has come back to it."""
+    group, wiring = layout.groups[n], task.network.wiring
+    activations, pseudo_gradients = layout.inner.unpack(n, signals.inner)
+    sent = {FRAME: frame} | dict(zip(group, activations, strict=False))
+    back = [dict(zip(group, pseudo_gradients, strict=False))]
+    for route, below, above in zip(
+        layout.routes, signals.from_below, signals.from_above, strict=True
+    ):
+        sent |= from_below(route, n, below)
+        back.append(from_above(route, n, above))
+    incoming = added(*back)
+    return heard(wiring, group, sent), tuple(incoming.get(i) for i in group)
+
+
+def _sent(
+    task: Task, layout: Layout, n: int, steps: tuple[ModuleStep, ...], bubble: float
+) -> Signals:
+    """What the modules of device n send each other, up, and down."""
+    group, wiring = layout.groups[n], task.network.wiring
+    outputs = {i: one.output for i, one in zip(group, steps, strict=True)}
+    of_inputs = {i: one.pseudo_gradient for i, one in zip(group, steps, strict=True)}
+    cotangents = {j: returned(wiring, j, of_inputs) for j in range(group[-1])}
+    inner = tuple(tuple(x[i] for i in group[:-1]) for x in (outputs, cotangents))
+    return Signals(
+        layout.inner.pack(n, inner, padding=bubble),
+        tuple(send_up(route, n, outputs, bubble) for route in layout.routes),
+        tuple(send_down(route, n, cotangents, bubble) for route in layout.routes),
+    )
+
+
+def exchanged(layout: Layout, sent: Signals) -> Signals:
+    """What every device has received, after all have sent."""
+    arrived = [
+        exchange(up, down, layout.num_devices, route.distance)
+        for route, up, down in zip(layout.routes, sent.from_below, sent.from_above, strict=True)
+    ]
+    return Signals(sent.inner, tuple(up for up, _ in arrived), tuple(down for _, down in arrived))

@@ -31,7 +31,8 @@ def init_state(
 
     def branch(n, key):
         params, state = {}, {}
-        inputs = (shape_of(frame), *network.activation_shapes(plan.params, plan.state, frame))
+        activations = network.activation_shapes(plan.params, plan.state, frame)
+        inputs = network.inputs(shape_of(frame), activations)
         for i in plan.layout.groups[n]:
             key_i = jax.random.fold_in(key, i)
             params[i], state[i] = network.modules[i].init(key_i, inputs[i])

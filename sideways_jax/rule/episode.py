@@ -72,22 +72,16 @@ def check_episode(task: Task, frames: PyTree, targets: PyTree) -> int:
     return num_frames
 
 
-def align_targets(targets: PyTree, depth: int, target: str) -> PyTree:
+def paired_targets(task: Task, targets: PyTree) -> PyTree:
     """Targets `[K, ...]` moved to the computation step of the output they are paired with.
 
     With "origin" the output of step t comes from frame t-D+1 (1-based as in section 3.4), so that
-    frame's target moves D-1 steps later; what is left in the first D-1 places is never valid.
+    the target of that frame moves D-1 steps later; what is left in the first D-1 places is never
+    valid. The outputs of backprop are not late.
     """
-    if target == "stream":
+    if task.rule == "backprop" or task.target == "stream":
         return targets
-    return jax.tree.map(lambda y: jnp.roll(y, depth - 1, axis=0), targets)
-
-
-def paired_targets(task: Task, targets: PyTree) -> PyTree:
-    """`align_targets` for this task; the outputs of backprop are not late."""
-    if task.rule == "backprop":
-        return targets
-    return align_targets(targets, task.depth, task.target)
+    return jax.tree.map(lambda y: jnp.roll(y, task.depth - 1, axis=0), targets)
 
 
 def _length(name: str, tree: PyTree) -> int:

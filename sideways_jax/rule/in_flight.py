@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sideways_jax.network.network import Network
+from sideways_jax.network.wiring import FRAME, Wiring
 from sideways_jax.tools.trees import PyTree, shape_of, zeros
 
 
@@ -19,8 +20,8 @@ class InFlight(NamedTuple):
     batch can start and end at different times.
     """
 
-    activations: tuple  # [i]: h_i [B, ...], from module i, for module i+1
-    pseudo_gradients: tuple  # [i]: cotangent of h_i [B, ...], from module i+1, for module i
+    activations: tuple  # [i]: h_i [B, ...], from module i, for those that hear it
+    pseudo_gradients: tuple  # [i]: cotangent of h_i [B, ...], the sum over those, for module i
     activation_frames: jax.Array  # int32[D-1] or [D-1, B], the frame that each comes from
     pseudo_gradient_frames: jax.Array  # likewise, the frame whose loss it comes from
     targets: tuple  # target="origin": [i] the target of the frame of activations[i]; else ()
@@ -143,10 +144,14 @@ def numbers_of(frames: jax.Array, origins: jax.Array, *, per_example: bool) -> N
     return Numbers(frames, origins, held, trained)
 
 
-def tick(in_flight: InFlight, frame_id: jax.Array) -> tuple[InFlight, Numbers]:
+def tick(wiring: Wiring, in_flight: InFlight, frame_id: jax.Array) -> tuple[InFlight, Numbers]:
     """The clock of one computation step: frame numbers alone, the signals stay as they are.
 
+    A signal has the number of the frame of the main path. It is a bubble until all of its parts
+    have arrived: an input from all sources of the module, a pseudo-gradient from all receivers.
+
     Args:
+      wiring: who hears whom.
       in_flight: as the step before left it.
       frame_id: int32, or `[B]`: the number of the frame that enters, -1 for none.
 
@@ -155,9 +160,34 @@ def tick(in_flight: InFlight, frame_id: jax.Array) -> tuple[InFlight, Numbers]:
       activation there is nothing to back-propagate through, so that a pseudo-gradient which meets
       a bubble counts as none.
     """
-    frames = jnp.concatenate([frame_id[None], in_flight.activation_frames])
+    frames = frames_heard(wiring, in_flight.activation_frames, frame_id)
     # The top module's gradient is the exact one of the activation that it just computed.
     origins = jnp.concatenate([in_flight.pseudo_gradient_frames, frames[-1:]])
     origins = jnp.where(frames >= 0, origins, -1)
-    moved = in_flight._replace(activation_frames=frames[:-1], pseudo_gradient_frames=origins[1:])
+    sent_down = [
+        _main_if_all(*(origins[k] for k in wiring.receivers(i))) for i in range(wiring.depth - 1)
+    ]
+    moved = in_flight._replace(
+        activation_frames=frames[:-1],
+        pseudo_gradient_frames=jnp.stack(sent_down) if sent_down else origins[1:],
+    )
     return moved, numbers_of(frames, origins, per_example=frames.ndim == 2)
+
+
+def frames_heard(wiring: Wiring, activation_frames: jax.Array, frame_id: jax.Array) -> jax.Array:
+    """The frame that every module works on, int32 `[D]` or `[D, B]`, -1 for a bubble.
+
+    Args:
+      wiring: who hears whom.
+      activation_frames: `[D-1]` or `[D-1, B]`, of what was sent at the step before.
+      frame_id: of the frame that enters.
+    """
+    sent = {FRAME: frame_id} | dict(enumerate(activation_frames))
+    return jnp.stack([_main_if_all(*(sent[j] for j in sources)) for sources in wiring.sources])
+
+
+def _main_if_all(main: jax.Array, *others: jax.Array) -> jax.Array:
+    """The number of the main path, if all other parts of the signal are there too; else -1."""
+    for other in others:
+        main = jnp.where(other >= 0, main, -1)
+    return main

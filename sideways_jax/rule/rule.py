@@ -14,6 +14,8 @@ episode that starts with an empty pipeline, module i of D
   gradient is exact, 2D-2 at the bottom;
 * so gives gamma_i = K - 2(D-1) + i gradients in an episode of K frames.
 
+With shortcuts that is what the main path does; `wiring.py` says what else arrives, and when.
+
 The rule does not use these formulas. The number of the frame goes along with every signal, -1 for
 "nothing there yet" (a bubble), and what is valid follows; the formulas are what tests assert.
 
@@ -32,9 +34,9 @@ import jax.numpy as jnp
 
 from sideways_jax.network.module import Module, module_key
 from sideways_jax.network.network import Network
+from sideways_jax.network.wiring import returned
 from sideways_jax.rule.in_flight import InFlight, Numbers, tick
 from sideways_jax.rule.task import LossFn, Task
-from sideways_jax.rule.wiring import heard, returned
 from sideways_jax.tools.trees import PyTree, each_example, masked_mean, select
 
 
@@ -44,7 +46,7 @@ class ModuleStep(NamedTuple):
     output: PyTree  # h_i, sent up
     state: PyTree  # of the module, after this step
     grads: PyTree  # pseudo-gradient of the parameters theta_i, Eq. 3
-    pseudo_gradient: PyTree  # of the input h_{i-1}, sent down, Eq. 4
+    pseudo_gradient: PyTree  # of the input h_{i-1}, sent down, Eq. 4; a tuple with shortcuts
 
 
 def module_step(
@@ -62,7 +64,7 @@ def module_step(
     Args:
       module: `H_i`.
       params, state: its parameters `theta_i` and its state.
-      x: the newest activation `h_{i-1}` from below, `[B, ...]`.
+      x: the newest activation `h_{i-1}` from below, `[B, ...]`, or a tuple with shortcuts.
       pseudo_gradient: the newest cotangent of this module's output from above, shaped like the
         output; or a function that makes it from the output, for the top module, whose loss
         gradient is that of the same step.
@@ -118,8 +120,9 @@ def run_group(
       task: what is trained.
       group: the numbers of the modules, 0-based.
       params, state: one pytree for each of them.
-      inputs, incoming: likewise, the activation that each hears and the pseudo-gradient that has
-        come back to it, `[B, ...]`; for the top module the latter is not looked at.
+      inputs, incoming: likewise, what each hears (`wiring.heard`) and the pseudo-gradient that has
+        come back to it (`wiring.returned`), `[B, ...]`; for the top module the latter is not looked
+        at.
       target: that the output of this step is paired with, if the top module is in the group.
       numbers: of all D modules.
       rng: of the run; module i draws from `fold_in(fold_in(rng, i), number of its frame)`.
@@ -274,18 +277,19 @@ def computation_step(
     """
     task, group = Task(network, loss_fn, train=train), tuple(range(network.depth))
     targets = (target, *in_flight.targets)
-    moved, numbers = tick(in_flight, jnp.asarray(frame_id, jnp.int32))
-    inputs = heard(group, frame, in_flight.activations)
-    incoming = returned(group, None, in_flight.pseudo_gradients)
+    moved, numbers = tick(network.wiring, in_flight, jnp.asarray(frame_id, jnp.int32))
+    inputs = network.inputs(frame, in_flight.activations)
+    incoming = (*in_flight.pseudo_gradients, None)
     steps = run_group(
         task, group, params, state, inputs, incoming, targets[-1], numbers, rng
     )  # fmt: skip
+    sent_down = {i: steps[i].pseudo_gradient for i in group}
     output, loss = show(task, steps[-1].output, targets[-1], numbers)
     valid = numbers.frames[-1] >= 0
     return ComputationStep(
         in_flight=moved._replace(
             activations=tuple(one.output for one in steps[:-1]),
-            pseudo_gradients=tuple(one.pseudo_gradient for one in steps[1:]),
+            pseudo_gradients=tuple(returned(network.wiring, i, sent_down) for i in group[:-1]),
             targets=targets[:-1],
         ),
         state=tuple(one.state for one in steps),

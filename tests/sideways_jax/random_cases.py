@@ -172,7 +172,7 @@ def _by_steps(network, loss_fn, params, state, frames, targets, *, target, train
 @functools.lru_cache(maxsize=PROGRAMS)
 def _episode_program(case):
     problem, place = case.problem, case.place
-    network = random_networks.network_of(problem.modules)
+    network = random_networks.network_of(problem)
     loss_fn = random_networks.LOSSES[problem.loss]
     options = {"target": case.target, "train": case.train}
 
@@ -221,7 +221,7 @@ def _unchanged(train_state):
 @functools.lru_cache(maxsize=PROGRAMS)
 def _training_program(case):
     problem, place = case.problem, case.place
-    network = random_networks.network_of(problem.modules)
+    network = random_networks.network_of(problem)
     loss_fn = random_networks.LOSSES[problem.loss]
     tx = _transformation(case.optimizer)
     options = {"target": case.target, "metrics_fn": lambda y, t: {"again": loss_fn(y, t)}}
@@ -315,7 +315,7 @@ def _check_episode(case, data):
     clip = random_networks.clip(problem, case.num_frames, data.seed)
     rng = _rng(data.seed) if problem.rng else None
     expected = _reference_episode(case)(
-        random_networks.network_of(problem.modules), random_networks.LOSSES[problem.loss],
+        random_networks.network_of(problem), random_networks.LOSSES[problem.loss],
         *start, *clip, target=case.target, train=case.train, rng=rng,
     )  # fmt: skip
     with warnings.catch_warnings():  # Integers that a stage keeps are poisoned, too.
@@ -332,7 +332,7 @@ def _check_training(case, data):
     clips = [random_networks.clip(problem, case.num_frames, data.seed + n) for n in range(3)]
     expected = reference.train(
         _reference_episode(case),
-        random_networks.network_of(problem.modules), random_networks.LOSSES[problem.loss],
+        random_networks.network_of(problem), random_networks.LOSSES[problem.loss],
         start.params, start.state, clips, optimizer=OPTIMIZERS[case.optimizer],
         rng=start.rng, target=case.target,
     )  # fmt: skip
@@ -351,7 +351,7 @@ def _check_training(case, data):
 def _check_stream(case, data):
     problem, start = case.problem, _start(case, data.seed)
     expected = _reference_stream(case)(
-        random_networks.network_of(problem.modules), random_networks.LOSSES[problem.loss],
+        random_networks.network_of(problem), random_networks.LOSSES[problem.loss],
         start.params, start.state, *_frames_and_targets(case, data), _reset(case, data),
         optimizer=OPTIMIZERS[case.optimizer], rng=start.rng,
     )  # fmt: skip

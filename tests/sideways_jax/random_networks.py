@@ -40,6 +40,7 @@ class Problem(NamedTuple):
     frame: str = "vectors"  # or "bytes", "pair"
     loss: str = "squares"  # or "labels", "parts"
     batch: int = 2
+    shortcuts: tuple[tuple[int, int], ...] = ()  # to modules that begin with the word "merge"
 
     @property
     def depth(self):
@@ -131,6 +132,19 @@ def _both(params, x):
     return jnp.sin(params["left"] * left) + right.astype(left.dtype) / 255
 
 
+def _merge(params, x):
+    """What the main path brings, turned by what the shortcuts bring, whatever its widths."""
+    first, *others = x
+    main = first["main"] if isinstance(first, dict) else first
+    for other in others:
+        leaves = [
+            leaf.astype(main.dtype) / (255 if leaf.dtype == jnp.uint8 else 1)
+            for leaf in jax.tree.leaves(other)
+        ]
+        main = main + jnp.sin(sum(leaf.sum(-1, keepdims=True) for leaf in leaves) * params + main)
+    return first | {"main": main} if isinstance(first, dict) else main
+
+
 def _loop(params, x):
     return jax.lax.fori_loop(0, 2, lambda _, h: jnp.sin(params * h) + 0.5 * h, x)
 
@@ -180,6 +194,7 @@ def _layer(word):
         "side": lambda: _stateless(lambda x: (), _use_side),
         "join": lambda: _stateless(lambda x: (), _join),
         "floats": networks.to_float,
+        "merge": lambda: _stateless(lambda x: jnp.ones((), jnp.float64), _merge),
         "both": lambda: _stateless(
             lambda x: {"left": _ones((1, WIDTH), x["left"])}, _both
         ),
@@ -200,10 +215,14 @@ def _names(module):
 # Problems ---------------------------------------------------------------------------------------
 
 
+def network_of(problem):
+    """The `Network` of a problem, the same object every time."""
+    return _network(problem.modules, problem.shortcuts)
+
+
 @functools.cache
-def network_of(modules):
-    """The `Network` of these words, the same object every time."""
-    return Network([_module(words) for words in modules])
+def _network(modules, shortcuts):
+    return Network([_module(words) for words in modules], shortcuts)
 
 
 def squares(output, target):
@@ -263,7 +282,7 @@ def variables(problem, seed):
 
 @functools.cache
 def _shapes(problem):
-    network, (frame, _) = network_of(problem.modules), batch_shapes(problem)
+    network, (frame, _) = network_of(problem), batch_shapes(problem)
     return jax.eval_shape(lambda: network.init(jax.random.key(0), frame))
 
 

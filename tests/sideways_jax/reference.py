@@ -6,7 +6,7 @@ module at a time is compiled; all the rest is NumPy.
 
 Inside, every index is 1-based as in the paper: modules `i = 1..D`, steps and frames
 `t, f = 1..L`, examples of a batch `b = 1..B`, replicas `r = 1..R`. Only what goes in and comes out
-counts from 0, with -1 for "none".
+counts from 0, with -1 for "none". A wire leads from module j to module i, and j = 0 is the frame.
 """
 
 import functools
@@ -97,9 +97,10 @@ def sideways_episode(
 ):
     """One episode of Sideways (Equations 3, 4 and 5 with the mask) by passing messages.
 
-    Every module has an inbox for an activation and one for a pseudo-gradient. At each step all
-    modules take what their inboxes hold, and all inboxes are overwritten with what is sent in
-    that step: what was not taken is lost, what was not sent is not there.
+    Every wire has an inbox for an activation at its upper end and one for a pseudo-gradient at its
+    lower end. At each step all modules take what their inboxes hold, if none of them is empty, and
+    all inboxes are overwritten with what is sent in that step: what was not taken is lost, what was
+    not sent is not there.
 
     With a `learning_rate` every module that has a gradient takes a step of plain gradient descent
     at the end of each computation step (online learning).
@@ -116,24 +117,29 @@ def sideways_episode(
     output, loss = {}, {}  # by step
     activation_frame, origin = {}, {}  # by (module, step)
 
-    activation_inbox: dict[int, Message] = {}
-    pseudo_gradient_inbox: dict[int, Message] = {}
+    wires = _wires(network)
+    activation_inbox: dict[tuple[int, int], Message] = {}  # by (from, to)
+    pseudo_gradient_inbox: dict[tuple[int, int], Message] = {}  # likewise, of the same wires
     for t in range(1, L + 1):
-        activation_inbox[1] = Message(x[t], t)
-        sent_up: dict[int, Message] = {}
-        sent_down: dict[int, Message] = {}
+        sent_up: dict[tuple[int, int], Message] = {}
+        sent_down: dict[tuple[int, int], Message] = {}
+        for wire in wires:
+            if wire[0] == 0:
+                activation_inbox[wire] = Message(x[t], t)
         gradient = {}
         for i in range(1, D + 1):
-            if i not in activation_inbox:
+            h, f = _take_up(wires, activation_inbox, i, t)
+            if f is None:
                 continue
-            h, f = activation_inbox[i]
             activation_frame[i, t] = f
             out, sigma[i], vjp = _linearise(
                 network.modules[i - 1], theta[i], sigma[i], h, train=train, rng=_key(rng, i, f)
             )
             if i < D:
-                sent_up[i + 1] = Message(out, f)
-                arrived = pseudo_gradient_inbox.get(i)
+                for wire in wires:
+                    if wire[0] == i:
+                        sent_up[wire] = Message(out, f)
+                arrived = _take_down(wires, pseudo_gradient_inbox, i)
             else:
                 label = {"stream": y[t], "origin": y[f]}[target]
                 output[t] = out
@@ -145,8 +151,8 @@ def sideways_episode(
             gradient[i], input_cotangent = _pull_back(vjp, arrived.value)
             gradient_sum[i] = _add(gradient_sum[i], gradient[i])
             gamma[i] += 1
-            if i > 1:
-                sent_down[i - 1] = Message(input_cotangent, arrived.frame)
+            for wire, part in _by_wire(wires, i, input_cotangent):
+                sent_down[wire] = Message(part, arrived.frame)
         activation_inbox, pseudo_gradient_inbox = sent_up, sent_down
         if learning_rate is not None:
             for i, g in gradient.items():
@@ -182,21 +188,20 @@ def backprop_episode(
     gradient_sum = {i: _zeros(theta[i]) for i in range(1, D + 1)}
     output, loss = {}, {}
     activation_frame, origin = {}, {}
+    wires = _wires(network)
     for f in range(1, L + 1):
         h, vjp = {0: _at(frames, f)}, {}
         for i in range(1, D + 1):
             h[i], sigma[i], vjp[i] = _linearise(
-                network.modules[i - 1],
-                theta[i],
-                sigma[i],
-                h[i - 1],
-                train=train,
-                rng=_key(rng, i, f),
-            )
+                network.modules[i - 1], theta[i], sigma[i], _heard(wires, i, h),
+                train=train, rng=_key(rng, i, f),
+            )  # fmt: skip
         output[f] = h[D]
-        loss[f], cotangent = _loss_and_gradient(loss_fn, h[D], _at(targets, f))
+        loss[f], exact_gradient = _loss_and_gradient(loss_fn, h[D], _at(targets, f))
+        cotangent = {D: exact_gradient}
         for i in range(D, 0, -1):
-            gradient, cotangent = _pull_back(vjp[i], cotangent)
+            gradient, input_cotangent = _pull_back(vjp[i], cotangent[i])
+            _collect(wires, i, input_cotangent, cotangent)
             gradient_sum[i] = _add(gradient_sum[i], gradient)
             activation_frame[i, f] = origin[i, f] = f
 
@@ -247,23 +252,25 @@ def sideways_stream(
     memory: dict = {}
     gradients: dict[int, list] = {i: [] for i in range(1, D + 1)}
 
-    activation_inbox: dict[tuple[int, int], Message] = {}  # by (example, module)
-    pseudo_gradient_inbox: dict[tuple[int, int], Message] = {}
+    wires = _wires(network)
+    activation_inbox: dict[int, dict] = {b: {} for b in replica}  # of every example, by wire
+    pseudo_gradient_inbox: dict[int, dict] = {b: {} for b in replica}
     for t in range(1, T + 1):
         for b in range(1, B + 1):
             if reset[t - 1, b - 1]:
-                for i in range(1, D + 1):
-                    activation_inbox.pop((b, i), None)
-                    pseudo_gradient_inbox.pop((b, i), None)
-            activation_inbox[b, 1] = Message(x[b, t], t)
-        sent_up: dict[tuple[int, int], Message] = {}
-        sent_down: dict[tuple[int, int], Message] = {}
+                activation_inbox[b], pseudo_gradient_inbox[b] = {}, {}
+            for wire in wires:
+                if wire[0] == 0:
+                    activation_inbox[b][wire] = Message(x[b, t], t)
+        sent_up: dict[int, dict] = {b: {} for b in replica}
+        sent_down: dict[int, dict] = {b: {} for b in replica}
         for i in range(1, D + 1):
             module = network.modules[i - 1]
+            taken = {b: _take_up(wires, activation_inbox[b], i, t) for b in replica}
             for b in range(1, B + 1):
-                if (b, i) not in activation_inbox:
+                h, f = taken[b]
+                if f is None:
                     continue
-                h, f = activation_inbox[b, i]
                 r = replica[b]
                 batch_out, _, vjp = _linearise(
                     module, theta[i], sigma[r, i], _stack([h] * rows),
@@ -271,8 +278,10 @@ def sideways_stream(
                 )  # fmt: skip
                 out = _row(batch_out, row_of[b])
                 if i < D:
-                    sent_up[b, i + 1] = Message(out, f)
-                    arrived = pseudo_gradient_inbox.get((b, i))
+                    for wire in wires:
+                        if wire[0] == i:
+                            sent_up[b][wire] = Message(out, f)
+                    arrived = _take_down(wires, pseudo_gradient_inbox[b], i)
                 else:
                     label = {"stream": y[b, t], "origin": y[b, f]}[target]
                     output[b, t], shown[b, t] = out, f
@@ -287,11 +296,11 @@ def sideways_stream(
                 cotangent[row_of[b] - 1] = arrived.value
                 gradient, input_cotangent = _pull_back(vjp, _stack(cotangent))
                 gradients[i].append(gradient)
-                if i > 1:
-                    sent_down[b, i - 1] = Message(_row(input_cotangent, row_of[b]), arrived.frame)
-            if all((b, i) in activation_inbox for b in range(1, B + 1)):
+                for wire, part in _by_wire(wires, i, input_cotangent):
+                    sent_down[b][wire] = Message(_row(part, row_of[b]), arrived.frame)
+            if all(f is not None for _, f in taken.values()):
                 for r in range(1, replicas + 1):
-                    share = [activation_inbox[b, i] for b in replica if replica[b] == r]
+                    share = [Message(*taken[b]) for b in replica if replica[b] == r]
                     _, sigma[r, i], _ = _linearise(
                         module, theta[i], sigma[r, i], _stack([h for h, _ in share]),
                         train=True, rng=_key(replica_rng[r], i, share[0].frame),
@@ -326,18 +335,21 @@ def blocking_stream(
     theta = {i: params[i - 1] for i in range(1, D + 1)}
     sigma = {i: state[i - 1] for i in range(1, D + 1)}
     memory: dict = {}
+    wires = _wires(network)
     result, grad_norm = {}, {}  # by frame that is taken
     for n, t in enumerate(range(1, T + 1, 2 * D - 1), start=1):
         h, vjp, gradient = {0: _at(frames, t)}, {}, {}
         for i in range(1, D + 1):
             h[i], sigma[i], vjp[i] = _linearise(
-                network.modules[i - 1], theta[i], sigma[i], h[i - 1],
+                network.modules[i - 1], theta[i], sigma[i], _heard(wires, i, h),
                 train=True, rng=_key(rng, i, t),
             )  # fmt: skip
         result[t] = h[D]
-        _, cotangent = _loss_and_gradient(loss_fn, h[D], _at(targets, t))
+        _, exact_gradient = _loss_and_gradient(loss_fn, h[D], _at(targets, t))
+        cotangent = {D: exact_gradient}
         for i in range(D, 0, -1):
-            gradient[i], cotangent = _pull_back(vjp[i], cotangent)
+            gradient[i], input_cotangent = _pull_back(vjp[i], cotangent[i])
+            _collect(wires, i, input_cotangent, cotangent)
         grad_norm[t] = _global_norm(gradient)
         theta = _update(optimizer, n, theta, gradient, memory)
 
@@ -405,6 +417,53 @@ def replicated(episode: Callable, replicas: int) -> Callable:
         )
 
     return run
+
+
+def _wires(network):
+    """All wires `(from, to)`, those to one module in the order in which it hears them."""
+    main = [(i - 1, i) for i in range(1, len(network.modules) + 1)]
+    return main + [(source + 1, receiver + 1) for source, receiver in network.shortcuts]
+
+
+def _heard(wires, i, values):
+    """The input of module i, out of what modules gave: several come as a tuple."""
+    heard = tuple(values[j] for j, k in wires if k == i)
+    return heard[0] if len(heard) == 1 else heard
+
+
+def _take_up(wires, inbox, i, t):
+    """What module i hears at step t, and the frame that the main path brings; or that it waits."""
+    mine = [wire for wire in wires if wire[1] == i]
+    if not all(wire in inbox for wire in mine):
+        return None, None
+    for j, k in mine:  # What module j sent at the step before, and the frame of now.
+        assert inbox[j, k].frame == (t - j if j else t)
+    return _heard(wires, i, {j: inbox[j, i].value for j, _ in mine}), inbox[i - 1, i].frame
+
+
+def _take_down(wires, inbox, i):
+    """The sum of what those that hear module i sent down, if all have; its frame is the oldest."""
+    mine = [wire for wire in wires if wire[0] == i]
+    if not all(wire in inbox for wire in mine):
+        return None
+    total = inbox[i, i + 1].value
+    for wire in mine:
+        if wire != (i, i + 1):
+            total = _add(total, inbox[wire].value)
+    return Message(total, inbox[i, i + 1].frame)
+
+
+def _by_wire(wires, i, input_cotangent):
+    """The parts of the cotangent of module i's input, by wire; the frame needs none."""
+    mine = [wire for wire in wires if wire[1] == i]
+    parts = input_cotangent if len(mine) > 1 else (input_cotangent,)
+    return [(wire, part) for wire, part in zip(mine, parts, strict=True) if wire[0] > 0]
+
+
+def _collect(wires, i, input_cotangent, cotangent):
+    """Adds what module i sends down to the cotangents of the modules that it hears."""
+    for (j, _), part in _by_wire(wires, i, input_cotangent):
+        cotangent[j] = _add(cotangent[j], part) if j in cotangent else part
 
 
 def _update(optimizer, n, theta, gradient, memory):

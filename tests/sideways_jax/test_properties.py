@@ -104,9 +104,13 @@ def _problem(choose, *, feedback=True, mixing=True, singular=True):
         *(random_networks.FEEDBACK if feedback else ()),
         *(random_networks.MIXING if mixing else ()),
     )
+    pairs = [(j, i) for i in range(depth) for j in range(-1, i - 1)]
+    some = choose.up_to(6) if pairs and choose.of(False, False, True) else 0
+    shortcuts = tuple(dict.fromkeys(choose.of(*pairs) for _ in range(some)))
     modules = []
     for i in range(depth):
         words = [{"bytes": "floats", "pair": "both"}.get(frame)] if i == 0 else []
+        words.append("merge" if any(i == receiver for _, receiver in shortcuts) else None)
         words.append("join" if i == join else None)
         if i < depth - 1:
             words.append(choose.of(*bodies))
@@ -116,7 +120,8 @@ def _problem(choose, *, feedback=True, mixing=True, singular=True):
         words.append(choose.of(*extras))
         words.append("fork" if i == fork else None)
         modules.append(", ".join(word for word in words if word))
-    problem = Problem(tuple(modules), frame, choose.of("squares", "labels", "parts"))
+    loss = choose.of("squares", "labels", "parts")
+    problem = Problem(tuple(modules), frame, loss, shortcuts=shortcuts)
     if problem.uses(random_networks.SINGULAR):  # Dropout gives zeros, for which they have no value.
         modules = [words.replace("dropout", "keys") for words in modules]
     return problem._replace(modules=tuple(modules))
