@@ -46,7 +46,9 @@ class Packing:
             leaves = jax.tree.leaves(tree)
             for name, leaf in zip(_places(leaves), leaves, strict=True):
                 lengths[name] = max(lengths.get(name, 0), _data(leaf).size)
-        return cls(trees, dict(sorted(lengths.items())))
+        # No vectors without elements: jaxlib 0.11.2 ends in a segmentation fault when it compiles a
+        # program under `shard_map` that has one.
+        return cls(trees, {name: n for name, n in sorted(lengths.items()) if n})
 
     @functools.cached_property
     def signature(self) -> tuple[str, ...]:
@@ -70,7 +72,8 @@ class Packing:
         leaves, structure = jax.tree.flatten(self.trees[device])
         values = []
         for name, leaf in zip(self._places(device), leaves, strict=True):
-            value = packed[name][: _data(leaf).size]
+            size = _data(leaf).size
+            value = packed[name][:size] if size else jnp.zeros((0,), _data(leaf).dtype)
             values.append(wrap_keys(value, leaf) if _is_key(leaf) else value.reshape(leaf.shape))
         return jax.tree.unflatten(structure, values)
 

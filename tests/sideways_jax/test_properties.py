@@ -31,7 +31,7 @@ from tests.sideways_jax.random_networks import Problem
 
 IN_CI = 200
 BY_HAND = int(os.environ.get("PROPERTY_CASES", "0"))
-CLIPS = 2
+CLIPS = 3 if not BY_HAND else 2
 
 
 def _cases(in_ci):

@@ -33,8 +33,8 @@ def test_what_is_packed_comes_out_again(device):
 def test_the_largest_leaves_of_all_devices_share_a_vector_padded_at_the_end():
     packing = Packing.of(TREES)
     assert packing.lengths == {
-        "bfloat16 000": 4, "bool 000": 2, "float32 000": 6, "float32 001": 0, "int32 000": 1,
-    }  # fmt: skip
+        "bfloat16 000": 4, "bool 000": 2, "float32 000": 6, "int32 000": 1,
+    }  # fmt: skip  # No "float32 001" for the leaf of size 0: jaxlib 0.11.2 cannot compile it.
     packed = packing.pack(2, TREES[2], padding=jnp.nan)
     np.testing.assert_array_equal(packed["float32 000"], [1, 1, 1, 1, np.nan, np.nan])
     assert np.isnan(packing.pack(1, (), padding=jnp.nan)["bfloat16 000"]).all()

@@ -321,7 +321,7 @@ def _on_mesh(optimizers, num_devices, params, grads, num_grads, hold):
     groups = GROUPS[num_devices]
     shapes = jax.eval_shape(lambda: params)
     packing = Packing.of([tuple(shapes[i] for i in group) for group in groups])
-    layout = Layout(groups, packing, None, packing, None, None, None)
+    layout = Layout(groups, packing, None, packing, (), None, None, None)
     plans = []
     for tx in optimizers:
         one = divide(tx, shapes, groups)
