@@ -1,0 +1,158 @@
+"""Shortcuts between modules: what cannot be, and all executions against the literal loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sideways_jax import Module, Network, make_mesh, step
+from sideways_jax.pipeline.execution import Pipeline
+from sideways_jax.rule.task import Task
+from sideways_jax.stream import PipelinedModel
+from tests.sideways_jax import reference
+from tests.sideways_jax.networks import constant_clip, random_clip, squared_error
+from tests.sideways_jax.sharding import assert_close
+
+WIDTH = 5  # of frames and of every signal
+ALL_OF_5 = tuple((j, i) for j in range(-1, 4) for i in range(j + 2, 5))
+NETWORKS = {
+    "the frame": (3, ((-1, 2),)),
+    "all": (5, ALL_OF_5),
+    "over devices": (6, ((-1, 3), (0, 4), (2, 5), (0, 5))),
+}
+
+
+def _mixing():
+    """`tanh` of a linear map of everything that it hears, each with weights of its own."""
+
+    def init(key, x):
+        parts = jax.tree.leaves(x)
+        keys = jax.random.split(key, len(parts))
+        weights = [
+            0.5 * jax.random.normal(k, (part.shape[-1], WIDTH), part.dtype)
+            for k, part in zip(keys, parts, strict=True)
+        ]
+        return weights, ()
+
+    def apply(params, state, x, *, train, rng):
+        parts = jax.tree.leaves(x)
+        return jnp.tanh(sum(part @ w for part, w in zip(parts, params, strict=True))), state
+
+    return Module(init, apply)
+
+
+def _start(name, num_frames, clip=random_clip):
+    depth, shortcuts = NETWORKS[name]
+    network = Network([_mixing()] * depth, shortcuts)
+    frames, _ = clip(num_frames)
+    targets = clip(num_frames, seed=1)[0]
+    variables = network.init(jax.random.key(0), jnp.asarray(frames[0]))
+    return network, variables, frames, targets
+
+
+EXPECTED = {"sideways": reference.sideways_episode, "backprop": reference.backprop_episode}
+
+
+@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.parametrize("rule", EXPECTED)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_execution_is_the_literal_loop(name, rule):
+    network, variables, *clip = _start(name, 2 * NETWORKS[name][0] + 2)
+    expected = EXPECTED[rule](
+        network, squared_error, *variables, *clip, target="origin", train=True, rng=None
+    )
+    task = Task(network, squared_error, rule, "origin")
+    schedule = {"schedule": "1f1b"} if rule == "backprop" else {}
+    found = [
+        step.episode_gradients(
+            network, squared_error, *variables, *clip,
+            rule=rule, execution=execution, target="origin",
+        )
+        for execution in ("scan", "time_parallel")
+    ] + [
+        Pipeline(make_mesh(devices), **schedule).episode(
+            task, *variables, *clip, None, bubble=jnp.nan
+        )
+        for devices in (2, 3)
+    ]  # fmt: skip
+    for one in found:
+        np.testing.assert_array_equal(one.num_grads, expected.num_grads)
+        assert_close((one.grads, one.loss), (expected.grads, expected.loss), 1e-12)
+        assert_close(one.outputs, expected.outputs, 1e-12)
+
+
+@pytest.mark.usefixtures("x64", "quick_compile")
+def test_constant_frames_give_backprop():
+    network, variables, *clip = _start("all", 14, constant_clip)
+    one, other = (
+        step.episode_gradients(network, squared_error, *variables, *clip, rule=rule)
+        for rule in ("sideways", "backprop")
+    )
+    assert_close(one.grads, other.grads, 1e-12)
+
+
+@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.parametrize("devices", [None, 2])
+def test_pipelined_inference_gives_newer_frames_to_shortcuts(devices):
+    """Module 2 of 3 hears the frame of now with what frame t-2 made of the main path."""
+    network, (params, state), frames, _ = _start("the frame", 6)
+    mesh = None if devices is None else make_mesh(devices)
+    model = PipelinedModel(network, params, state, mesh=mesh)
+    outputs = [model.push(frame) for frame in frames]
+    assert outputs[:2] == [None, None]
+    for t in range(2, 6):
+        h = frames[t - 2]
+        for i in (0, 1):
+            h, _ = network.modules[i].apply(params[i], (), h, train=False, rng=None)
+        both = (h, frames[t])
+        expected, _ = network.modules[2].apply(params[2], (), both, train=False, rng=None)
+        np.testing.assert_allclose(outputs[t], expected, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_an_input_waits_for_all_of_its_parts():
+    """When no frame enters any more, a module that hears the frame has nothing to work on."""
+    network, variables, frames, targets = _start("the frame", 4)
+    in_flight = step.init_in_flight(network, *variables, frames[0])
+    for t in range(4):
+        one = step.computation_step(
+            network, squared_error, *variables, in_flight, frames[t], targets[t],
+            t if t < 3 else -1,
+        )  # fmt: skip
+        in_flight = one.in_flight
+    np.testing.assert_array_equal(one.frames, [-1, 2, -1])
+    assert not one.valid
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "message"),
+    [
+        ((2, 0), r"\(2, 0\) does not lead upwards.*at least source \+ 2"),
+        ((1, 1), "does not lead upwards"),
+        ((0, 1), "is the main path: module 1 hears module 0"),
+        ((-1, 0), "module 0 hears the frame"),
+        ((1, 4), "not there: the modules are 0 to 3"),
+        ((-2, 3), "not there.*the frame.* is -1"),
+        ((0.5, 2), "pair of integers"),
+        (3, "pair of integers"),
+        ((0, 1, 2), "pair of integers"),
+    ],
+)
+def test_shortcuts_that_cannot_be(shortcut, message):
+    with pytest.raises(ValueError, match=message):
+        Network([_mixing()] * 4, [shortcut])
+
+
+def test_a_shortcut_given_twice():
+    with pytest.raises(ValueError, match=r"\(0, 2\) is there twice"):
+        Network([_mixing()] * 4, [(0, 2), (1, 3), (0, 2)])
+
+
+def test_signals_that_do_not_merge_name_the_module_and_its_sources():
+    def add(params, state, x, *, train, rng):
+        return sum(x), state
+
+    narrow = Module(lambda key, x: ((), ()), lambda p, s, x, *, train, rng: (x[:, :2], s))
+    network = Network([narrow, _mixing(), Module(lambda key, x: ((), ()), add)], shortcuts=[(0, 2)])
+    with pytest.raises(ValueError, match=r"module 2 .* \(the output of module 1, .* module 0\)"):
+        network.init(jax.random.key(0), jnp.zeros((3, WIDTH)))
