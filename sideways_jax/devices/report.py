@@ -40,10 +40,10 @@ def text(layout: Layout, costs: Sequence[float]) -> str:
     """
     signals = list(layout.inner.bytes_used)
     for route in layout.routes:  # A device has room for what comes from below and from above.
-        for n, used in enumerate(route.packing.bytes_used):
-            signals[n] += used
-            if used:
-                signals[n + route.distance] += used
+        for n, sent in enumerate(route.packing.bytes_used):
+            signals[n] += sent
+            if sent:
+                signals[n + route.distance] += sent
     columns = {
         "params": (layout.params.bytes_used, layout.params.bytes_held),
         "state": (layout.state.bytes_used, layout.state.bytes_held),

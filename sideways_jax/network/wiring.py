@@ -16,7 +16,7 @@ A signal takes one computation step from its sender to its receiver. All else fo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,9 +132,9 @@ def returned(wiring: Wiring, source: int, cotangents: Mapping[int, PyTree]) -> P
     return total
 
 
-def _ends(shortcut: object) -> tuple[int, int]:
+def _ends(shortcut: Any) -> tuple[int, int]:
     try:
-        source, receiver = shortcut  # type: ignore[misc]
+        source, receiver = shortcut
         if int(source) == source and int(receiver) == receiver:
             return int(source), int(receiver)
     except (TypeError, ValueError):

@@ -79,7 +79,9 @@ def episode(
 
     outputs = sent[depth - 1]
     losses, cotangent = jax.vmap(jax.value_and_grad(task.loss_fn))(outputs, aligned)
-    grads, num_grads, sent_down = {}, {}, {}
+    grads: dict[int, PyTree] = {}
+    num_grads: dict[int, int] = {}
+    sent_down: dict[int, PyTree] = {}
     for i in reversed(range(depth)):
         if i < depth - 1:
             cotangent = _cotangent_of(wiring, i, sent_down, num_grads)

@@ -59,7 +59,7 @@ class _Inputs(NamedTuple):
 
     arrived: PyTree  # what stages below sent for this frame; () in the lowest stage
     frame: PyTree
-    frame_id: jax.Array
+    frame_id: jax.Array | jax.ShapeDtypeStruct
     target: PyTree
 
 
@@ -236,7 +236,7 @@ def _make_stage(
             )
             new_state.append(one)
         output = sent[group[-1]]
-        result = tuple(sent[i] for i in relay.sources[n])
+        result: PyTree = tuple(sent[i] for i in relay.sources[n])
         if is_top:
             result = task.loss_fn(output, inputs.target)
         return result, (output, tuple(new_state))

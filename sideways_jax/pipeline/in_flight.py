@@ -126,7 +126,8 @@ def signals_to_modules(layout: Layout, in_flight: ShardedInFlight) -> InFlight:
     """The inverse of `signals_from_modules`."""
 
     def unpack(signals):
-        activations, pseudo_gradients = {}, {}
+        activations: dict[int, PyTree] = {}
+        pseudo_gradients: dict[int, PyTree] = {}
         for n, group in enumerate(layout.groups):
             own = jax.tree.map(lambda x, n=n: x[n], signals)
             up, down = layout.inner.unpack(n, own.inner)

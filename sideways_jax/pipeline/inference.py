@@ -177,8 +177,9 @@ def _on_device(
         exchange.send_up(vectors, layout.num_devices, route.distance)
         for route, vectors in zip(layout.routes, up, strict=True)
     )
-    rows = jax.tree.map(lambda x: x[None, None], (inner, arrived))
-    pipeline = ShardedPipeline(*rows, frames[:-1], following(pipeline.next_frame, 1))
+    inner, arrived = jax.tree.map(lambda x: x[None, None], (inner, arrived))
+    next_frame = following(pipeline.next_frame, 1)
+    pipeline = ShardedPipeline(inner, arrived, frames[:-1], next_frame)
     return pipeline, jax.tree.map(lambda x: x[None], output), frames[-1]
 
 

@@ -126,8 +126,9 @@ def _train_step(run: _Run, train_state: TrainState, frames, targets, reset):
     plan = make_plan(run.task.network, run.tx, run.mesh, sizes, first_of(frames))
     held = open_state(plan, train_state)
     check_signals(plan.layout, run.replicas, train_state.in_flight)
+    first_frame_id = jnp.asarray(train_state.frames, jnp.int32)
     in_flight, numbers = _numbers(
-        run.task.network.wiring, train_state.in_flight, reset, train_state.frames
+        run.task.network.wiring, train_state.in_flight, reset, first_frame_id
     )
     in_flight, paired = _pair(in_flight, targets)
     inputs = jax.tree.map(
@@ -149,7 +150,7 @@ def _train_step(run: _Run, train_state: TrainState, frames, targets, reset):
         in_flight=jax.lax.with_sharding_constraint(
             in_flight._replace(signals=signals), shardings(run.mesh)
         ),
-        frames=following(train_state.frames, num_frames),
+        frames=following(first_frame_id, num_frames),
     )
     train_state = close_state(plan, train_state, *held)
     return result(train_state, metrics, outputs, shown_frames, run.with_outputs)
