@@ -59,6 +59,15 @@ class Wiring(NamedTuple):
         """By how many frames the input of a source is newer when its cotangent comes back."""
         return self.delay * (receiver + 1 - source)
 
+    def held_back(self, receiver: int) -> tuple[int, ...]:
+        """For every source, by how many steps its cotangent would come back before the main path's.
+
+        For the same frame, when a receiver back-propagates through the inputs of that frame.
+        """
+        return tuple(
+            0 if j == FRAME else 2 * self.delay * (receiver - 1 - j) for j in self.sources[receiver]
+        )
+
     def first_trained(self, i: int) -> int:
         """The number of frames of module i that meet no cotangent, at the start of an episode."""
         return 2 * self.delay * (self.depth - 1 - i)

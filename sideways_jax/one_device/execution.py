@@ -20,7 +20,13 @@ class Scan:
     """One computation step (or, with backprop, one frame) after the other in a `lax.scan`.
 
     Memory does not depend on the length of the clip; the execution for streams on one device.
+
+    Attributes:
+      recompute: of pipelined backprop alone: keep inputs, and run forward passes again (the
+        default), or keep what the backward pass needs.
     """
+
+    recompute: bool | None = None
 
     def episode(
         self,
@@ -32,12 +38,14 @@ class Scan:
         rng: jax.Array | None,
     ) -> Episode:
         """The gradients of one episode."""
-        if task.rule == "sideways":
-            return scan.sideways_episode(task, params, state, frames, targets, rng)
+        recompute = self._recompute(task)
+        if task.is_pipelined:
+            return scan.episode(task, params, state, frames, targets, rng, recompute)
         return backprop.scan_episode(task, params, state, frames, targets, rng)
 
     def training(self, task: Task, tx: optax.GradientTransformation) -> Training:
         """Training with one update per episode."""
+        self._recompute(task)
         return per_episode.make_training(task, tx, partial(self.episode, task))
 
     def stream_training(
@@ -48,14 +56,15 @@ class Scan:
         update_every: int,
         with_outputs: bool,
     ) -> Training:
-        """Sideways with updates within the stream, or backprop that blocks and drops frames.
+        """A pipeline with updates within the stream, or backprop that blocks and drops frames.
 
         Raises:
           ValueError: for backprop with `update_every` other than 1: it blocks for 2D-1 frames.
         """
-        if task.rule == "sideways":
+        recompute = self._recompute(task)
+        if task.is_pipelined:
             return online.make_training(
-                task, tx, update_every=update_every, with_outputs=with_outputs
+                task, tx, update_every=update_every, with_outputs=with_outputs, recompute=recompute
             )
         if update_every != 1:
             raise ValueError(
@@ -63,6 +72,15 @@ class Scan:
                 f"of 2D-1 = {2 * task.depth - 1} and makes an update for each; set update_every=1"
             )
         return blocking.make_training(task, tx, with_outputs=with_outputs)
+
+    def _recompute(self, task: Task) -> bool:
+        """Raises ValueError if `recompute` is given where nothing is kept."""
+        if self.recompute is not None and task.rule != "pipelined_backprop":
+            raise ValueError(
+                f"recompute={self.recompute}: on one device only rule='pipelined_backprop' keeps "
+                "something of a frame; leave it out"
+            )
+        return self.recompute is not False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from sideways_jax.one_device.scan import steps
 from sideways_jax.rule.in_flight import InFlight, following, init_in_flight
+from sideways_jax.rule.rule import empty_fifos
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import average, norm, select
 from sideways_jax.training.hold_back import hold_back
@@ -23,10 +26,22 @@ from sideways_jax.training.streams import (
 from sideways_jax.training.train_state import Training, new_train_state
 
 
+class Remembered(NamedTuple):
+    """What is in flight in pipelined backprop, and what modules keep for it."""
+
+    in_flight: InFlight
+    fifos: tuple
+
+
 def make_training(
-    task: Task, tx: optax.GradientTransformation, *, update_every: int, with_outputs: bool
+    task: Task,
+    tx: optax.GradientTransformation,
+    *,
+    update_every: int,
+    with_outputs: bool,
+    recompute: bool = True,
 ) -> Training:
-    """Sideways with an update every `update_every` frames: the pipeline is carried on over them.
+    """A pipeline with an update every `update_every` frames: the pipeline is carried on over them.
 
     A gradient is the mean over all steps and examples that have one, of each module for itself.
 
@@ -34,25 +49,38 @@ def make_training(
       task, tx: what is trained, and by which transformation.
       update_every: frames from one update to the next.
       with_outputs: whether `train_step` returns `(train_state, metrics, Outputs)`.
+      recompute: of pipelined backprop: whether modules keep inputs, or residuals.
     """
+    kind = Remembered if task.rule == "pipelined_backprop" else InFlight
 
     def init(key, frame, target=None):
         check_target(task.target, target)
         params_key, rng = jax.random.split(key)
         params, state = task.network.init(params_key, frame)
         check_optimizer(tx, params, hold=True)
-        in_flight = init_in_flight(
+        in_flight: Any = init_in_flight(
             task.network, params, state, frame, target,
             target_alignment=task.target, per_example=True,
         )  # fmt: skip
+        if kind is Remembered:
+            fifos = empty_fifos(
+                task.network, params, state, frame, train=task.train, rng=rng, recompute=recompute
+            )
+            in_flight = Remembered(in_flight, fifos)
         return new_train_state(params, state, tx.init(params), in_flight, rng)
 
     def one_update(train_state, inputs):
         frames, targets, reset = inputs
+        in_flight, fifos = train_state.in_flight, ()
+        if kind is Remembered:
+            in_flight, fifos = in_flight
         done = steps(
-            task, train_state.params, train_state.state, train_state.in_flight, frames, targets,
-            train_state.frames, reset, rng=train_state.rng,
+            task, train_state.params, train_state.state, in_flight, frames, targets,
+            train_state.frames, reset, rng=train_state.rng, fifos=fifos, recompute=recompute,
         )  # fmt: skip
+        in_flight = done.in_flight
+        if kind is Remembered:
+            in_flight = Remembered(done.in_flight, done.fifos)
         batch = reset.shape[1]
         grads = tuple(
             average(jax.tree.map(lambda x: x * batch, sums), num, params)
@@ -64,7 +92,7 @@ def make_training(
             params=params,
             state=done.state,
             opt_state=opt_state,
-            in_flight=done.in_flight,
+            in_flight=in_flight,
             frames=following(train_state.frames, update_every),
         )
         metrics = example_metrics(task, done.outputs, done.targets)
@@ -72,8 +100,9 @@ def make_training(
         return new, (shown, norm(grads))
 
     def train_step(train_state, frames, targets, reset=None):
-        check_in_flight(train_state, InFlight)
-        batch = train_state.in_flight.activation_frames.shape[1]
+        check_in_flight(train_state, kind)
+        signals = train_state.in_flight
+        batch = (signals.in_flight if kind is Remembered else signals).activation_frames.shape[1]
         reset = check_stream(batch, frames, targets, reset, update_every)
         split = jax.tree.map(
             lambda x: x.reshape((-1, update_every, *x.shape[1:])), (frames, targets, reset)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from sideways_jax.rule import rule
 from sideways_jax.rule.episode import Episode
+from sideways_jax.rule.fifo import forget
 from sideways_jax.rule.in_flight import InFlight, frame_numbers, init_in_flight, restart
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, accumulate, average, first_of, masked_mean, wide_zeros
@@ -18,6 +19,7 @@ class Steps(NamedTuple):
     """What several computation steps give, while the weights stay as they are."""
 
     in_flight: InFlight  # after the last
+    fifos: tuple  # likewise
     state: tuple
     sums: tuple  # of the gradients, in float32 at least
     num_grads: jax.Array  # int32[D], over how many (examples of) steps
@@ -38,6 +40,8 @@ def steps(
     reset: jax.Array | None = None,
     *,
     rng: jax.Array | None,
+    fifos: tuple = (),
+    recompute: bool = True,
 ) -> Steps:
     """Repeats `rule.computation_step` over frames `[K, B, ...]`.
 
@@ -49,41 +53,62 @@ def steps(
       first_frame_id: the number of the first frame.
       reset: bool `[K, B]`, where the pipeline restarts; None for one clock of the whole batch.
       rng: the key of the run, or None.
+      fifos: what the modules have kept, with pipelined backprop.
+      recompute: likewise, whether they keep inputs, or residuals.
     """
 
     def body(carry, inputs):
-        in_flight, state, sums, num_grads = carry
+        in_flight, fifos, state, sums, num_grads = carry
         frame, target, frame_id, reset = inputs
         if reset is not None:
             in_flight = restart(in_flight, reset)
+            fifos = tuple(forget(fifo, reset) for fifo in fifos)
             frame_id = jnp.full(reset.shape, frame_id)
         paired = (target, *in_flight.targets)[-1]
         one = rule.computation_step(
             task.network, task.loss_fn, params, state, in_flight, frame, target, frame_id,
-            train=task.train, rng=rng,
+            train=task.train, rng=rng, fifos=fifos, recompute=recompute,
         )  # fmt: skip
         sums = accumulate(sums, one.grads)
         num_grads += one.trained.reshape(task.depth, -1).sum(-1, dtype=jnp.int32)
-        carry = one.in_flight, one.state, sums, num_grads
+        carry = one.in_flight, one.fifos, one.state, sums, num_grads
         return carry, (one.output, paired, one.loss, one.frames[-1])
 
     num_frames = jax.tree.leaves(frames)[0].shape[0]
     frame_ids = frame_numbers(first_frame_id, num_frames)
     no_grads = jnp.zeros((task.depth,), jnp.int32)
-    start = (in_flight, jax.tree.map(jnp.asarray, state), wide_zeros(params), no_grads)
+    start = (in_flight, fifos, jax.tree.map(jnp.asarray, state), wide_zeros(params), no_grads)
     last, by_step = jax.lax.scan(body, start, (frames, targets, frame_ids, reset))
     return Steps(*last, *by_step)
 
 
-def sideways_episode(
-    task: Task, params: tuple, state: tuple, frames: PyTree, targets: PyTree, rng: jax.Array | None
+def episode(
+    task: Task,
+    params: tuple,
+    state: tuple,
+    frames: PyTree,
+    targets: PyTree,
+    rng: jax.Array | None,
+    recompute: bool = True,
 ) -> Episode:
-    """An episode of Sideways from an empty pipeline: the reference execution."""
+    """An episode of Sideways or pipelined backprop from an empty pipeline.
+
+    The reference execution. Arguments as for `steps`.
+    """
     in_flight = init_in_flight(
         task.network, params, state, first_of(frames), first_of(targets),
         target_alignment=task.target,
     )  # fmt: skip
-    done = steps(task, params, state, in_flight, frames, targets, 0, rng=rng)
+    fifos = ()
+    if task.rule == "pipelined_backprop":
+        fifos = rule.empty_fifos(
+            task.network, params, state, first_of(frames),
+            train=task.train, rng=rng, recompute=recompute,
+        )  # fmt: skip
+    done = steps(
+        task, params, state, in_flight, frames, targets, 0,
+        rng=rng, fifos=fifos, recompute=recompute,
+    )  # fmt: skip
     return Episode(
         # 1/gamma_i * sum_t: Eq. 5 with the mask.
         grads=tuple(map(average, done.sums, done.num_grads, params)),

@@ -57,12 +57,13 @@ def episode(
       rng: the key of the episode, or None.
     """
     wiring, depth = task.network.wiring, task.depth
-    if task.rule == "backprop":
+    if not task.is_pipelined:
         wiring = wiring._replace(delay=0)
+    exact = task.rule == "pipelined_backprop"
     num_frames = jax.tree.leaves(frames)[0].shape[0]
     late = wiring.steps_to(depth - 1)  # computation steps before the first output
     # The target that the output of each frame is paired with, for frames that reach the top.
-    aligned = _frames_from(paired_targets(task, targets), late)
+    aligned = _frames(paired_targets(task, targets), slice(late, None))
 
     sent, new_state, pull_backs = {FRAME: frames}, [], []
     for i, module in enumerate(task.network.modules):
@@ -70,9 +71,12 @@ def episode(
         arrived = {
             j: _part(sent[j], wiring.frames_ahead(j, i), count) for j in wiring.sources[i]
         }  # fmt: skip
+        trained = slice(wiring.first_trained(i), count)
+        if exact:  # The same number of frames, but those whose cotangents come back.
+            trained = slice(0, count - wiring.first_trained(i))
         sent[i], module_state, pull_back = _run_module(
-            module, params[i], state[i], input_of(wiring, i, arrived), _Keys(rng, i),
-            wiring.first_trained(i), train=task.train,
+            module, params[i], state[i], input_of(wiring, i, arrived), _Keys(rng, i), trained,
+            train=task.train,
         )  # fmt: skip
         new_state.append(module_state)
         pull_backs.append(pull_back)
@@ -84,7 +88,7 @@ def episode(
     sent_down: dict[int, PyTree] = {}
     for i in reversed(range(depth)):
         if i < depth - 1:
-            cotangent = _cotangent_of(wiring, i, sent_down, num_grads)
+            cotangent = _cotangent_of(wiring, i, sent_down, num_grads[i + 1], exact=exact)
         num_grads[i] = jax.tree.leaves(cotangent)[0].shape[0]
         module_grads, sent_down[i] = pull_backs[i](cotangent)
         grads[i] = average(module_grads, num_grads[i], like=params[i])
@@ -100,22 +104,26 @@ def episode(
 
 
 def _cotangent_of(
-    wiring: Wiring, source: int, sent_down: dict[int, PyTree], num_grads: dict[int, int]
+    wiring: Wiring, source: int, sent_down: dict[int, PyTree], num_above: int, *, exact: bool
 ) -> PyTree:
     """What comes back to a source for its trained frames: the sum over its receivers.
 
     Args:
+      wiring: who hears whom, and when.
+      source: a module.
       sent_down: by receiver, the cotangent of its input, for its trained frames.
-      num_grads: how many these are.
+      num_above: how many these are in the module above.
+      exact: whether cotangents meet the inputs that they belong to, or those of now.
     """
-    first = wiring.first_trained(source)
-
-    def arrives(k: int) -> int:  # The frame of the source that meets what k sent down first.
-        return wiring.first_trained(k) + wiring.steps_back(k, source)
-
     # What the module above sends down at its last step comes too late.
-    count = num_grads[source + 1] - wiring.delay
-    parts = {k: _part(sent_down[k], first - arrives(k), count) for k in wiring.receivers(source)}
+    count = num_above - wiring.delay
+    parts = {}
+    for k in wiring.receivers(source):
+        ahead = wiring.frames_ahead(source, k)
+        if exact:  # The first frames of a source are newer than all of the receiver's.
+            parts[k] = _later(sent_down[k], ahead, count)
+        else:  # The receiver above is the last to be trained, then k starts `ahead` frames before.
+            parts[k] = _part(sent_down[k], ahead, count)
     return returned(wiring, source, parts)
 
 
@@ -139,23 +147,23 @@ class _Keys(NamedTuple):
         return jax.lax.map(self.of_frame, frame_ids)  # "unsafe_rbg" would give other keys.
 
 
-def _run_module(module, params, state, x, keys, untrained, *, train):
+def _run_module(module, params, state, x, keys, trained, *, train):
     """One module on all its frames `[n, B, ...]`.
 
     Returns the outputs of all frames, the state after the last one, and the vjp of the outputs
-    from frame number `untrained` on, in the parameters and in those frames. What the vjp gives for
+    of the frames `trained`, a slice, in the parameters and in those frames. What the vjp gives for
     the parameters is a sum over frames in wide dtypes.
     """
     program = trace(module, params, state, first_of(x), keys.rng, train=train)
     split = split_program(program)
     if split is not None and draws_alike(program):
         return _all_at_once(
-            split, params, state, x, keys, untrained, has_narrow(program.closed.jaxpr)
+            split, params, state, x, keys, trained, has_narrow(program.closed.jaxpr)
         )
-    return _one_by_one(module, params, state, x, keys, untrained, remembered(program), train=train)
+    return _one_by_one(module, params, state, x, keys, trained, remembered(program), train=train)
 
 
-def _all_at_once(split, params, state, x, keys, untrained, narrow):
+def _all_at_once(split, params, state, x, keys, trained, narrow):
     count = jax.tree.leaves(x)[0].shape[0]
     keys = keys.of_frames(count)
     # Residuals that are the same for all frames (made from the weights, say) are there once.
@@ -169,22 +177,22 @@ def _all_at_once(split, params, state, x, keys, untrained, narrow):
     def forward(params, x, keys):
         return over_frames(params, state, x, keys)
 
-    keys_head, keys_tail = (None, None) if keys is None else (keys[:untrained], keys[untrained:])
     y, pull_back, residuals = jax.vjp(
-        lambda params, x: forward(params, x, keys_tail),
+        lambda params, x: forward(params, x, _frames(keys, trained)),
         params,
-        _frames_from(x, untrained),
+        _frames(x, trained),
         has_aux=True,
     )
-    if untrained:
-        y_head, residuals_head = forward(params, _frames_to(x, untrained), keys_head)
-        y, residuals = (
-            jax.tree.map(lambda a, b: jnp.concatenate([a, b]), y_head, y),
-            [
-                jnp.concatenate([a, b]) if by_frame else b
-                for a, b, by_frame in zip(residuals_head, residuals, split.by_frame, strict=True)
-            ],
-        )
+    for others in (slice(0, trained.start), slice(trained.stop, count)):
+        if others.start == others.stop:
+            continue
+        parts = [forward(params, _frames(x, others), _frames(keys, others)), (y, residuals)]
+        (y, residuals), (y_after, residuals_after) = parts if others.start == 0 else parts[::-1]
+        y = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), y, y_after)
+        residuals = [
+            jnp.concatenate([a, b]) if by_frame else b
+            for a, b, by_frame in zip(residuals, residuals_after, split.by_frame, strict=True)
+        ]
     if split.update is not None:
 
         def update(state, of_frame):
@@ -198,7 +206,7 @@ def _all_at_once(split, params, state, x, keys, untrained, narrow):
     return y, state, with_wide_sums(pull_back) if narrow else pull_back
 
 
-def _one_by_one(module, params, state, x, keys, untrained, is_seen, *, train):
+def _one_by_one(module, params, state, x, keys, trained, is_seen, *, train):
     """The frames of a module that cannot run on all of them at the same time.
 
     As `_run_module`. Of the state those leaves that the output sees (`is_seen`) are kept for all
@@ -227,19 +235,23 @@ def _one_by_one(module, params, state, x, keys, untrained, is_seen, *, train):
         return accumulate(sums, grads), without_integers(down)
 
     def pull_back(cotangent):
-        trained = _frames_from((x, frame_ids, seen), untrained)
-        return jax.lax.scan(of_one_frame, wide_zeros(params), (*trained, cotangent))
+        inputs = _frames((x, frame_ids, seen), trained)
+        return jax.lax.scan(of_one_frame, wide_zeros(params), (*inputs, cotangent))
 
     return y, jax.tree.unflatten(structure, last), pull_back
 
 
+def _frames(tree: PyTree, some: slice) -> PyTree:
+    return jax.tree.map(lambda x: x[some], tree)
+
+
 def _part(tree: PyTree, start: int, count: int) -> PyTree:
-    return jax.tree.map(lambda x: x[start : start + count], tree)
+    return _frames(tree, slice(start, start + count))
 
 
-def _frames_to(tree: PyTree, stop: int) -> PyTree:
-    return jax.tree.map(lambda x: x[:stop], tree)
-
-
-def _frames_from(tree: PyTree, start: int) -> PyTree:
-    return jax.tree.map(lambda x: x[start:], tree)
+def _later(tree: PyTree, by: int, count: int) -> PyTree:
+    """The first `count` frames of a signal that comes so many frames later, after zeros."""
+    by = min(by, count)
+    return jax.tree.map(
+        lambda x: jnp.pad(x[: count - by], [(by, 0)] + [(0, 0)] * (x.ndim - 1)), tree
+    )

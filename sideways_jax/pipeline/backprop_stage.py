@@ -7,9 +7,8 @@ as many places as the table asks for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from sideways_jax.devices.packing import Packed, Packing, filled
 from sideways_jax.network.module import module_key
 from sideways_jax.network.wiring import FRAME, input_of
 from sideways_jax.pipeline.sums import Sums
+from sideways_jax.rule.kept import Passes, passes
 from sideways_jax.rule.schedules import ClockTable
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import (
@@ -44,20 +44,9 @@ class _Carry(NamedTuple):
     from_above: Packed  # the gradients that arrived
 
 
-class _Stage(NamedTuple):
-    """The modules of one device as one function, and what it keeps of a frame."""
+class _Context(NamedTuple):
+    """What a stage has of a frame besides what stages below sent, and need not keep."""
 
-    kept: PyTree  # shapes of what is kept of a frame
-    # keep(params, state, inputs) -> (result, (output, new_state), what is kept)
-    keep: Callable[..., tuple[PyTree, tuple[PyTree, PyTree], PyTree]]
-    # pull_back(params, kept, inputs, cotangent) -> (grads, cotangents of inputs.arrived)
-    pull_back: Callable[..., tuple[PyTree, PyTree]]
-
-
-class _Inputs(NamedTuple):
-    """What a stage computes with, besides its variables."""
-
-    arrived: PyTree  # what stages below sent for this frame; () in the lowest stage
     frame: PyTree
     frame_id: jax.Array | jax.ShapeDtypeStruct
     target: PyTree
@@ -68,7 +57,7 @@ class _Run(NamedTuple):
 
     layout: Layout
     table: ClockTable
-    stages: list[_Stage]
+    stages: list[Passes]
     stash: Packing
     params: Packed
     frames: PyTree  # [K, B, ...]
@@ -76,10 +65,10 @@ class _Run(NamedTuple):
     loss_dtype: jnp.dtype
     bubble: float
 
-    def inputs(self, frame_id: jax.Array, arrived: PyTree) -> _Inputs:
-        """For one frame."""
+    def context(self, frame_id: jax.Array) -> _Context:
+        """Of one frame."""
         frame, target = _entry((self.frames, self.targets), frame_id)
-        return _Inputs(arrived, frame, frame_id, target)
+        return _Context(frame, frame_id, target)
 
 
 def backprop_steps(
@@ -174,10 +163,11 @@ def _forward(run: _Run, n: int, carry: _Carry, frame_id: jax.Array) -> tuple[_Ca
     """The forward pass of stage n: what it keeps, and sends up."""
     layout, relay = run.layout, run.layout.relay
     arrived = relay.packing.unpack(n - 1, carry.from_below) if n else ()
-    result, (output, new_state), kept = run.stages[n].keep(
+    result, (output, new_state), kept = run.stages[n].forward(
         layout.params.unpack(n, run.params),
         layout.state.unpack(n, carry.state),
-        run.inputs(frame_id, arrived),
+        arrived,
+        run.context(frame_id),
     )
     put = partial(jax.lax.dynamic_update_index_in_dim, index=frame_id % run.table.stash, axis=0)
     row = run.stash.pack(n, kept, padding=run.bubble)
@@ -202,10 +192,10 @@ def _backward(run: _Run, n: int, carry: _Carry, frame_id: jax.Array) -> tuple[Pa
         cotangent = relay.packing.unpack(n, carry.from_above)
     else:
         cotangent = jnp.ones((), run.loss_dtype)
-    grads, down = run.stages[n].pull_back(
+    grads, down = run.stages[n].backward(
         layout.params.unpack(n, run.params),
         run.stash.unpack(n, row),
-        run.inputs(frame_id, ()),
+        run.context(frame_id),
         cotangent,
     )
     down = (
@@ -219,17 +209,16 @@ def _backward(run: _Run, n: int, carry: _Carry, frame_id: jax.Array) -> tuple[Pa
 def _make_stage(
     task: Task, layout: Layout, n: int, frame: PyTree, target: PyTree, *, recompute: bool,
     rng: jax.Array | None,
-) -> _Stage:  # fmt: skip
-    """Stage n; `frame` and `target` are shapes of one batch."""
+) -> Passes:  # fmt: skip
+    """The modules of device n as one function; `frame` and `target` are shapes of one batch."""
     group, relay = layout.groups[n], layout.relay
-    is_top = n == layout.num_devices - 1
 
-    def run(params, state, inputs):
-        sent, new_state = {FRAME: inputs.frame}, []
+    def run(params, state, arrived, context):
+        sent, new_state = {FRAME: context.frame}, []
         if n:
-            sent |= zip(relay.sources[n - 1], inputs.arrived, strict=True)
+            sent |= zip(relay.sources[n - 1], arrived, strict=True)
         for j, i in enumerate(group):
-            key = module_key(rng, i, inputs.frame_id)
+            key = module_key(rng, i, context.frame_id)
             x = input_of(task.network.wiring, i, sent)
             sent[i], one = task.network.modules[i].apply(
                 params[j], state[j], x, train=task.train, rng=key
@@ -237,49 +226,14 @@ def _make_stage(
             new_state.append(one)
         output = sent[group[-1]]
         result: PyTree = tuple(sent[i] for i in relay.sources[n])
-        if is_top:
-            result = task.loss_fn(output, inputs.target)
+        if n == layout.num_devices - 1:
+            result = task.loss_fn(output, context.target)
         return result, (output, tuple(new_state))
 
-    def linearised(params, state, inputs):
-        def of_what_has_gradients(params, arrived):
-            return run(params, state, inputs._replace(arrived=arrived))
-
-        return jax.vjp(of_what_has_gradients, params, inputs.arrived, has_aux=True)
-
-    if recompute:
-
-        def keep(params, state, inputs):
-            result, aux = run(params, state, inputs)
-            return result, aux, (state, inputs.arrived)
-
-        def pull_back(params, kept, inputs, cotangent):
-            state, arrived = kept
-            _, vjp, _ = linearised(params, state, inputs._replace(arrived=arrived))
-            return vjp(cotangent)
-
-    else:
-        # Parameters among the residuals (and the frame) are there anyway: only the rest is kept.
-        found: dict[str, Any] = {}
-
-        def keep(params, state, inputs):
-            result, vjp, aux = linearised(params, state, inputs)
-            leaves, found["structure"] = jax.tree.flatten(vjp)
-            known = jax.tree.leaves((params, inputs.frame))
-            where = [next((k for k, v in enumerate(known) if v is leaf), None) for leaf in leaves]
-            found["where"] = where
-            return result, aux, [v for v, k in zip(leaves, where, strict=True) if k is None]
-
-        def pull_back(params, kept, inputs, cotangent):
-            known = jax.tree.leaves((params, inputs.frame))
-            kept = iter(kept)
-            leaves = [next(kept) if k is None else known[k] for k in found["where"]]
-            return jax.tree.unflatten(found["structure"], leaves)(cotangent)
-
     arrived = relay.packing.trees[n - 1] if n else ()
-    inputs = _Inputs(arrived, frame, jax.ShapeDtypeStruct((), jnp.int32), shape_of(target))
-    kept = jax.eval_shape(keep, layout.params.trees[n], layout.state.trees[n], inputs)[2]
-    return _Stage(kept, keep, pull_back)
+    context = _Context(frame, jax.ShapeDtypeStruct((), jnp.int32), shape_of(target))
+    shapes = layout.params.trees[n], layout.state.trees[n], arrived, context
+    return passes(run, shapes, recompute=recompute)
 
 
 def _entry(tree: PyTree, index: jax.Array) -> PyTree:

@@ -144,7 +144,9 @@ def numbers_of(frames: jax.Array, origins: jax.Array, *, per_example: bool) -> N
     return Numbers(frames, origins, held, trained)
 
 
-def tick(wiring: Wiring, in_flight: InFlight, frame_id: jax.Array) -> tuple[InFlight, Numbers]:
+def tick(
+    wiring: Wiring, in_flight: InFlight, frame_id: jax.Array, *, keeps_inputs: bool = False
+) -> tuple[InFlight, Numbers]:
     """The clock of one computation step: frame numbers alone, the signals stay as they are.
 
     A signal has the number of the frame of the main path. It is a bubble until all of its parts
@@ -154,6 +156,8 @@ def tick(wiring: Wiring, in_flight: InFlight, frame_id: jax.Array) -> tuple[InFl
       wiring: who hears whom.
       in_flight: as the step before left it.
       frame_id: int32, or `[B]`: the number of the frame that enters, -1 for none.
+      keeps_inputs: whether modules back-propagate through inputs that they kept (`fifo.py`): then
+        a pseudo-gradient needs no activation of now, and waits for no shortcut.
 
     Returns:
       `in_flight` with the numbers after the step, and what every module works on in it. Without an
@@ -163,10 +167,11 @@ def tick(wiring: Wiring, in_flight: InFlight, frame_id: jax.Array) -> tuple[InFl
     frames = frames_heard(wiring, in_flight.activation_frames, frame_id)
     # The top module's gradient is the exact one of the activation that it just computed.
     origins = jnp.concatenate([in_flight.pseudo_gradient_frames, frames[-1:]])
-    origins = jnp.where(frames >= 0, origins, -1)
-    sent_down = [
-        _main_if_all(*(origins[k] for k in wiring.receivers(i))) for i in range(wiring.depth - 1)
-    ]
+    sent_down = list(origins[1:])
+    if not keeps_inputs:
+        origins = jnp.where(frames >= 0, origins, -1)
+        by_source = [wiring.receivers(i) for i in range(wiring.depth - 1)]
+        sent_down = [_main_if_all(*(origins[k] for k in heard_by)) for heard_by in by_source]
     moved = in_flight._replace(
         activation_frames=frames[:-1],
         pseudo_gradient_frames=jnp.stack(sent_down) if sent_down else origins[1:],

@@ -35,9 +35,11 @@ import jax.numpy as jnp
 from sideways_jax.network.module import Module, module_key
 from sideways_jax.network.network import Network
 from sideways_jax.network.wiring import returned
+from sideways_jax.rule import fifo
+from sideways_jax.rule.fifo import Fifo
 from sideways_jax.rule.in_flight import InFlight, Numbers, tick
 from sideways_jax.rule.task import LossFn, Task
-from sideways_jax.tools.trees import PyTree, each_example, masked_mean, select
+from sideways_jax.tools.trees import PyTree, each_example, masked_mean, select, shape_of
 
 
 class ModuleStep(NamedTuple):
@@ -47,6 +49,7 @@ class ModuleStep(NamedTuple):
     state: PyTree  # of the module, after this step
     grads: PyTree  # pseudo-gradient of the parameters theta_i, Eq. 3
     pseudo_gradient: PyTree  # of the input h_{i-1}, sent down, Eq. 4; a tuple with shortcuts
+    fifo: Fifo | tuple = ()  # what the module keeps; nothing with Sideways
 
 
 def module_step(
@@ -100,6 +103,9 @@ def run_group(
     numbers: Numbers,
     rng: jax.Array | None,
     axis: str | None = None,
+    *,
+    fifos: tuple | None = None,
+    recompute: bool = True,
 ) -> tuple[ModuleStep, ...]:
     """One step of neighbouring modules: the whole of the Sideways rule (section 3.4, Eq. 3 and 4).
 
@@ -127,6 +133,8 @@ def run_group(
       numbers: of all D modules.
       rng: of the run; module i draws from `fold_in(fold_in(rng, i), number of its frame)`.
       axis: of the mesh, over which the batch is split; stand-ins are then of the whole batch.
+      fifos: with pipelined backprop, what each of them keeps (`fifo.py`).
+      recompute: likewise, whether inputs are kept, or residuals.
 
     Returns:
       For each of them, what it sends, its new state, and its gradients: of the mean over the batch,
@@ -144,24 +152,39 @@ def run_group(
         return select(held[top], gradient) if per_example else gradient
 
     def one_module(
-        i: int, params: PyTree, state: PyTree, x: PyTree, pseudo_gradient: PyTree
+        i: int,
+        params: PyTree,
+        state: PyTree,
+        x: PyTree,
+        pseudo_gradient: PyTree,
+        kept: Fifo | tuple,
     ) -> ModuleStep:
         if i == top:
             pseudo_gradient = loss_gradient
         elif per_example:
             pseudo_gradient = select(trained[i], pseudo_gradient)
         # All examples of a step are of one frame, or bubbles.
-        key = module_key(rng, i, numbers.frames[i].max())
-        one = module_step(
-            task.network.modules[i], params, state, filled(i, x), pseudo_gradient,
-            train=task.train, rng=key,
-        )  # fmt: skip
+        key, past_key = (module_key(rng, i, n[i].max()) for n in (numbers.frames, numbers.origins))
+        module, x = task.network.modules[i], filled(i, x)
+        if isinstance(kept, Fifo):
+            passes = fifo.passes_of(
+                module, params, state, x, key, train=task.train, recompute=recompute
+            )
+            done = fifo.module_step(
+                passes, params, state, x, pseudo_gradient, kept, (key, past_key), trained[i]
+            )
+            one = ModuleStep(*done)
+        else:
+            one = module_step(
+                module, params, state, x, pseudo_gradient, train=task.train, rng=key
+            )  # fmt: skip
         return one._replace(
             state=select(numbers.complete[i], one.state, state),
             grads=select(numbers.any_trained[i], one.grads),
         )
 
-    return tuple(map(one_module, group, params, state, inputs, incoming))
+    fifos = ((),) * len(group) if fifos is None else fifos
+    return tuple(map(one_module, group, params, state, inputs, incoming, fifos))
 
 
 def _with_stand_ins(mask: jax.Array, complete: jax.Array, tree: PyTree, axis: str | None) -> PyTree:
@@ -244,6 +267,7 @@ class ComputationStep(NamedTuple):
     loss: jax.Array  # scalar; zero where not `valid`
     frames: jax.Array  # int32[D], the frame that each module worked on, -1 for none
     origins: jax.Array  # int32[D], the frame whose loss its pseudo-gradient came from, or -1
+    fifos: tuple  # of every module, with pipelined backprop; else ()
     # With frame numbers `per_example`: `trained`, `valid`, `frames` and `origins` end in an axis B;
     # the loss is the mean over valid examples; gradients are 1/B times the sum over trained ones.
 
@@ -260,6 +284,8 @@ def computation_step(
     *,
     train: bool = True,
     rng: jax.Array | None = None,
+    fifos: tuple = (),
+    recompute: bool = True,
 ) -> ComputationStep:
     """One tick of every module: `run_group` for the group of all of them (Eq. 3 and 4).
 
@@ -274,14 +300,19 @@ def computation_step(
       frame_id: the number t of the frame, from 0; -1 to let the pipeline run empty; `[B]` if
         `in_flight` has a number for every example, all the same where they are not -1.
       train, rng: passed on; module i draws from `fold_in(fold_in(rng, i), number of its frame)`.
+      fifos: none for Sideways; for pipelined backprop those of the step before, or `empty_fifos`.
+      recompute: as in `empty_fifos`.
     """
     task, group = Task(network, loss_fn, train=train), tuple(range(network.depth))
     targets = (target, *in_flight.targets)
-    moved, numbers = tick(network.wiring, in_flight, jnp.asarray(frame_id, jnp.int32))
+    moved, numbers = tick(
+        network.wiring, in_flight, jnp.asarray(frame_id, jnp.int32), keeps_inputs=bool(fifos)
+    )
     inputs = network.inputs(frame, in_flight.activations)
     incoming = (*in_flight.pseudo_gradients, None)
     steps = run_group(
-        task, group, params, state, inputs, incoming, targets[-1], numbers, rng
+        task, group, params, state, inputs, incoming, targets[-1], numbers, rng,
+        fifos=fifos or None, recompute=recompute,
     )  # fmt: skip
     sent_down = {i: steps[i].pseudo_gradient for i in group}
     output, loss = show(task, steps[-1].output, targets[-1], numbers)
@@ -300,4 +331,34 @@ def computation_step(
         loss=masked_mean(loss, valid) if valid.ndim else loss,
         frames=numbers.frames,
         origins=numbers.origins,
+        fifos=tuple(one.fifo for one in steps) if fifos else (),
     )
+
+
+def empty_fifos(
+    network: Network,
+    params: tuple,
+    state: tuple,
+    frame: PyTree,
+    *,
+    train: bool = True,
+    rng: jax.Array | None = None,
+    recompute: bool = True,
+) -> tuple:
+    """What the modules keep in pipelined backprop, before the first step.
+
+    Args:
+      network: D modules.
+      params, state: tuples of D pytrees, or their shapes.
+      frame: a batch of frames `[B, ...]`, or its shape.
+      train, rng: as for `computation_step`.
+      recompute: keep inputs and states, and run forward passes again; otherwise keep residuals.
+    """
+    inputs = network.inputs(shape_of(frame), network.activation_shapes(params, state, frame))
+    found = []
+    for i, module in enumerate(network.modules):
+        one = fifo.passes_of(
+            module, params[i], state[i], inputs[i], rng, train=train, recompute=recompute
+        )
+        found.append(fifo.empty_fifo(network.wiring, i, one, inputs[i]))
+    return tuple(found)

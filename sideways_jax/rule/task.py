@@ -15,7 +15,7 @@ from sideways_jax.tools.trees import PyTree
 LossFn = Callable[[PyTree, PyTree], jax.Array]  # (output, target) -> scalar, mean over the batch
 MetricsFn = Callable[[PyTree, PyTree], dict[str, jax.Array]]  # likewise, one scalar for each name
 
-RULES = ("sideways", "backprop")
+RULES = ("sideways", "pipelined_backprop", "backprop")
 TARGETS = ("stream", "origin")
 
 
@@ -24,10 +24,15 @@ class Task(NamedTuple):
 
     network: Network  # D modules
     loss_fn: LossFn
-    rule: str = "sideways"  # or "backprop"
+    rule: str = "sideways"  # or "pipelined_backprop", "backprop"
     target: str = "stream"  # which target an output is paired with; see `step.episode_gradients`
     train: bool = True  # passed on to the modules
     metrics_fn: MetricsFn | None = None  # averaged over valid outputs
+
+    @property
+    def is_pipelined(self) -> bool:
+        """Whether modules work on different frames: then outputs are late."""
+        return self.rule != "backprop"
 
     @property
     def depth(self) -> int:

@@ -93,14 +93,18 @@ class Stream(NamedTuple):
 
 
 def sideways_episode(
-    network, loss_fn, params, state, frames, targets, *, target, train, rng, learning_rate=None
-):
+    network, loss_fn, params, state, frames, targets, *,
+    target, train, rng, learning_rate=None, keeps_inputs=False,
+):  # fmt: skip
     """One episode of Sideways (Equations 3, 4 and 5 with the mask) by passing messages.
 
     Every wire has an inbox for an activation at its upper end and one for a pseudo-gradient at its
     lower end. At each step all modules take what their inboxes hold, if none of them is empty, and
     all inboxes are overwritten with what is sent in that step: what was not taken is lost, what was
     not sent is not there.
+
+    With `keeps_inputs` it is pipelined backprop: a module remembers all of its inputs, and uses the
+    one of the frame that the pseudo-gradient belongs to.
 
     With a `learning_rate` every module that has a gradient takes a step of plain gradient descent
     at the end of each computation step (online learning).
@@ -116,6 +120,8 @@ def sideways_episode(
     gamma = dict.fromkeys(range(1, D + 1), 0)
     output, loss = {}, {}  # by step
     activation_frame, origin = {}, {}  # by (module, step)
+    memory: dict = {}  # by (module, frame)
+    early: dict = {}  # likewise: what shortcuts sent down for that frame
 
     wires = _wires(network)
     activation_inbox: dict[tuple[int, int], Message] = {}  # by (from, to)
@@ -132,6 +138,7 @@ def sideways_episode(
             if f is None:
                 continue
             activation_frame[i, t] = f
+            memory[i, f] = h, sigma[i]
             out, sigma[i], vjp = _linearise(
                 network.modules[i - 1], theta[i], sigma[i], h, train=train, rng=_key(rng, i, f)
             )
@@ -139,7 +146,10 @@ def sideways_episode(
                 for wire in wires:
                     if wire[0] == i:
                         sent_up[wire] = Message(out, f)
-                arrived = _take_down(wires, pseudo_gradient_inbox, i)
+                if keeps_inputs:
+                    arrived = _take_of_a_frame(pseudo_gradient_inbox, early, i)
+                else:
+                    arrived = _take_down(wires, pseudo_gradient_inbox, i)
             else:
                 label = {"stream": y[t], "origin": y[f]}[target]
                 output[t] = out
@@ -148,11 +158,18 @@ def sideways_episode(
             if arrived is None:
                 continue
             origin[i, t] = arrived.frame
+            if keeps_inputs:
+                then, state_then = memory[i, arrived.frame]
+                _, _, vjp = _linearise(
+                    network.modules[i - 1], theta[i], state_then, then,
+                    train=train, rng=_key(rng, i, arrived.frame),
+                )  # fmt: skip
             gradient[i], input_cotangent = _pull_back(vjp, arrived.value)
             gradient_sum[i] = _add(gradient_sum[i], gradient[i])
             gamma[i] += 1
             for wire, part in _by_wire(wires, i, input_cotangent):
                 sent_down[wire] = Message(part, arrived.frame)
+                _note_early(early, wire, sent_down[wire])
         activation_inbox, pseudo_gradient_inbox = sent_up, sent_down
         if learning_rate is not None:
             for i, g in gradient.items():
@@ -169,6 +186,9 @@ def sideways_episode(
         trace=_trace(D, L, activation_frame, origin, loss),
         params=tuple(theta[i] for i in range(1, D + 1)),
     )
+
+
+pipelined_episode = functools.partial(sideways_episode, keeps_inputs=True)
 
 
 def backprop_episode(
@@ -219,7 +239,7 @@ def backprop_episode(
 
 def sideways_stream(
     network, loss_fn, params, state, frames, targets, reset, *,
-    target, update_every, optimizer, rng, replicas=1,
+    target, update_every, optimizer, rng, replicas=1, keeps_inputs=False,
 ):  # fmt: skip
     """Online learning on B streams: every example sends messages of its own.
 
@@ -255,10 +275,12 @@ def sideways_stream(
     wires = _wires(network)
     activation_inbox: dict[int, dict] = {b: {} for b in replica}  # of every example, by wire
     pseudo_gradient_inbox: dict[int, dict] = {b: {} for b in replica}
+    early: dict[int, dict] = {b: {} for b in replica}  # as in an episode
+    inputs: dict = {}  # by (example, module, frame), with the state of then
     for t in range(1, T + 1):
         for b in range(1, B + 1):
             if reset[t - 1, b - 1]:
-                activation_inbox[b], pseudo_gradient_inbox[b] = {}, {}
+                activation_inbox[b], pseudo_gradient_inbox[b], early[b] = {}, {}, {}
             for wire in wires:
                 if wire[0] == 0:
                     activation_inbox[b][wire] = Message(x[b, t], t)
@@ -272,6 +294,7 @@ def sideways_stream(
                 if f is None:
                     continue
                 r = replica[b]
+                inputs[b, i, f] = h, sigma[r, i]
                 batch_out, _, vjp = _linearise(
                     module, theta[i], sigma[r, i], _stack([h] * rows),
                     train=True, rng=_key(replica_rng[r], i, f),
@@ -281,7 +304,10 @@ def sideways_stream(
                     for wire in wires:
                         if wire[0] == i:
                             sent_up[b][wire] = Message(out, f)
-                    arrived = _take_down(wires, pseudo_gradient_inbox[b], i)
+                    if keeps_inputs:
+                        arrived = _take_of_a_frame(pseudo_gradient_inbox[b], early[b], i)
+                    else:
+                        arrived = _take_down(wires, pseudo_gradient_inbox[b], i)
                 else:
                     label = {"stream": y[b, t], "origin": y[b, f]}[target]
                     output[b, t], shown[b, t] = out, f
@@ -291,6 +317,12 @@ def sideways_stream(
                     arrived = Message(_row(exact_gradient, 1), f)
                 if arrived is None:
                     continue
+                if keeps_inputs:
+                    then, state_then = inputs[b, i, arrived.frame]
+                    _, _, vjp = _linearise(
+                        module, theta[i], state_then, _stack([then] * rows),
+                        train=True, rng=_key(replica_rng[r], i, arrived.frame),
+                    )  # fmt: skip
                 nothing = _zeros(arrived.value)
                 cotangent = [nothing] * rows
                 cotangent[row_of[b] - 1] = arrived.value
@@ -298,6 +330,7 @@ def sideways_stream(
                 gradients[i].append(gradient)
                 for wire, part in _by_wire(wires, i, input_cotangent):
                     sent_down[b][wire] = Message(_row(part, row_of[b]), arrived.frame)
+                    _note_early(early[b], wire, sent_down[b][wire])
             if all(f is not None for _, f in taken.values()):
                 for r in range(1, replicas + 1):
                     share = [Message(*taken[b]) for b in replica if replica[b] == r]
@@ -318,6 +351,9 @@ def sideways_stream(
 
     agreed = tuple(sigma[1, i] for i in range(1, D + 1))
     return _stream(theta, agreed, output, shown, loss, grad_norm, T, B)
+
+
+pipelined_stream = functools.partial(sideways_stream, keeps_inputs=True)
 
 
 def blocking_stream(
@@ -451,6 +487,22 @@ def _take_down(wires, inbox, i):
         if wire != (i, i + 1):
             total = _add(total, inbox[wire].value)
     return Message(total, inbox[i, i + 1].frame)
+
+
+def _take_of_a_frame(inbox, early, i):
+    """What the module above module i sent down, and what shortcuts did for the same frame."""
+    if (i, i + 1) not in inbox:
+        return None
+    value, f = inbox[i, i + 1]
+    return Message(_add(value, early[i, f]) if (i, f) in early else value, f)
+
+
+def _note_early(early, wire, message):
+    """Module k used, with its own frame f, a newer one of module j: f + k-1-j."""
+    j, k = wire
+    if j < k - 1:
+        f = message.frame + k - 1 - j
+        early[j, f] = _add(early[j, f], message.value) if (j, f) in early else message.value
 
 
 def _by_wire(wires, i, input_cotangent):

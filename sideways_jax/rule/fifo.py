@@ -1,0 +1,156 @@
+"""Pipelined backprop: the same pipeline with exact gradients, for a memory of past inputs.
+
+Sideways back-propagates through the current input of a module, because it keeps nothing. Pipelined
+backprop (Petrowski, Dreyfus, Girault 1993; Kosson et al. 2021) keeps, in a first-in first-out
+buffer, the last 2(D-1-i)+1 inputs of module i (0-based), and back-propagates through the oldest:
+that of the very frame whose cotangent arrives. Clock, messages and gamma stay as they are, nothing
+waits, and Sideways is the case of one input.
+
+A shortcut from module j to module k is faster than the main path in both directions. Its cotangent
+would reach module j 2(k-1-j) steps before that of the main path for the same frame, so module k
+holds it back for as long. Where it belongs to no frame of the main path (at the start of a stream)
+it is zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sideways_jax.network.module import Module
+from sideways_jax.network.wiring import FRAME, Wiring
+from sideways_jax.rule.kept import Passes, passes
+from sideways_jax.tools.trees import PyTree, select, shape_of, zeros
+
+
+class Fifo(NamedTuple):
+    """What one module keeps; its place in the buffers goes round with the steps."""
+
+    step: jax.Array  # int32[], how many steps were made, from 0 again after a multiple of n and m
+    kept: PyTree  # [n, ...], of the last n = 2(D-1-i)+1 steps
+    held_back: tuple  # of every source of the module: [m, B, ...], m = 2(i-1-j)+1; () for the frame
+
+
+def passes_of(
+    module: Module, params: PyTree, state: PyTree, x: PyTree, rng: jax.Array | None,
+    *, train: bool, recompute: bool,
+) -> Passes:  # fmt: skip
+    """The two passes of a module; arguments are arrays or shapes, `rng` is the key of a frame."""
+
+    def run(
+        params: PyTree, state: PyTree, x: PyTree, rng: jax.Array | None
+    ) -> tuple[PyTree, PyTree]:
+        return module.apply(params, state, x, train=train, rng=rng)
+
+    shapes = shape_of((params, state, x))
+    key = None if rng is None else jax.eval_shape(lambda: rng)
+    return passes(run, (*shapes, key), recompute=recompute)
+
+
+def empty_fifo(wiring: Wiring, i: int, one: Passes, x: PyTree) -> Fifo | tuple:
+    """The empty buffers of module i; the top module needs none: its gradient is there at once.
+
+    Args:
+      wiring: who hears whom.
+      i: number of the module.
+      one: its passes.
+      x: its input, or the shape.
+    """
+    if i == wiring.depth - 1 and not any(wiring.held_back(i)):
+        return ()
+    sources = wiring.sources[i]
+    parts = x if len(sources) > 1 else (x,)
+    held_back = tuple(
+        () if j == FRAME else _places(part, wait + 1)
+        for j, part, wait in zip(sources, parts, wiring.held_back(i), strict=True)
+    )
+    return Fifo(jnp.zeros((), jnp.int32), _places(one.kept, wiring.first_trained(i) + 1), held_back)
+
+
+def module_step(
+    one: Passes,
+    params: PyTree,
+    state: PyTree,
+    x: PyTree,
+    cotangent: PyTree | Callable[[PyTree], PyTree],
+    fifo: Fifo,
+    keys: tuple[jax.Array | None, jax.Array | None],
+    trained: jax.Array,
+) -> tuple[PyTree, PyTree, PyTree, PyTree, Fifo]:
+    """One module, one step: the forward pass of the newest input, the backward pass of the oldest.
+
+    Args:
+      one: its passes.
+      params, state: its parameters, which both passes use as they are now, and its state.
+      x: the newest input `[B, ...]`.
+      cotangent: of the output for the oldest input; or a function that makes it from the output.
+      fifo: as the step before left it.
+      keys: of the frames of the newest and of the oldest input.
+      trained: bool[] or [B], whether there is a cotangent.
+
+    Returns:
+      The output, the new state, the gradients, the cotangent of the oldest input, and the buffers.
+    """
+    output, new_state, newest = one.forward(params, state, x, keys[0])
+    kept, oldest = _pass_through(fifo.kept, newest, fifo.step)
+    if callable(cotangent):
+        cotangent = cotangent(output)
+    grads, down = one.backward(params, oldest, keys[1], cotangent)
+    if len(fifo.held_back) == 1:
+        return output, new_state, grads, down, Fifo(_next(fifo), kept, fifo.held_back)
+    buffers, parts = [], []
+    for buffer, part in zip(fifo.held_back, down, strict=True):
+        if jax.tree.leaves(buffer):
+            buffer, part = _pass_through(buffer, select(trained, part), fifo.step)
+        buffers.append(buffer)
+        parts.append(part)
+    return output, new_state, grads, tuple(parts), Fifo(_next(fifo), kept, tuple(buffers))
+
+
+def _next(fifo: Fifo) -> jax.Array:
+    counts = {x.shape[0] for x in jax.tree.leaves((fifo.kept, fifo.held_back))}
+    return (fifo.step + 1) % math.lcm(*counts)
+
+
+def forget(fifo: Fifo | tuple, reset: jax.Array) -> Fifo | tuple:
+    """The buffers without the cotangents of streams that have ended, bool `[B]`.
+
+    Their inputs may stay: no cotangent of the new stream meets them.
+    """
+    if not isinstance(fifo, Fifo):
+        return fifo
+
+    def clear(x: jax.Array) -> jax.Array:
+        ended = reset.reshape((1, -1) + (1,) * (x.ndim - 2))
+        return jnp.where(ended, jnp.zeros((), x.dtype), x)
+
+    return fifo._replace(held_back=jax.tree.map(clear, fifo.held_back))
+
+
+def _places(entry: PyTree, count: int) -> PyTree:
+    """Room for so many entries; none where an entry is used at once."""
+    if count == 1:
+        return ()
+    return zeros(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), shape_of(entry))
+    )
+
+
+def _pass_through(buffer: PyTree, newest: PyTree, step: jax.Array) -> tuple[PyTree, PyTree]:
+    """The buffer with a new entry, and the entry that has been there for longest, now."""
+    if not jax.tree.leaves(buffer):
+        return buffer, newest
+    count = jax.tree.leaves(buffer)[0].shape[0]
+
+    def put(entries: jax.Array, entry: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(entries, entry, step % count, axis=0)
+
+    def oldest(entries: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(entries, (step + 1) % count, keepdims=False)
+
+    buffer = jax.tree.map(put, buffer, newest)
+    return buffer, jax.tree.map(oldest, buffer)
