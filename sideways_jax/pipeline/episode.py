@@ -140,11 +140,11 @@ def episode_on_device(
         rng = key_of_replica(rng, replicas)
         num_frames = jax.tree.leaves(frames)[0].shape[0]
         paired = paired_targets(task, targets)
-        if task.rule == "sideways":
+        if task.is_pipelined:
             sums, _ = sideways_steps(
                 task, layout, params, state, no_signals(layout, bubble), frames, paired,
                 episode_numbers(num_frames, task.depth), rng=rng, keep_outputs=keep_outputs,
-                replicas=replicas, bubble=bubble,
+                replicas=replicas, bubble=bubble, recompute=schedule.recompute,
             )  # fmt: skip
         else:
             table = schedules.make(schedule.name, num_frames, layout.num_devices)

@@ -92,6 +92,11 @@ class Pipeline:
           ValueError: for backprop, which blocks: on a mesh it trains on clips.
         """
         self._schedule(task)
+        if task.rule == "pipelined_backprop":
+            raise ValueError(
+                f"update_every={update_every} with rule='pipelined_backprop' is for one device, "
+                "set execution='scan': on a mesh it trains on clips, with update_every=None"
+            )
         if task.rule == "backprop":
             raise ValueError(
                 f"update_every={update_every} with rule='backprop' is for one device, set "
@@ -116,8 +121,17 @@ class Pipeline:
             return Schedule(self.schedule, self.recompute is not False)
         if self.schedule is not None:
             raise ValueError(
-                f"schedule={self.schedule!r}: Sideways is its own schedule; leave it out"
+                f"schedule={self.schedule!r}: rule={task.rule!r} has its own schedule; leave it out"
             )
+        if task.rule == "pipelined_backprop":
+            between = [pair for pair in task.network.shortcuts if pair[0] >= 0]
+            if between:
+                raise ValueError(
+                    f"shortcuts {between} with rule='pipelined_backprop' are for one device: set "
+                    "execution='scan' or 'time_parallel'; shortcuts from the frame, (-1, module), "
+                    "work on a mesh"
+                )
+            return Schedule(None, self.recompute is not False)
         if self.recompute is not None:
             raise ValueError(
                 f"recompute={self.recompute}: Sideways keeps nothing of a frame that it could "

@@ -30,7 +30,7 @@ class Sums(NamedTuple):
 
 def counts(task: Task, num_frames: int) -> tuple[jax.Array, jax.Array]:
     """gamma_i and the validity of the outputs by step, as the clock tables have them."""
-    if task.rule == "backprop":
+    if not task.is_pipelined:
         return jnp.full((task.depth,), num_frames, jnp.int32), jnp.ones((num_frames,), bool)
     table = schedules.sideways(num_frames, task.depth)
     return (

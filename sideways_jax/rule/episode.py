@@ -62,11 +62,11 @@ def check_episode(task: Task, frames: PyTree, targets: PyTree) -> int:
         raise ValueError(f"frames have the shape {first}; they need a batch axis, [K, B, ...]")
     check_batch(frames, targets, first[1])
     shortest = 2 * task.depth - 1
-    if task.rule == "sideways" and num_frames < shortest:
+    if task.is_pipelined and num_frames < shortest:
         raise ValueError(
             f"an episode of {num_frames} frames is too short for {task.depth} modules: "
-            f"Sideways needs 2D-1 = {shortest} computation steps until the lowest module gets its "
-            f"first gradient. Use at least {shortest} frames, or cut the network into at most "
+            f"a pipeline needs 2D-1 = {shortest} computation steps until the lowest module gets "
+            f"its first gradient. Use at least {shortest} frames, or cut the network into at most "
             f"{(num_frames + 1) // 2} modules"
         )
     return num_frames
@@ -79,7 +79,7 @@ def paired_targets(task: Task, targets: PyTree) -> PyTree:
     the target of that frame moves D-1 steps later; what is left in the first D-1 places is never
     valid. The outputs of backprop are not late.
     """
-    if task.rule == "backprop" or task.target == "stream":
+    if not task.is_pipelined or task.target == "stream":
         return targets
     return jax.tree.map(lambda y: jnp.roll(y, task.depth - 1, axis=0), targets)
 

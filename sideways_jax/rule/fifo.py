@@ -35,6 +35,12 @@ class Fifo(NamedTuple):
     held_back: tuple  # of every source of the module: [m, B, ...], m = 2(i-1-j)+1; () for the frame
 
 
+class Past(NamedTuple):
+    """The oldest entry alone, where the buffers of a module lie elsewhere."""
+
+    oldest: PyTree
+
+
 def passes_of(
     module: Module, params: PyTree, state: PyTree, x: PyTree, rng: jax.Array | None,
     *, train: bool, recompute: bool,
@@ -77,10 +83,10 @@ def module_step(
     state: PyTree,
     x: PyTree,
     cotangent: PyTree | Callable[[PyTree], PyTree],
-    fifo: Fifo,
+    fifo: Fifo | Past,
     keys: tuple[jax.Array | None, jax.Array | None],
     trained: jax.Array,
-) -> tuple[PyTree, PyTree, PyTree, PyTree, Fifo]:
+) -> tuple[PyTree, PyTree, PyTree, PyTree, PyTree]:
     """One module, one step: the forward pass of the newest input, the backward pass of the oldest.
 
     Args:
@@ -93,13 +99,19 @@ def module_step(
       trained: bool[] or [B], whether there is a cotangent.
 
     Returns:
-      The output, the new state, the gradients, the cotangent of the oldest input, and the buffers.
+      The output, the new state, the gradients, the cotangent of the oldest input, and the buffers;
+      of a `Past` the newest entry.
     """
     output, new_state, newest = one.forward(params, state, x, keys[0])
-    kept, oldest = _pass_through(fifo.kept, newest, fifo.step)
+    if isinstance(fifo, Past):
+        kept, oldest = newest, fifo.oldest
+    else:
+        kept, oldest = _pass_through(fifo.kept, newest, fifo.step)
     if callable(cotangent):
         cotangent = cotangent(output)
     grads, down = one.backward(params, oldest, keys[1], cotangent)
+    if isinstance(fifo, Past):
+        return output, new_state, grads, down, kept
     if len(fifo.held_back) == 1:
         return output, new_state, grads, down, Fifo(_next(fifo), kept, fifo.held_back)
     buffers, parts = [], []

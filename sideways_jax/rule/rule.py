@@ -36,7 +36,7 @@ from sideways_jax.network.module import Module, module_key
 from sideways_jax.network.network import Network
 from sideways_jax.network.wiring import returned
 from sideways_jax.rule import fifo
-from sideways_jax.rule.fifo import Fifo
+from sideways_jax.rule.fifo import Fifo, Past
 from sideways_jax.rule.in_flight import InFlight, Numbers, tick
 from sideways_jax.rule.task import LossFn, Task
 from sideways_jax.tools.trees import PyTree, each_example, masked_mean, select, shape_of
@@ -49,7 +49,7 @@ class ModuleStep(NamedTuple):
     state: PyTree  # of the module, after this step
     grads: PyTree  # pseudo-gradient of the parameters theta_i, Eq. 3
     pseudo_gradient: PyTree  # of the input h_{i-1}, sent down, Eq. 4; a tuple with shortcuts
-    fifo: Fifo | tuple = ()  # what the module keeps; nothing with Sideways
+    fifo: PyTree = ()  # what the module keeps; nothing with Sideways
 
 
 def module_step(
@@ -157,7 +157,7 @@ def run_group(
         state: PyTree,
         x: PyTree,
         pseudo_gradient: PyTree,
-        kept: Fifo | tuple,
+        kept: PyTree,
     ) -> ModuleStep:
         if i == top:
             pseudo_gradient = loss_gradient
@@ -166,7 +166,7 @@ def run_group(
         # All examples of a step are of one frame, or bubbles.
         key, past_key = (module_key(rng, i, n[i].max()) for n in (numbers.frames, numbers.origins))
         module, x = task.network.modules[i], filled(i, x)
-        if isinstance(kept, Fifo):
+        if isinstance(kept, (Fifo, Past)):
             passes = fifo.passes_of(
                 module, params, state, x, key, train=task.train, recompute=recompute
             )

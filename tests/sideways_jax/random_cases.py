@@ -88,6 +88,7 @@ class StreamCase(NamedTuple):
     num_frames: int
     update_every: int
     optimizer: str
+    rule: str = "sideways"
 
 
 class Data(NamedTuple):
@@ -181,19 +182,26 @@ def _episode_program(case):
         if place.execution == "steps":
             return _by_steps(*arguments, rng=rng, **options)
         if place.on_mesh:
-            recompute = place.recompute if place.schedule else None
+            recompute = place.recompute if case.rule != "sideways" else None
             pipeline = step.Pipeline(place.mesh(), place.groups, place.schedule, recompute)
             task = Task(network, loss_fn, case.rule, case.target, case.train)
             return pipeline.episode(task, params, state, frames, targets, rng, bubble=jnp.nan)
+        execution = place.execution
+        if case.rule == "pipelined_backprop" and execution == "scan":
+            execution = step.Scan(place.recompute)
         return step.episode_gradients(
-            *arguments, rule=case.rule, execution=place.execution, rng=rng, **options
+            *arguments, rule=case.rule, execution=execution, rng=rng, **options
         )
 
     return _jit(run)
 
 
 def _reference_episode(case):
-    episode = {"sideways": reference.sideways_episode, "backprop": reference.backprop_episode}
+    episode = {
+        "sideways": reference.sideways_episode,
+        "pipelined_backprop": reference.pipelined_episode,
+        "backprop": reference.backprop_episode,
+    }
     return reference.replicated(episode[case.rule], case.place.replicas)
 
 
@@ -227,8 +235,7 @@ def _training_program(case):
     options = {"target": case.target, "metrics_fn": lambda y, t: {"again": loss_fn(y, t)}}
     if isinstance(case, StreamCase):
         options |= {"update_every": case.update_every, "with_outputs": True}
-    else:
-        options |= {"rule": case.rule}
+    options |= {"rule": case.rule}
     if place.execution == "blocking":
         options |= {"rule": "backprop", "update_every": 1}
         init, train_step = step.make_train_step(network, loss_fn, tx, **options)
@@ -411,7 +418,7 @@ def _reference_stream(case):
         return reference.blocking_stream
     return functools.partial(
         reference.sideways_stream, target=case.target, update_every=case.update_every,
-        replicas=case.place.replicas,
+        replicas=case.place.replicas, keeps_inputs=case.rule == "pipelined_backprop",
     )  # fmt: skip
 
 

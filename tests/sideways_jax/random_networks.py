@@ -19,6 +19,7 @@ import numpy as np
 
 from sideways_jax import Module, Network
 from sideways_jax.one_device import blocking
+from sideways_jax.one_device.online import Remembered
 from tests.sideways_jax import networks
 
 WIDTH = 3  # of frames
@@ -300,8 +301,10 @@ def poisoned(in_flight):
     """What is in flight, with NaN in every example of a signal that its number calls a bubble.
 
     Args:
-      in_flight: a `step.InFlight`, or a `blocking.Held`, in host memory.
+      in_flight: a `step.InFlight`, a `Remembered`, or a `blocking.Held`, in host memory.
     """
+    if isinstance(in_flight, Remembered):
+        return in_flight._replace(in_flight=poisoned(in_flight.in_flight))
     if isinstance(in_flight, blocking.Held):
         return in_flight._replace(
             coming=_poisoned(in_flight.coming, in_flight.coming_frames),
@@ -337,4 +340,12 @@ def empty(in_flight):
         fill = -1 if field.endswith("_frames") else 0
         return jax.tree.map(lambda leaf: np.full(leaf.shape, fill, leaf.dtype), tree)
 
+    if isinstance(in_flight, Remembered):  # Unused places hold anything.
+        return Remembered(
+            empty(in_flight.in_flight),
+            tuple(
+                fifo and numbers("", fifo)._replace(kept=full_of_nan(numbers("", fifo.kept)))
+                for fifo in in_flight.fifos
+            ),
+        )
     return poisoned(type(in_flight)(*map(numbers, in_flight._fields, in_flight)))

@@ -91,7 +91,8 @@ def _drawn(make_case, **options):
     return st.binary(min_size=80, max_size=80).map(draw)
 
 
-def _problem(choose, *, feedback=True, mixing=True, singular=True):
+def _problem(choose, *, feedback=True, mixing=True, singular=True, between=True):
+    """`between`: whether there may be shortcuts from a module, not from the frame alone."""
     depth = choose.of(2, 1, 2, 2, 3, 3, 3, 3, 4, 4, 5, 6, 7)
     frame = choose.of("vectors", "vectors", "bytes", "pair")
     fork = choose.of(*[depth] * depth, *range(depth))  # `depth`: nowhere
@@ -104,7 +105,7 @@ def _problem(choose, *, feedback=True, mixing=True, singular=True):
         *(random_networks.FEEDBACK if feedback else ()),
         *(random_networks.MIXING if mixing else ()),
     )
-    pairs = [(j, i) for i in range(depth) for j in range(-1, i - 1)]
+    pairs = [(j, i) for i in range(depth) for j in range(-1, i - 1 if between else 0) if j < i - 1]
     some = choose.up_to(6) if pairs and choose.of(False, False, True) else 0
     shortcuts = tuple(dict.fromkeys(choose.of(*pairs) for _ in range(some)))
     modules = []
@@ -155,20 +156,22 @@ def _episode_case(choose, *, training=False):
         ("sideways", "scan"),
         ("sideways", "time_parallel"),
         ("sideways", "depth_sharded"),
+        ("pipelined_backprop", "scan"),
+        ("pipelined_backprop", "time_parallel"),
+        ("pipelined_backprop", "depth_sharded"),
         ("backprop", "depth_sharded"),
         ("backprop", "depth_sharded"),
         ("backprop", "scan"),
         ("backprop", "time_parallel"),
         *([] if training else [("sideways", "steps")]),
     )
-    problem = _problem(choose, feedback=execution != "time_parallel")
-    place = Place(execution)
+    exact_on_mesh = (rule, execution) == ("pipelined_backprop", "depth_sharded")
+    problem = _problem(choose, feedback=execution != "time_parallel", between=not exact_on_mesh)
+    place = Place(execution, recompute=choose.of(True, False))
     if place.on_mesh:
-        place = _mesh(choose, problem)
+        place = _mesh(choose, problem)._replace(recompute=place.recompute)
     if place.on_mesh and rule == "backprop":
-        place = place._replace(
-            schedule=choose.of("blocking", "gpipe", "1f1b"), recompute=choose.of(True, False)
-        )
+        place = place._replace(schedule=choose.of("blocking", "gpipe", "1f1b"))
     shortest = 1 if rule == "backprop" else 2 * problem.depth - 1
     longer = choose.of(2, 0, 1, 4)
     return EpisodeCase(
@@ -210,6 +213,9 @@ def _stream_case(choose, *, mixing=False):
         -(-frames // update_every) * update_every,
         update_every,
         choose.of(*OPTIMIZERS),
+        choose.of("sideways", "pipelined_backprop")
+        if execution == "scan" and not mixing
+        else "sideways",
     )
 
 

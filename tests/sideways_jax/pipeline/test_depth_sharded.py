@@ -297,7 +297,7 @@ def _short(**options):
         ({"depth": 4}, "3 modules cannot be spread over 4 devices.*depth axis of 1 to 3"),
         ({"depth": 2, "data": 3}, "a batch of 4 does not divide into data=3.*a multiple of 3"),
         ({}, r"needs mesh=, for example sideways_jax.make_mesh\(depth=2\)"),
-        ({"depth": 2, "schedule": "1f1b"}, "schedule='1f1b': Sideways is its own schedule"),
+        ({"depth": 2, "schedule": "1f1b"}, "schedule='1f1b': rule='sideways' has its own schedule"),
         ({"depth": 2, "rule": "backprop"}, "schedule.*'blocking', 'gpipe'.*'1f1b'"),
         ({"depth": 2, "rule": "backprop", "schedule": "gpip"}, "gpip.*gpipe"),
         ({"depth": 2, "groups": (2, 2)}, r"groups \(2, 2\).*2 sizes.*add up to 3"),
