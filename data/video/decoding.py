@@ -6,8 +6,9 @@ in AVI above all. Frames are converted, resized and cropped one at a time, and o
 asked for, so memory depends on what is asked for and not on the length of the video.
 
 What cannot be noticed: damage that is valid in the codec's own terms (a few zeros in the middle of
-a picture), and a hole in a WebM file, which declares no number of frames, if the frames after it
-decode.
+a picture), a hole in a WebM file, which declares no number of frames, if the frames after it
+decode, and an end that is missing in a container that declares neither frames nor a duration: MPEG,
+MPEG-TS, WMV, FLV, Ogg and GIF.
 """
 
 import contextlib
@@ -24,7 +25,14 @@ from data.video import boxes
 
 # The demuxers of video containers. Without this list FFmpeg also opens still pictures, ANSI art and
 # playlists that name other files, whatever the extension says.
-FORMATS = "avi,mov,matroska,mpeg,mpegts,flv,asf,ogg"
+FORMATS = "avi,mov,matroska,mpeg,mpegts,flv,asf,ogg,gif"
+
+# What such files are called. Their content decides how they are read, not their name.
+EXTENSIONS = (
+    *(".avi", ".divx", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".flv", ".f4v"),
+    *(".mpg", ".mpeg", ".mpe", ".vob", ".ts", ".m2ts", ".mts", ".wmv", ".asf", ".ogv", ".ogg"),
+    ".gif",
+)
 
 # A file that declares a duration instead of a number of frames may end this part of a frame early:
 # Matroska rounds its time stamps to milliseconds.

@@ -18,6 +18,27 @@ CODECS = {
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}},
 }
 
+# Containers without a number of frames that could be held against what decodes, or seldom met.
+# `theora.ogv` lies beside this file: the FFmpeg of PyAV decodes Theora and cannot encode it.
+OTHERS = {
+    "h264.m4v": {"codec": "libx264", "b_frames": 2},
+    "mpeg1.mpg": {"codec": "mpeg1video", "b_frames": 2},
+    "mpeg2.mpeg": {"codec": "mpeg2video", "b_frames": 2},
+    "mpeg2.vob": {"codec": "mpeg2video", "b_frames": 2},
+    "mpeg2.ts": {"codec": "mpeg2video", "b_frames": 2},
+    "h264.ts": {"codec": "libx264", "b_frames": 2},
+    "h264.m2ts": {"codec": "libx264", "b_frames": 2},
+    "wmv1.wmv": {"codec": "wmv1"},
+    "wmv2.wmv": {"codec": "wmv2"},
+    "msmpeg4.asf": {"codec": "msmpeg4"},
+    "sorenson.flv": {"codec": "flv"},
+    "h264.flv": {"codec": "libx264", "b_frames": 2},
+    "h264.3gp": {"codec": "libx264"},
+    "mpeg4.3g2": {"codec": "mpeg4"},
+    "colours.gif": {"codec": "gif", "pix_fmt": "rgb8"},
+    "vp8.ogv": {"codec": "libvpx"},
+}
+
 
 def numbered_frame(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     """A frame [height, width, 3] that shows `number` in black and white blocks, 2 x 4 of them."""

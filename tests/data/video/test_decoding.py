@@ -39,6 +39,17 @@ def test_every_frame_is_where_it_was_written(folder, name):
     assert videos.numbers_of(np.stack(frames)) == list(range(40))
 
 
+@pytest.mark.parametrize("name", [*videos.OTHERS, "theora.ogv"])
+def test_other_containers(tmp_path, name):
+    path = pathlib.Path(videos.__file__).with_name(name)
+    if name in videos.OTHERS:
+        path = videos.write_video(tmp_path / name, **videos.OTHERS[name])
+    assert name.endswith(decoding.EXTENSIONS)
+    assert decoding.probe(path) == (40, videos.HEIGHT, videos.WIDTH)
+    assert videos.numbers_of(np.stack(list(decoding.iter_frames(path)))) == list(range(40))
+    assert videos.numbers_of(decoding.read_frames(path, [39, 0, 17])) == [39, 0, 17]
+
+
 @pytest.mark.parametrize("name", ["mpeg4.avi", "h264.mp4", "h264.mkv"])
 def test_the_files_have_b_frames(folder, name):
     assert "B" in pictures(folder / name)
