@@ -260,7 +260,7 @@ def frames_of(path: str, container: av.container.InputContainer) -> Iterator[av.
     Raises:
       BadVideo: at the first thing wrong.
     """
-    stream = _video_stream(path, container)
+    stream = video_stream(path, container)
     # Worker processes are the parallelism; a decoder's own threads would only compete.
     stream.thread_type = "NONE"
     # Without it FFmpeg patches damaged frames up and says nothing.
@@ -303,7 +303,8 @@ def _of(count: int, declared: int) -> str:
     return f"{count} of {declared}" if declared else f"{count}"
 
 
-def _video_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
+def video_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
+    """The first stream of pictures; raises BadVideo if there is none that can be decoded."""
     for stream in container.streams.video:
         # A cover picture in a sound file is a video stream, too.
         if stream.disposition & av.stream.Disposition.attached_pic:
