@@ -26,9 +26,10 @@ _RTSP = "rtsp,rtp,srtp,udp,tcp,tls,http,https"
 _PROTOCOLS = {"http": _HTTP, "https": _HTTP, "rtsp": _RTSP, "rtsps": _RTSP}
 _NETWORK_OPTIONS = {
     "format_whitelist": f"{decoding.FORMATS},mpjpeg,hls,rtsp,sdp,rtp",
-    # Over TCP where the server can: nothing is lost then, and firewalls let it through.
-    "rtsp_flags": "prefer_tcp",
 }
+# Over TCP where the server can: nothing is lost then, and firewalls let it through. It should say
+# 461 if it cannot; some say 400.
+_TRANSPORTS = ({"rtsp_flags": "prefer_tcp"}, {"rtsp_transport": "udp"})
 _LATER = 5.0  # seconds: who waits for frames gives up first, and says so in better words
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -96,9 +97,7 @@ def _network_frames(address: str, scheme: str, patience: float | None) -> Iterat
     timeout = None if patience is None else patience + _LATER
     count, lost = 0, 0
     try:
-        with av.open(
-            address, metadata_errors="ignore", options=options, timeout=timeout
-        ) as container:
+        with _opened(address, scheme, options, timeout) as container:
             stream = decoding.video_stream(shown, container)
             stream.thread_type = "NONE"
             for packet in container.demux(stream):
@@ -122,3 +121,19 @@ def _network_frames(address: str, scheme: str, patience: float | None) -> Iterat
             logging.warning("%s: %d damaged frames were left out", shown, lost)
     if not count:
         raise decoding.BadVideo(shown, "has no frames")
+
+
+def _opened(
+    address: str, scheme: str, options: dict[str, str], timeout: float | None
+) -> av.container.InputContainer:
+    def with_transport(transport: dict[str, str]) -> av.container.InputContainer:
+        return av.open(
+            address, metadata_errors="ignore", options=options | transport, timeout=timeout
+        )
+
+    if not scheme.startswith("rtsp"):
+        return with_transport({})
+    try:
+        return with_transport(_TRANSPORTS[0])
+    except (av.error.HTTPBadRequestError, av.error.HTTPOtherClientError):
+        return with_transport(_TRANSPORTS[1])
