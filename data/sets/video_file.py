@@ -18,12 +18,15 @@ Going back, and beginning in the middle, decode the file from its start: seeking
 
 **Size.** The shorter side is resized to `size` and the middle is cut out, `size` x `size` pixels.
 
+**Going on.** A file may have moved since: its content is compared, by size and samples.
+
 **Live sources** are read as fast as frames are asked for, one frame ahead. While no frame is asked
 for, the camera's driver, the server or the writer of the pipe decides what is lost. Damaged frames
 from an address are left out and counted in a warning.
 """
 
 import contextlib
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -38,6 +41,7 @@ from data.batches.streams import Piece, Programme
 from data.video import boxes, decoding, live, scan
 
 _TRAIN_SHARE = 0.75
+_PIECE = 2**16  # bytes that are hashed, at five places of a file
 _AHEAD = 8  # frames that are decoded before they are asked for, for every slot
 
 
@@ -110,10 +114,30 @@ def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Pr
         what={
             "name": "video_file",
             "path": name,
+            **({} if is_live else {"content": content(path)}),
             "split": split,
             **{field: config[field] for field in ("size", "stride", "batch_size", "repeat")},
         },
     )
+
+
+def content(path: str) -> str:
+    """What tells files apart, wherever they are: the size, and a hash of the beginning and the end
+    and of a piece out of each quarter.
+
+    Raises:
+      BadVideo: if the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest = hashlib.sha256()
+            for quarter in range(5):
+                file.seek((size - _PIECE) * quarter // 4 if size > _PIECE else 0)
+                digest.update(file.read(_PIECE))
+    except OSError as error:
+        raise decoding.UnreadableVideo(path, f"cannot be read: {error.strerror}") from error
+    return f"{size} bytes, {digest.hexdigest()[:16]}"
 
 
 def part(num_frames: int, split: str) -> tuple[int, int]:
@@ -134,6 +158,12 @@ def _segments(path: str, split: str, batch_size: int, stride: int) -> list[tuple
         raise type(info)(path, info.reason)
     start, stop = part(info.num_frames, split)
     edges = [start + (stop - start) * slot // batch_size for slot in range(batch_size + 1)]
+    shortest = min(end - first for first, end in itertools.pairwise(edges))
+    if stride > 1 and 0 < shortest <= stride:
+        raise ValueError(
+            f"stride is {stride}, but {path} has {info.num_frames} frames, and a segment of its "
+            f"{split} part {shortest}: one frame would be left of it; set stride to less than that"
+        )
     segments = [(first, -(-(end - first) // stride)) for first, end in itertools.pairwise(edges)]
     if not all(num_frames for _, num_frames in segments):
         raise ValueError(
