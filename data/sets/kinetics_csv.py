@@ -5,7 +5,12 @@
 One video, or one part of a video, in each line: a path relative to the CSV file's folder (or to
 `root`), the name of its class, and, optionally, from when to when, in seconds. A first line with
 these names may be there, in any order and among other columns; without it the columns are in the
-order above. One file lists what to train on, another what to test.
+order above. One file lists what to train on, another what to test. `data.video.lists` says what
+else is read: other separators, encodings and names of columns.
+
+**Kinetics' own lists** are read as they are, `label,youtube_id,time_start,time_end,split`. A file
+ID_000010_000020.mp4 is the part from second 10 to 20 already, a file ID.mp4 a whole video. They are
+in `root`, or in folders of it with the name of the split, of the class, or SPLIT/CLASS.
 
 **Seconds to frames.** Frame n of a file with r frames a second is shown from n / r on; a part has
 the frames that begin from `start` on and before `end`. An `end` after the last frame ends there, as
@@ -14,11 +19,9 @@ lists round up; a `start` after it is an error.
 **Bad files** are found and left out as in `data.sets.video_folder`.
 """
 
-import csv
 import math
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import av
 import ml_collections
@@ -26,19 +29,8 @@ import ml_collections
 from data.batches.videos import Splits
 from data.sets.protocol import clip_config
 from data.video import decoding, scan
+from data.video import lists as list_files
 from data.video.files import FileVideos, Video, check_file_options, skip_bad
-
-_COLUMNS = ("path", "label", "start", "end")
-
-
-class Row(NamedTuple):
-    """One line of the list."""
-
-    path: str  # relative to the root
-    label: str
-    start: float  # seconds
-    end: float  # seconds; infinity for the end of the file
-    where: str  # file and line, for messages
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -66,8 +58,9 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
         raise ValueError("path is empty; give the list of videos: --config.data.path=FILE.csv")
     check_file_options(config)
     lists = [config.path, *filter(None, [config.test_path])]
-    roots = [config.root or os.path.dirname(os.path.abspath(path)) for path in lists]
-    rows = [read(path) for path in lists]
+    root = os.path.expanduser(config.root)
+    roots = [root or os.path.dirname(os.path.abspath(path)) for path in lists]
+    rows = [list_files.read(path, root) for path, root in zip(lists, roots, strict=True)]
     classes = sorted({row.label for row in rows[0]})
     for row in rows[-1]:
         if row.label not in classes:
@@ -92,48 +85,9 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
     return Splits(classes, train, test, skipped)
 
 
-def read(path: str) -> list[Row]:
-    """The lines of a list.
-
-    Raises:
-      FileNotFoundError: if it does not exist.
-      ValueError: if a line makes no sense, or there is none; the message has its number.
-    """
-    path = os.path.expanduser(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"the list of videos {path} does not exist")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        lines = [
-            (number, [cell.strip() for cell in line])
-            for number, line in enumerate(csv.reader(file), start=1)
-            if any(cell.strip() for cell in line)
-        ]
-    columns = list(_COLUMNS)
-    if lines and {"path", "label"} <= set(lines[0][1]):
-        columns = lines.pop(0)[1]
-    if not lines:
-        raise ValueError(f"{path} lists no videos")
-    return [_row(f"{path}, line {number}", line, columns) for number, line in lines]
-
-
-def _row(where: str, line: Sequence[str], columns: Sequence[str]) -> Row:
-    if len(line) > len(columns):
-        raise ValueError(f"{where}: {len(line)} columns, not {len(columns)}: {','.join(columns)}")
-    cells = dict(zip(columns, line, strict=False))
-    if not cells.get("path") or not cells.get("label"):
-        raise ValueError(f"{where}: {','.join(line)!r} should be path,label[,start,end]")
-    try:
-        start, end = float(cells.get("start") or 0), float(cells.get("end") or "inf")
-    except ValueError:
-        raise ValueError(f"{where}: start and end must be numbers, in seconds") from None
-    if not 0 <= start < end:
-        raise ValueError(f"{where}: start is {start:g} and end is {end:g}; 0 <= start < end")
-    return Row(cells["path"], cells["label"], start, end, where)
-
-
 def _videos(
     root: str,
-    rows: Sequence[Row],
+    rows: Sequence[list_files.Row],
     infos: dict[str, decoding.VideoInfo | decoding.BadVideo],
     classes: Sequence[str],
 ) -> list[Video]:
