@@ -14,21 +14,25 @@ in `root`, or in folders of it with the name of the split, of the class, or SPLI
 
 **Seconds to frames.** Frame n of a file with r frames a second is shown from n / r on; a part has
 the frames that begin from `start` on and before `end`. An `end` after the last frame ends there, as
-lists round up; a `start` after it is an error.
+lists round up; a `start` after it is an error. Where the rate of a file varies, time stamps decide
+which frames these are, and they come at its mean rate: a frame that is held comes several times
+(`data.video.timing`).
 
 **Bad files** are found and left out as in `data.sets.video_folder`.
 """
 
 import math
 import os
+from array import array
 from collections.abc import Sequence
 
 import av
 import ml_collections
+import numpy as np
 
 from data.batches.videos import Splits
 from data.sets.protocol import clip_config
-from data.video import decoding, scan
+from data.video import decoding, scan, timing
 from data.video import lists as list_files
 from data.video.files import FileVideos, Video, check_file_options, skip_bad
 
@@ -97,17 +101,40 @@ def _videos(
         if isinstance(info, decoding.BadVideo):
             continue
         path = os.path.join(root, row.path)
-        start, stop = 0, info.num_frames
-        if (row.start, row.end) != (0, math.inf):
-            start, stop = frames_between(row.start, row.end, _rate(path, row.where))
-            stop = min(stop, info.num_frames)
+        start, stop, shown = _part(path, row, info)
         if start >= stop:
             raise ValueError(
                 f"{row.where}: no frame of {row.path} begins from {row.start:g} s on and before "
                 f"{row.end:g} s; it has {info.num_frames} frames"
             )
-        videos.append(Video(path, classes.index(row.label), start, stop, info.height, info.width))
+        label = classes.index(row.label)
+        videos.append(Video(path, label, start, stop, info.height, info.width, shown))
     return videos
+
+
+def _part(
+    path: str, row: list_files.Row, info: decoding.VideoInfo
+) -> tuple[int, int, array | None]:
+    """`start`, `stop` and `shown` of a `Video`; `start >= stop` if no frame begins in the part."""
+    whole = (row.start, row.end) == (0, math.inf)
+    if info.times is None:
+        if whole:
+            return 0, info.num_frames, None
+        start, stop = frames_between(row.start, row.end, _rate(path, row.where))
+        return start, min(stop, info.num_frames), None
+    shown = timing.shown(info.times)
+    if whole:
+        return 0, info.num_frames, shown
+    first, last = timing.begun(info.times, row.start, row.end)
+    if first >= last:
+        return 0, 0, None
+    start, stop = frames_between(row.start, row.end, timing.rate(info.times))
+    # A part that is shorter than a frame at the mean rate has one, too.
+    start = min(start, info.num_frames - 1)
+    stop = max(min(stop, info.num_frames), start + 1)
+    # What was on the screen before the part began is not of it.
+    part = np.clip(shown[start:stop], first, last - 1)
+    return 0, len(part), array("i", part)
 
 
 def frames_between(start: float, end: float, rate: float) -> tuple[int, int]:

@@ -18,6 +18,9 @@ one recording, split them yourself: a random split puts near copies of test vide
 `test_fraction` of frames is for testing and the rest for training. Test frames are never trained
 on, but they come from the same recording, so the accuracy says little; a warning names the class.
 
+**A stride is time.** Files whose rate of frames varies, as those of phones and GIFs, are taken at
+their mean rate: a frame that is held comes several times (`data.video.timing`).
+
 **Bad files** are found by decoding every file once (`data.video.scan`), named in a warning, counted
 and left out. When more than `max_bad_fraction` of the files are bad, loading fails with the list.
 """
@@ -31,7 +34,7 @@ from absl import logging
 
 from data.batches.videos import Splits
 from data.sets.protocol import clip_config
-from data.video import class_folders, decoding, scan
+from data.video import class_folders, decoding, scan, timing
 from data.video.files import FileVideos, Video, check_file_options, skip_bad
 
 
@@ -144,7 +147,7 @@ def _usable(
                 f"bad: {'; '.join(str(infos[file]) for file in files)}"
             )
         for file in good:
-            num_frames, height, width = infos[file]
-            path = os.path.join(root, file)
-            videos.append(Video(path, classes.index(name), 0, num_frames, height, width))
+            num_frames, height, width, times = infos[file]
+            path, shown = os.path.join(root, file), timing.shown(times)
+            videos.append(Video(path, classes.index(name), 0, num_frames, height, width, shown))
     return videos

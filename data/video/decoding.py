@@ -13,6 +13,7 @@ MPEG-TS, WMV, FLV, Ogg and GIF.
 
 import contextlib
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from data.video import boxes
+from data.video import boxes, timing
 
 # The demuxers of video containers. Without this list FFmpeg also opens still pictures, ANSI art and
 # playlists that name other files, whatever the extension says.
@@ -67,6 +68,8 @@ class VideoInfo(NamedTuple):
     num_frames: int  # frames that decode
     height: int  # pixels, as displayed
     width: int
+    # When each frame begins, seconds, where the rate varies; see `data.video.timing`.
+    times: array | None = None
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
@@ -78,14 +81,17 @@ def probe(path: str | os.PathLike) -> VideoInfo:
         Matroska and WebM, ends earlier), or if its frames differ in size.
     """
     path = os.fspath(path)
-    num_frames, first = 0, None
-    for frame in decode(path):
-        num_frames += 1
-        first = first or frame
+    stamps, first = [], None
+    with _file(path) as container:
+        for frame in frames_of(path, container):
+            stamps.append(frame.time)
+            first = first or frame
+        # AVI has no time stamps: those of B-frames are guesses.
+        times = None if container.format.name == "avi" else timing.varying(stamps)
     height, width = first.height, first.width
     if first.rotation % 180:
         height, width = width, height
-    return VideoInfo(num_frames, height, width)
+    return VideoInfo(len(stamps), height, width, times)
 
 
 def resized(height: int, width: int, resize: int | None) -> tuple[int, int]:
@@ -224,6 +230,12 @@ class Converter:
 
 def decode(path: str) -> Iterator[av.VideoFrame]:
     """Yields every frame as FFmpeg hands it out; raises BadVideo at the first thing wrong."""
+    with _file(path) as container:
+        yield from frames_of(path, container)
+
+
+@contextlib.contextmanager
+def _file(path: str) -> Iterator[av.container.InputContainer]:
     try:
         with open(path, "rb") as file:
             empty = not file.read(1)
@@ -231,8 +243,9 @@ def decode(path: str) -> Iterator[av.VideoFrame]:
         raise UnreadableVideo(path, f"cannot be read: {error.strerror}") from error
     if empty:
         raise BadVideo(path, "the file is empty")
-    with opened(path, options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}) as file:
-        yield from frames_of(path, file)
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    with opened(path, options=options) as container:
+        yield container
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 import contextlib
 import pathlib
+from collections.abc import Sequence
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -66,8 +68,12 @@ def write_video(
     muxer: dict[str, str] | None = None,
     height: int = HEIGHT,
     width: int = WIDTH,
+    times: Sequence[float] = (),
 ) -> pathlib.Path:
-    """Writes a video of numbered frames and returns its path."""
+    """Writes a video of numbered frames and returns its path.
+
+    Frames come 25 times a second, or at `times`, in seconds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=25, options=options or {})
@@ -78,8 +84,11 @@ def write_video(
             stream.codec_context.max_b_frames = b_frames
         for number in range(num_frames):
             pixels = numbered_frame(number % 2**_BITS, height, width)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(stream.encode(frame.reformat(format=pix_fmt)))
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
+            if len(times):
+                frame.pts, frame.time_base = round(1000 * times[number]), Fraction(1, 1000)
+                stream.codec_context.time_base = Fraction(1, 1000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
