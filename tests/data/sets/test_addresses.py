@@ -32,6 +32,12 @@ def address(tmp_path_factory):
     noise = videos.write_noise(folder / "noise.mkv", NUM_FRAMES, codec="mjpeg", pix_fmt="yuvj420p")
     text = folder / "text"
     text.write_text("not a video " * 1000)
+    segment = videos.write_video(folder / "a.ts", NUM_FRAMES, **videos.OTHERS["h264.ts"])
+    lists = {"/own.m3u8": "a.ts", "/file.m3u8": f"file://{segment}"}
+    for name, entry in lists.items():
+        text_of_list = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{entry}\n#EXT-X-ENDLIST\n"
+        (folder / name[1:]).write_text(text_of_list)
+    files |= {name: folder / name[1:] for name in (*lists, "/a.ts")}
     over = threading.Event()
     pages = {name: server.file(path) for name, path in files.items()} | {
         "/camera": server.camera(NUM_FRAMES),
@@ -64,7 +70,7 @@ def play(address):
     return play
 
 
-@pytest.mark.parametrize("page", ["/mpeg4.avi", "/h264.mkv", "/h264.mp4", "/vp9.webm"])
+@pytest.mark.parametrize("page", ["/mpeg4.avi", "/h264.mkv", "/h264.mp4", "/vp9.webm", "/own.m3u8"])
 def test_every_frame_comes_once(play, page):
     batches, error = play(page)
     assert error is None
@@ -111,6 +117,12 @@ def test_addresses_that_are_none(play):
             assert "secret" not in error
     said = "ftp:// cannot be opened; it can be http, https, rtsp, rtsps"
     assert said in play("ftp://127.0.0.1/a.mkv")[1]
+
+
+def test_a_playlist_cannot_name_files_of_this_machine(play):
+    batches, error = play("/file.m3u8")
+    assert batches == []
+    assert error is not None
 
 
 def test_addresses_are_live(address):
