@@ -6,7 +6,7 @@ python experiments/data_check.py --config=experiments/configs/hmdb51.py --sheet=
 Prints how many videos and frames every class has for training and testing, how fast training
 clips come, and which files are bad; draws training clips, as the network gets them, with their
 labels. The first, the middle and the last frame of every video are decoded, with --every_frame all
-of them. The status is 1 if any of them cannot be decoded.
+of them. The status is 1 if any of them cannot be decoded, or a file was left out as bad.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _check(config, settings: Settings, scratch: Path) -> int:
         console.print(f"{kind}: {len(files)}", markup=False)
         for name, reason in files:
             console.print(f"  {name}: {reason}", markup=False, soft_wrap=True)
-    return int(bool(bad))
+    return int(bool(bad or source.skipped))
 
 
 def _print_counts(console, name: str, rows: list[Count]) -> None:

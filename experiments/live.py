@@ -1,6 +1,6 @@
-"""Watches a video, or a camera, and learns to paint it while it plays.
+"""Watches a video, a camera or an address, and learns to paint it while it plays.
 
-python experiments/live.py --source=FILE|CAMERA --out=/tmp/live.mp4
+python experiments/live.py --source=FILE|CAMERA|ADDRESS --out=/tmp/live.mp4
 
 An auto-encoder learns online, one frame a computation step, with Sideways; `--rule=backprop` for
 blocking backprop on the same frames. The terminal shows frames per second, the lag of what is
@@ -18,13 +18,20 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-_SOURCE = flags.DEFINE_string("source", None, "a video file, or a camera: 0, /dev/video0")
+_SOURCE = flags.DEFINE_string(
+    "source", None, "a video file, a camera (0, /dev/video0), or http, https, rtsp://..."
+)
 _OUT = flags.DEFINE_string("out", None, "the video that is written: .mp4, .mkv, .avi or .gif")
 _RULE = flags.DEFINE_enum("rule", "sideways", ["sideways", "backprop"], "how it learns")
-_FRAMES = flags.DEFINE_integer("frames", 0, "stop after so many; 0: at the end, or never")
+_FRAMES = flags.DEFINE_integer(
+    "frames", 0, "stop after so many; 0: at the end, or never", lower_bound=0
+)
 _REPEAT = flags.DEFINE_bool("repeat", False, "play a file over and over")
 _SIZE = flags.DEFINE_integer("size", 64, "height and width, pixels, a multiple of 8")
-_RATE = flags.DEFINE_float("learning_rate", 1e-3, "of Adam")
+_OPTIMIZER = flags.DEFINE_enum(
+    "optimizer", "sgd", ["sgd", "adam"], "gradient descent, or Adam with normalised activations"
+)
+_RATE = flags.DEFINE_float("learning_rate", None, "0.3 for sgd and 1e-3 for adam if not given")
 _STRIDE = flags.DEFINE_integer("stride", 1, "take every n-th frame of the source", lower_bound=1)
 _FPS = flags.DEFINE_integer("fps", 24, "frames a second of the new video", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "of the weights")
@@ -48,6 +55,7 @@ def main(argv: list[str]) -> int:
         frames=_FRAMES.value,
         repeat=_REPEAT.value,
         size=_SIZE.value,
+        optimizer=_OPTIMIZER.value,
         learning_rate=_RATE.value,
         stride=_STRIDE.value,
         fps=_FPS.value,

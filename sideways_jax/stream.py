@@ -66,6 +66,8 @@ class PipelinedModel:
     >>> model = PipelinedModel(Network([double] * 3), ((),) * 3, ((),) * 3)
     >>> [model.push(jnp.array([x])) for x in (1.0, 10.0, 100.0, 1000.0)]
     [None, None, Array([8.], dtype=float32), Array([80.], dtype=float32)]
+    >>> model.flush()
+    [Array([800.], dtype=float32), Array([8000.], dtype=float32)]
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class PipelinedModel:
         self._reset: np.ndarray | None = None
         self._shown: np.ndarray | None = None
         self._pushed, self._seconds, self._compiling = 0, 0.0, 0.0
+        self._flushed = False  # since the last push
 
     def push(self, frame: PyTree) -> PyTree | None:
         """Takes a batch of frames `[B, ...]`; the output of those D-1 pushes ago, None before.
@@ -107,18 +110,41 @@ class PipelinedModel:
                 f"this pipeline holds frames like {self._shape}, it cannot take {shape}: make "
                 "another PipelinedModel for frames of another size"
             )
-        self._pipeline, output, shown = self._step(
-            self._variables, self._pipeline, frame, jnp.asarray(self._reset)
-        )
-        self._reset = np.zeros_like(self._reset)
-        output = jax.block_until_ready(self._top(output))
-        self._shown = np.asarray(shown)
+        output, self._shown = self._advance(frame, self._reset)
+        self._reset, self._flushed = np.zeros_like(self._reset), False
         seconds = time.perf_counter() - start
         self._pushed += 1
         self._seconds += seconds
         if self._pushed == 1:
             self._compiling = seconds
         return output if (self._shown >= 0).any() else None
+
+    def flush(self) -> list[PyTree]:
+        """The outputs still to come, when the streams have ended: of the last D-1 frames, in order.
+
+        With fewer than D-1 frames so far, of those there are. The next frame is the first of other
+        streams then, as after `reset`. `valid` is `[n, B]` after it, for n outputs: where a stream
+        was reset within the last D-1 frames, what was before that is gone, and its entries are
+        zero. `counters` do not change.
+        """
+        if self._reset is None:  # Nothing was pushed yet.
+            return []
+        nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self._shape)
+        drained = [
+            self._advance(nothing, np.zeros_like(self._reset))
+            for _ in range(0 if self._flushed else self._network.depth - 1)
+        ]
+        self._reset, self._flushed = np.ones_like(self._reset), True
+        there = [(output, shown) for output, shown in drained if (shown >= 0).any()]
+        self._shown = np.array([shown for _, shown in there]).reshape(-1, *self._reset.shape)
+        return [output for output, _ in there]
+
+    def _advance(self, frame: PyTree, reset: np.ndarray | None) -> tuple[PyTree, np.ndarray]:
+        """One step: the output, and which frame of each stream it is of, -1 for none."""
+        self._pipeline, output, shown = self._step(
+            self._variables, self._pipeline, frame, jnp.asarray(reset)
+        )
+        return jax.block_until_ready(self._top(output)), np.asarray(shown)
 
     def reset(self, streams: np.ndarray | None = None) -> None:
         """The next frame is the first of another stream: of all, or where `streams`, bool `[B]`.
@@ -138,7 +164,7 @@ class PipelinedModel:
 
     @property
     def valid(self) -> np.ndarray:
-        """Bool `[B]`: which streams the last `push` has an output of."""
+        """Bool `[B]`: which streams the last `push` has an output of; see `flush` for after it."""
         if self._shown is None:
             raise ValueError("nothing was pushed yet: there is no output that could be valid")
         return self._shown >= 0

@@ -43,7 +43,8 @@ class Programme(NamedTuple):
       name: of the source, for messages.
       live: whether it cannot be wound back, such as a camera.
       ahead: how many frames of every slot are made before they are asked for, at least 1.
-      what: everything that the frames depend on, JSON-able; a state belongs to one such thing.
+      what: everything that the frames depend on, JSON-able; a state belongs to one such thing. Its
+        "path" may change if it has "content", which says what is there.
     """
 
     batch_size: int
@@ -145,9 +146,11 @@ class Streams:
                 f"not a state of these streams: {json.dumps(state, default=repr)[:200]}"
             )
         was, now = state["what"], json.loads(json.dumps(self._programme.what))
+        # States from before there was "content" have the path to go by.
+        moving = "path" if "content" in was and "content" in now else "content"
         if changed := [
             f"{name} was {was.get(name)!r} and is {now.get(name)!r}"
-            for name in sorted({*was, *now})
+            for name in sorted({*was, *now} - {moving})
             if was.get(name) != now.get(name)
         ]:
             raise ValueError(

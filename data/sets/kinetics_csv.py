@@ -5,40 +5,36 @@
 One video, or one part of a video, in each line: a path relative to the CSV file's folder (or to
 `root`), the name of its class, and, optionally, from when to when, in seconds. A first line with
 these names may be there, in any order and among other columns; without it the columns are in the
-order above. One file lists what to train on, another what to test.
+order above. One file lists what to train on, another what to test. `data.video.lists` says what
+else is read: other separators, encodings and names of columns.
+
+**Kinetics' own lists** are read as they are, `label,youtube_id,time_start,time_end,split`. A file
+ID_000010_000020.mp4 is the part from second 10 to 20 already, a file ID.mp4 a whole video. They are
+in `root`, or in folders of it with the name of the split, of the class, or SPLIT/CLASS.
 
 **Seconds to frames.** Frame n of a file with r frames a second is shown from n / r on; a part has
 the frames that begin from `start` on and before `end`. An `end` after the last frame ends there, as
-lists round up; a `start` after it is an error.
+lists round up; a `start` after it is an error. Where the rate of a file varies, time stamps decide
+which frames these are, and they come at its mean rate: a frame that is held comes several times
+(`data.video.timing`).
 
 **Bad files** are found and left out as in `data.sets.video_folder`.
 """
 
-import csv
 import math
 import os
+from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import av
 import ml_collections
+import numpy as np
 
 from data.batches.videos import Splits
 from data.sets.protocol import clip_config
-from data.video import decoding, scan
+from data.video import decoding, scan, timing
+from data.video import lists as list_files
 from data.video.files import FileVideos, Video, check_file_options, skip_bad
-
-_COLUMNS = ("path", "label", "start", "end")
-
-
-class Row(NamedTuple):
-    """One line of the list."""
-
-    path: str  # relative to the root
-    label: str
-    start: float  # seconds
-    end: float  # seconds; infinity for the end of the file
-    where: str  # file and line, for messages
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -66,8 +62,9 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
         raise ValueError("path is empty; give the list of videos: --config.data.path=FILE.csv")
     check_file_options(config)
     lists = [config.path, *filter(None, [config.test_path])]
-    roots = [config.root or os.path.dirname(os.path.abspath(path)) for path in lists]
-    rows = [read(path) for path in lists]
+    root = os.path.expanduser(config.root)
+    roots = [root or os.path.dirname(os.path.abspath(path)) for path in lists]
+    rows = [list_files.read(path, root) for path, root in zip(lists, roots, strict=True)]
     classes = sorted({row.label for row in rows[0]})
     for row in rows[-1]:
         if row.label not in classes:
@@ -92,48 +89,9 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
     return Splits(classes, train, test, skipped)
 
 
-def read(path: str) -> list[Row]:
-    """The lines of a list.
-
-    Raises:
-      FileNotFoundError: if it does not exist.
-      ValueError: if a line makes no sense, or there is none; the message has its number.
-    """
-    path = os.path.expanduser(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"the list of videos {path} does not exist")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        lines = [
-            (number, [cell.strip() for cell in line])
-            for number, line in enumerate(csv.reader(file), start=1)
-            if any(cell.strip() for cell in line)
-        ]
-    columns = list(_COLUMNS)
-    if lines and {"path", "label"} <= set(lines[0][1]):
-        columns = lines.pop(0)[1]
-    if not lines:
-        raise ValueError(f"{path} lists no videos")
-    return [_row(f"{path}, line {number}", line, columns) for number, line in lines]
-
-
-def _row(where: str, line: Sequence[str], columns: Sequence[str]) -> Row:
-    if len(line) > len(columns):
-        raise ValueError(f"{where}: {len(line)} columns, not {len(columns)}: {','.join(columns)}")
-    cells = dict(zip(columns, line, strict=False))
-    if not cells.get("path") or not cells.get("label"):
-        raise ValueError(f"{where}: {','.join(line)!r} should be path,label[,start,end]")
-    try:
-        start, end = float(cells.get("start") or 0), float(cells.get("end") or "inf")
-    except ValueError:
-        raise ValueError(f"{where}: start and end must be numbers, in seconds") from None
-    if not 0 <= start < end:
-        raise ValueError(f"{where}: start is {start:g} and end is {end:g}; 0 <= start < end")
-    return Row(cells["path"], cells["label"], start, end, where)
-
-
 def _videos(
     root: str,
-    rows: Sequence[Row],
+    rows: Sequence[list_files.Row],
     infos: dict[str, decoding.VideoInfo | decoding.BadVideo],
     classes: Sequence[str],
 ) -> list[Video]:
@@ -143,17 +101,40 @@ def _videos(
         if isinstance(info, decoding.BadVideo):
             continue
         path = os.path.join(root, row.path)
-        start, stop = 0, info.num_frames
-        if (row.start, row.end) != (0, math.inf):
-            start, stop = frames_between(row.start, row.end, _rate(path, row.where))
-            stop = min(stop, info.num_frames)
+        start, stop, shown = _part(path, row, info)
         if start >= stop:
             raise ValueError(
                 f"{row.where}: no frame of {row.path} begins from {row.start:g} s on and before "
                 f"{row.end:g} s; it has {info.num_frames} frames"
             )
-        videos.append(Video(path, classes.index(row.label), start, stop, info.height, info.width))
+        label = classes.index(row.label)
+        videos.append(Video(path, label, start, stop, info.height, info.width, shown))
     return videos
+
+
+def _part(
+    path: str, row: list_files.Row, info: decoding.VideoInfo
+) -> tuple[int, int, array | None]:
+    """`start`, `stop` and `shown` of a `Video`; `start >= stop` if no frame begins in the part."""
+    whole = (row.start, row.end) == (0, math.inf)
+    if info.times is None:
+        if whole:
+            return 0, info.num_frames, None
+        start, stop = frames_between(row.start, row.end, _rate(path, row.where))
+        return start, min(stop, info.num_frames), None
+    shown = timing.shown(info.times)
+    if whole:
+        return 0, info.num_frames, shown
+    first, last = timing.begun(info.times, row.start, row.end)
+    if first >= last:
+        return 0, 0, None
+    start, stop = frames_between(row.start, row.end, timing.rate(info.times))
+    # A part that is shorter than a frame at the mean rate has one, too.
+    start = min(start, info.num_frames - 1)
+    stop = max(min(stop, info.num_frames), start + 1)
+    # What was on the screen before the part began is not of it.
+    part = np.clip(shown[start:stop], first, last - 1)
+    return 0, len(part), array("i", part)
 
 
 def frames_between(start: float, end: float, rate: float) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""One video as a stream of frames: a file, a camera, or a pipe that another program writes to.
+"""One video as a stream of frames: a file, a camera, an address, or a pipe of another program.
 
 `path` is a file in any of the formats of `data.video.decoding`; or a camera, as a number (0 is the
-first) or as `/dev/videoN`; or a named pipe.
+first) or as `/dev/videoN`; or an address, http, https, rtsp or rtsps; or a named pipe.
 
 **Splits of a file.** "train" is its first three quarters and "test" its last quarter, so test
 frames are never trained on, but they come from the same recording. "all" is the whole file; with
@@ -10,7 +10,7 @@ one slot it starts at once, where the other splits first decode the file to coun
 held out: it has "all" alone, and "train" is the same.
 
 **Several slots.** A part is cut into `batch_size` segments, equally long to within a frame, and
-every slot plays one of them. A camera or a pipe has one slot.
+every slot plays one of them. What is live has one slot.
 
 **The end.** A segment is played once, or with `repeat` over and over: after its last frame comes
 its first, as another stream with a reset. It never runs backwards. "test" is always played once.
@@ -18,36 +18,38 @@ Going back, and beginning in the middle, decode the file from its start: seeking
 
 **Size.** The shorter side is resized to `size` and the middle is cut out, `size` x `size` pixels.
 
+**Going on.** A file may have moved since: its content is compared, by size and samples.
+
 **Live sources** are read as fast as frames are asked for, one frame ahead. While no frame is asked
-for, the camera's driver or the writer of the pipe decides what is lost.
+for, the camera's driver, the server or the writer of the pipe decides what is lost. Damaged frames
+from an address are left out and counted in a warning.
 """
 
 import contextlib
+import hashlib
 import itertools
 import os
-import stat
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import av
 import ml_collections
 import numpy as np
 from absl import logging
 
 from data.batches import sampling
 from data.batches.streams import Piece, Programme
-from data.video import boxes, decoding, scan
+from data.video import boxes, decoding, live, scan
 
 _TRAIN_SHARE = 0.75
+_PIECE = 2**16  # bytes that are hashed, at five places of a file
 _AHEAD = 8  # frames that are decoded before they are asked for, for every slot
-_CAMERAS = {"linux": "v4l2", "darwin": "avfoundation"}
-_PIPE_OPTIONS = {"format_whitelist": decoding.FORMATS, "protocol_whitelist": "file,pipe"}
 
 
 def default_config() -> ml_collections.ConfigDict:
     """The fields of `config.data` for one video, with their defaults."""
     config = ml_collections.ConfigDict()
     config.name = "video_file"
-    config.path = ""  # a file, a named pipe, or a camera: its number or /dev/videoN
+    config.path = ""  # a file, a camera (its number or /dev/videoN), an address or a named pipe
     config.size = 240  # height and width of the frames, pixels
     config.stride = 1  # take every stride-th frame
     config.batch_size = 1  # segments of the file that are played at the same time
@@ -67,20 +69,21 @@ def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Pr
     del seed
     _check(config, split)
     path = str(config.path)
-    live = _is_live(path)
-    if live and config.batch_size > 1:
-        raise ValueError(f"batch_size is {config.batch_size}; {path} is live and fills one slot")
-    if live and split == "test":
+    is_live = live.is_live(path)
+    name = live.printable(path)
+    if is_live and config.batch_size > 1:
+        raise ValueError(f"batch_size is {config.batch_size}; {name} is live and fills one slot")
+    if is_live and split == "test":
         raise ValueError(
-            f"{path} is live: there is no last quarter of it to test on. Record it to a file, or "
+            f"{name} is live: there is no last quarter of it to test on. Record it to a file, or "
             "score while it trains"
         )
-    if not live:
-        path = os.path.abspath(os.path.expanduser(path))
+    if not is_live:
+        path = name = os.path.abspath(os.path.expanduser(path))
     segments = [(0, None)]
-    if not live and (split != "all" or config.batch_size > 1):
+    if not is_live and (split != "all" or config.batch_size > 1):
         segments = _segments(path, split, config.batch_size, config.stride)
-    repeat = config.repeat and split != "test" and not live
+    repeat = config.repeat and split != "test" and not is_live
 
     def piece(slot: int, number: int) -> Piece | None:
         if number and not repeat:
@@ -91,7 +94,11 @@ def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Pr
         return Piece(number * config.batch_size + slot, first, num_frames)
 
     def frames(piece: Piece, start: int) -> Iterator[np.ndarray | None]:
-        return _frames(path, piece, 0 if live else start, config.size, config.stride, live)
+        if is_live:
+            decoded = live.frames(path, config.stall_seconds or None)
+            return _live_frames(name, decoded, config.size, config.stride)
+        decoded = decoding.decode(path)
+        return _frames(path, decoded, piece, start, config.size, config.stride)
 
     lengths = [num_frames for _, num_frames in segments]
     return Programme(
@@ -101,16 +108,36 @@ def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Pr
         frames=frames,
         num_steps=None if repeat or None in lengths else max(lengths),
         stall_seconds=config.stall_seconds or None,
-        name=path,
-        live=live,
-        ahead=1 if live else _AHEAD,  # the newest frames are wanted, not old ones
+        name=name,
+        live=is_live,
+        ahead=1 if is_live else _AHEAD,  # the newest frames are wanted, not old ones
         what={
             "name": "video_file",
-            "path": path,
+            "path": name,
+            **({} if is_live else {"content": content(path)}),
             "split": split,
             **{field: config[field] for field in ("size", "stride", "batch_size", "repeat")},
         },
     )
+
+
+def content(path: str) -> str:
+    """What tells files apart, wherever they are: the size, and a hash of the beginning and the end
+    and of a piece out of each quarter.
+
+    Raises:
+      BadVideo: if the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest = hashlib.sha256()
+            for quarter in range(5):
+                file.seek((size - _PIECE) * quarter // 4 if size > _PIECE else 0)
+                digest.update(file.read(_PIECE))
+    except OSError as error:
+        raise decoding.UnreadableVideo(path, f"cannot be read: {error.strerror}") from error
+    return f"{size} bytes, {digest.hexdigest()[:16]}"
 
 
 def part(num_frames: int, split: str) -> tuple[int, int]:
@@ -131,6 +158,12 @@ def _segments(path: str, split: str, batch_size: int, stride: int) -> list[tuple
         raise type(info)(path, info.reason)
     start, stop = part(info.num_frames, split)
     edges = [start + (stop - start) * slot // batch_size for slot in range(batch_size + 1)]
+    shortest = min(end - first for first, end in itertools.pairwise(edges))
+    if stride > 1 and 0 < shortest <= stride:
+        raise ValueError(
+            f"stride is {stride}, but {path} has {info.num_frames} frames, and a segment of its "
+            f"{split} part {shortest}: one frame would be left of it; set stride to less than that"
+        )
     segments = [(first, -(-(end - first) // stride)) for first, end in itertools.pairwise(edges)]
     if not all(num_frames for _, num_frames in segments):
         raise ValueError(
@@ -141,55 +174,49 @@ def _segments(path: str, split: str, batch_size: int, stride: int) -> list[tuple
 
 
 def _frames(
-    path: str, piece: Piece, start: int, size: int, stride: int, live: bool
+    path: str, decoded: Iterator[av.VideoFrame], piece: Piece, start: int, size: int, stride: int
 ) -> Iterator[np.ndarray | None]:
-    """Frames of a piece; None for every frame that is decoded and left out."""
+    """Frames of a piece of a file; None for every frame that is decoded and left out."""
     wanted = piece.first + start * stride
     num_frames, found = piece.num_frames, start
-    convert = decoding.Converter(path, size, None)
+    picture = _pictures(path, size)
     number = -1
-    with contextlib.closing(_live_frames(path) if live else decoding.decode(path)) as decoded:
+    with contextlib.closing(decoded):
         for number, frame in enumerate(decoded):
             if number != wanted:
                 yield None
                 continue
-            pixels = convert(frame)
-            yield np.ascontiguousarray(
-                boxes.crop(pixels, sampling.centre_crop(*pixels.shape[:2], size))
-            )
+            yield picture(frame)
             found += 1
             wanted += stride
             if found == num_frames:
                 return
     if num_frames is not None:
         raise decoding.BadVideo(path, f"has {number + 1} frames, but frame {wanted} was asked for")
-    if live:
-        logging.warning("%s ended after %d frames", path, number + 1)
 
 
-def _is_live(path: str) -> bool:
-    if path.isdecimal() or path.startswith("/dev/video"):
-        return True
-    try:
-        return stat.S_ISFIFO(os.stat(os.path.expanduser(path)).st_mode)
-    except OSError:
-        return False  # decoding will say what is wrong
+def _live_frames(
+    name: str, decoded: Iterator[av.VideoFrame], size: int, stride: int
+) -> Iterator[np.ndarray | None]:
+    """Frames as they come; None for every frame that is left out."""
+    picture = _pictures(name, size)
+    number = -1
+    with contextlib.closing(decoded):
+        for number, frame in enumerate(decoded):
+            yield None if number % stride else picture(frame)
+    logging.warning("%s ended after %d frames", name, number + 1)
 
 
-def _live_frames(path: str):
-    if path.isdecimal() or path.startswith("/dev/video"):
-        device = _CAMERAS.get(sys.platform)
-        if device is None:
-            raise decoding.UnreadableVideo(path, f"cameras are not supported on {sys.platform}")
-        if device == "v4l2":
-            path = f"/dev/video{path}" if path.isdecimal() else path
-            if not os.path.exists(path):
-                raise decoding.UnreadableVideo(path, "there is no such camera")
-        opened = decoding.opened(path, device=device, options={})
-    else:
-        opened = decoding.opened(os.path.expanduser(path), options=_PIPE_OPTIONS)
-    with opened as container:
-        yield from decoding.frames_of(path, container)
+def _pictures(name: str, size: int) -> Callable[[av.VideoFrame], np.ndarray]:
+    """A function that cuts the middle out of a frame: uint8 [size, size, 3]."""
+    convert = decoding.Converter(name, size, None)
+
+    def picture(frame: av.VideoFrame) -> np.ndarray:
+        pixels = convert(frame)
+        middle = sampling.centre_crop(*pixels.shape[:2], size)
+        return np.ascontiguousarray(boxes.crop(pixels, middle))
+
+    return picture
 
 
 def _check(config: ml_collections.ConfigDict, split: str) -> None:

@@ -6,12 +6,14 @@ in AVI above all. Frames are converted, resized and cropped one at a time, and o
 asked for, so memory depends on what is asked for and not on the length of the video.
 
 What cannot be noticed: damage that is valid in the codec's own terms (a few zeros in the middle of
-a picture), and a hole in a WebM file, which declares no number of frames, if the frames after it
-decode.
+a picture), a hole in a WebM file, which declares no number of frames, if the frames after it
+decode, and an end that is missing in a container that declares neither frames nor a duration: MPEG,
+MPEG-TS, WMV, FLV, Ogg and GIF.
 """
 
 import contextlib
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,11 +22,18 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from data.video import boxes
+from data.video import boxes, timing
 
 # The demuxers of video containers. Without this list FFmpeg also opens still pictures, ANSI art and
 # playlists that name other files, whatever the extension says.
-FORMATS = "avi,mov,matroska,mpeg,mpegts,flv,asf,ogg"
+FORMATS = "avi,mov,matroska,mpeg,mpegts,flv,asf,ogg,gif"
+
+# What such files are called. Their content decides how they are read, not their name.
+EXTENSIONS = (
+    *(".avi", ".divx", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".flv", ".f4v"),
+    *(".mpg", ".mpeg", ".mpe", ".vob", ".ts", ".m2ts", ".mts", ".wmv", ".asf", ".ogv", ".ogg"),
+    ".gif",
+)
 
 # A file that declares a duration instead of a number of frames may end this part of a frame early:
 # Matroska rounds its time stamps to milliseconds.
@@ -59,6 +68,8 @@ class VideoInfo(NamedTuple):
     num_frames: int  # frames that decode
     height: int  # pixels, as displayed
     width: int
+    # When each frame begins, seconds, where the rate varies; see `data.video.timing`.
+    times: array | None = None
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
@@ -70,14 +81,17 @@ def probe(path: str | os.PathLike) -> VideoInfo:
         Matroska and WebM, ends earlier), or if its frames differ in size.
     """
     path = os.fspath(path)
-    num_frames, first = 0, None
-    for frame in decode(path):
-        num_frames += 1
-        first = first or frame
+    stamps, first = [], None
+    with _file(path) as container:
+        for frame in frames_of(path, container):
+            stamps.append(frame.time)
+            first = first or frame
+        # AVI has no time stamps: those of B-frames are guesses.
+        times = None if container.format.name == "avi" else timing.varying(stamps)
     height, width = first.height, first.width
     if first.rotation % 180:
         height, width = width, height
-    return VideoInfo(num_frames, height, width)
+    return VideoInfo(len(stamps), height, width, times)
 
 
 def resized(height: int, width: int, resize: int | None) -> tuple[int, int]:
@@ -216,6 +230,12 @@ class Converter:
 
 def decode(path: str) -> Iterator[av.VideoFrame]:
     """Yields every frame as FFmpeg hands it out; raises BadVideo at the first thing wrong."""
+    with _file(path) as container:
+        yield from frames_of(path, container)
+
+
+@contextlib.contextmanager
+def _file(path: str) -> Iterator[av.container.InputContainer]:
     try:
         with open(path, "rb") as file:
             empty = not file.read(1)
@@ -223,8 +243,9 @@ def decode(path: str) -> Iterator[av.VideoFrame]:
         raise UnreadableVideo(path, f"cannot be read: {error.strerror}") from error
     if empty:
         raise BadVideo(path, "the file is empty")
-    with opened(path, options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}) as file:
-        yield from frames_of(path, file)
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    with opened(path, options=options) as container:
+        yield container
 
 
 @contextlib.contextmanager
@@ -252,7 +273,7 @@ def frames_of(path: str, container: av.container.InputContainer) -> Iterator[av.
     Raises:
       BadVideo: at the first thing wrong.
     """
-    stream = _video_stream(path, container)
+    stream = video_stream(path, container)
     # Worker processes are the parallelism; a decoder's own threads would only compete.
     stream.thread_type = "NONE"
     # Without it FFmpeg patches damaged frames up and says nothing.
@@ -295,7 +316,8 @@ def _of(count: int, declared: int) -> str:
     return f"{count} of {declared}" if declared else f"{count}"
 
 
-def _video_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
+def video_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
+    """The first stream of pictures; raises BadVideo if there is none that can be decoded."""
     for stream in container.streams.video:
         # A cover picture in a sound file is a video stream, too.
         if stream.disposition & av.stream.Disposition.attached_pic:

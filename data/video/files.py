@@ -1,7 +1,9 @@
 """Video files, or parts of them, as the videos of a data set."""
 
 import hashlib
+import itertools
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,7 +15,11 @@ from data.video import boxes, decoding
 
 
 class Video(NamedTuple):
-    """One video, or a part of one."""
+    """One video, or a part of one.
+
+    Where the rate of the file varies, frames are those of a constant rate; see `data.video.timing`.
+    `start` and `stop` are places of `shown` then.
+    """
 
     path: str
     label: int
@@ -21,6 +27,7 @@ class Video(NamedTuple):
     stop: int  # one more than the last
     height: int  # of the file, pixels
     width: int
+    shown: array | None = None  # which frame of the file each one is; None: the same
 
 
 class FileVideos:
@@ -29,8 +36,11 @@ class FileVideos:
     def __init__(self, root: str, videos: Sequence[Video], resize: int):
         self.labels = [one.label for one in videos]
         self.num_frames = [one.stop - one.start for one in videos]
-        # Relative to the folder, so that it may move.
-        what = [(os.path.relpath(one.path, root), *one[1:]) for one in videos]
+        # Relative to the folder, so that it may move. `shown` where it says something.
+        what = [
+            (os.path.relpath(one.path, root), *one[1 : 6 if one.shown is None else 7])
+            for one in videos
+        ]
         self.fingerprint = hashlib.sha256(repr((resize, what)).encode()).hexdigest()[:16]
         self._videos = tuple(videos)
         self._resize = resize
@@ -44,13 +54,26 @@ class FileVideos:
     ) -> np.ndarray:
         """Some frames of a video: uint8 [K, H, W, 3]."""
         del rng
-        path, _, start, *_ = self._videos[index]
-        return decoding.read_frames(path, start + frames, resize=self._resize, crop=box)
+        video = self._videos[index]
+        numbers = video.start + np.asarray(frames)
+        if video.shown is not None:
+            numbers = np.asarray(video.shown)[numbers]
+        return decoding.read_frames(video.path, numbers, resize=self._resize, crop=box)
 
     def stream(self, index: int, box: boxes.Box) -> Iterator[np.ndarray]:
         """All frames of a video."""
-        path, _, start, stop, *_ = self._videos[index]
-        return decoding.iter_frames(path, start=start, stop=stop, resize=self._resize, crop=box)
+        path, _, start, stop, _, _, shown = self._videos[index]
+        if shown is None:
+            return decoding.iter_frames(path, start=start, stop=stop, resize=self._resize, crop=box)
+        return self._held(path, shown[start:stop], box)
+
+    def _held(self, path: str, numbers: Sequence[int], box: boxes.Box) -> Iterator[np.ndarray]:
+        """The frames of the file with these numbers, which never fall; held ones several times."""
+        first, stop = numbers[0], numbers[-1] + 1
+        times = np.bincount(np.asarray(numbers) - first)
+        frames = decoding.iter_frames(path, start=first, stop=stop, resize=self._resize, crop=box)
+        for frame, count in zip(frames, times, strict=True):
+            yield from itertools.repeat(frame, count)
 
 
 def check_file_options(config: ml_collections.ConfigDict) -> None:

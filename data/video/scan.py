@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+from array import array
 from collections.abc import Iterator, Sequence
 
 import av
@@ -21,7 +22,7 @@ from absl import logging
 from data.video import decoding
 
 # Goes up when probing changes, so that old indices are not used.
-_VERSION = 1
+_VERSION = 2
 
 
 def scan(
@@ -112,13 +113,14 @@ def _key(root: str, file: str) -> list[int]:
 def _entry(key: list[int], result: decoding.VideoInfo | decoding.BadVideo) -> dict:
     if isinstance(result, decoding.BadVideo):
         return {"key": key, "bad": result.reason}
-    return {"key": key, "video": list(result)}
+    return {"key": key, "video": [*result[:3], result.times and list(result.times)]}
 
 
 def _result(path: str, entry: dict) -> decoding.VideoInfo | decoding.BadVideo:
     if "bad" in entry:
         return decoding.BadVideo(path, entry["bad"])
-    return decoding.VideoInfo(*entry["video"])
+    num_frames, height, width, times = entry["video"]
+    return decoding.VideoInfo(num_frames, height, width, times and array("d", times))
 
 
 def _read_index(path: str) -> dict:

@@ -2,6 +2,8 @@
 
 import contextlib
 import pathlib
+from collections.abc import Sequence
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -16,6 +18,27 @@ CODECS = {
     "h264.mkv": {"codec": "libx264", "b_frames": 2},
     "h264.mov": {"codec": "libx264", "b_frames": 2},
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}},
+}
+
+# Containers without a number of frames that could be held against what decodes, or seldom met.
+# `theora.ogv` lies beside this file: the FFmpeg of PyAV decodes Theora and cannot encode it.
+OTHERS = {
+    "h264.m4v": {"codec": "libx264", "b_frames": 2},
+    "mpeg1.mpg": {"codec": "mpeg1video", "b_frames": 2},
+    "mpeg2.mpeg": {"codec": "mpeg2video", "b_frames": 2},
+    "mpeg2.vob": {"codec": "mpeg2video", "b_frames": 2},
+    "mpeg2.ts": {"codec": "mpeg2video", "b_frames": 2},
+    "h264.ts": {"codec": "libx264", "b_frames": 2},
+    "h264.m2ts": {"codec": "libx264", "b_frames": 2},
+    "wmv1.wmv": {"codec": "wmv1"},
+    "wmv2.wmv": {"codec": "wmv2"},
+    "msmpeg4.asf": {"codec": "msmpeg4"},
+    "sorenson.flv": {"codec": "flv"},
+    "h264.flv": {"codec": "libx264", "b_frames": 2},
+    "h264.3gp": {"codec": "libx264"},
+    "mpeg4.3g2": {"codec": "mpeg4"},
+    "colours.gif": {"codec": "gif", "pix_fmt": "rgb8"},
+    "vp8.ogv": {"codec": "libvpx"},
 }
 
 
@@ -45,8 +68,12 @@ def write_video(
     muxer: dict[str, str] | None = None,
     height: int = HEIGHT,
     width: int = WIDTH,
+    times: Sequence[float] = (),
 ) -> pathlib.Path:
-    """Writes a video of numbered frames and returns its path."""
+    """Writes a video of numbered frames and returns its path.
+
+    Frames come 25 times a second, or at `times`, in seconds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=25, options=options or {})
@@ -57,8 +84,11 @@ def write_video(
             stream.codec_context.max_b_frames = b_frames
         for number in range(num_frames):
             pixels = numbered_frame(number % 2**_BITS, height, width)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(stream.encode(frame.reformat(format=pix_fmt)))
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
+            if len(times):
+                frame.pts, frame.time_base = round(1000 * times[number]), Fraction(1, 1000)
+                stream.codec_context.time_base = Fraction(1, 1000)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 

@@ -10,7 +10,7 @@ import pytest
 
 import data
 from experiments import data_check
-from experiments.configs import cater, hmdb51, ucf101
+from experiments.configs import cater, hmdb51, ucf101, video_folder
 from experiments.examples import archives as example_archives
 from tests.data import downloads
 
@@ -83,6 +83,18 @@ def test_the_smoke_tests_have_real_builds(tmp_path, module):
     assert times == {
         path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()
     }
+
+
+def test_the_status_of_data_check_is_1_if_a_file_was_left_out(tmp_path, capsys):
+    config = video_folder.get_config("smoke")
+    config.data.cache_dir = str(tmp_path / "cache")
+    settings = data_check.Settings(str(tmp_path / "sheet.png"), every_frame=False, seconds=0.01)
+    folder = tmp_path / "videos"
+    assert data_check._check(config, settings, folder) == 0  # It writes six videos there.
+    assert "left out as bad: 0\nbad: 0\n" in capsys.readouterr().out
+    (folder / "train" / "falling" / "text.avi").write_text("not a video")
+    assert data_check._check(config, settings, folder) == 1
+    assert "left out as bad: 1\n" in capsys.readouterr().out
 
 
 def test_data_check_names_what_cannot_be_decoded(tmp_path):

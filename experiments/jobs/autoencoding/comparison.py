@@ -215,7 +215,7 @@ def _held_out(
     settings: Settings, one: Run, network: Network, train_state: TrainState
 ) -> tuple[StreamScore, StreamScore]:
     """Scores on the test streams: what the network shows, and what "copying" would."""
-    held_out, copying = StreamScore(3 * network.depth), StreamScore(3 * network.depth)
+    held_out, copying = StreamScore(), StreamScore()
     recent, arrived = None, 0
     for frames, outputs, playing, _ in _test(settings, one, network, train_state):
         held_out.add(outputs, frames, playing)
@@ -244,8 +244,7 @@ def _train(settings: Settings, one: Run, milestones: Sequence[int]) -> Iterator[
         windows = (6 * eighth, 7 * eighth), (7 * eighth, 8 * eighth), (6 * eighth, 8 * eighth)
         # One chunk before, for the frames that the first outputs are of.
         scored[milestone] = [
-            (start, stop, StreamScore(3 * network.depth, first_frame=(start - 1) * CHUNK))
-            for start, stop in windows
+            (start, stop, StreamScore(first_frame=(start - 1) * CHUNK)) for start, stop in windows
         ]
     train_state = None
     for n, chunk in enumerate(_chunks(settings, one, "train", milestones[-1])):

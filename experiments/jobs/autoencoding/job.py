@@ -165,7 +165,7 @@ def make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) ->
         modules = to_modules(train_state)
         params, state = on_this_process((modules.params, modules.state))
         carry = start(params, state, frame)
-        score = StreamScore(3 * network.depth, pixel_range, count_missing=count_missing)
+        score = StreamScore(pixel_range, count_missing=count_missing)
         middle = report.MiddleFrames()
         for chunk in chunks:
             frames = chunk["frames"].swapaxes(0, 1)

@@ -6,6 +6,7 @@ The internals of `experiments/live.py`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -15,15 +16,18 @@ from typing import NamedTuple
 import av
 import jax
 import numpy as np
-import optax
 from rich.console import Console
 from rich.live import Live
 
-from data import BadVideo, default_config, load_streams
+from data import BadVideo, Streams, default_config, load_streams
 from experiments.jobs.autoencoding import report, rules
-from sideways_jax import models
+from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
+from sideways_jax.training.paper_optimizer import make_optimizer
 
+# What docs/online.md found best: the learning rate, and whether activations are normalised.
+# Gradient descent, which remembers nothing, was the best of all.
+OPTIMIZERS = {"sgd": (0.3, False), "adam": (1e-3, True)}
 LINE_EVERY = 100  # frames between two lines, where there is no terminal
 MEMORY = 0.98  # of the running means
 
@@ -31,13 +35,14 @@ MEMORY = 0.98  # of the running means
 class Settings(NamedTuple):
     """What is watched, how it is learned, and where the video goes."""
 
-    source: str  # a video file, or a camera
+    source: str  # a video file, a camera, or an address
     out: Path  # the new video
     rule: str
     frames: int  # to stop after; 0: at the end of the source
     repeat: bool  # play a file over and over
     size: int  # height and width, pixels
-    learning_rate: float  # of Adam
+    optimizer: str  # one of OPTIMIZERS
+    learning_rate: float | None  # None: the optimizer's own
     stride: int  # every how many-th frame of the source is taken
     fps: int  # frames a second of the new video
     seed: int  # of the weights
@@ -64,8 +69,17 @@ def watch(settings: Settings, console: Console) -> Seen:
     Raises:
       BadVideo: if there is no such source. When one fails after it has shown something, that is
         said and the video so far is finished; then the error is raised.
-      ValueError: for a source without frames, another file type, or an error that is not finite.
+      ValueError: for a source with fewer frames than modules, another file type, or an error that
+        is not finite.
     """
+    network = models.autoencoder(
+        widths=(16, 32, 32, 64, 128), normalise=OPTIMIZERS[settings.optimizer][1]
+    )
+    if 0 < settings.frames < network.depth:
+        raise ValueError(
+            f"--frames={settings.frames} is too few: the first output comes with frame "
+            f"{network.depth}"
+        )
     config = default_config("video_file")
     config.path, config.size, config.stride = settings.source, settings.size, settings.stride
     config.repeat = settings.repeat
@@ -73,10 +87,11 @@ def watch(settings: Settings, console: Console) -> Seen:
         streams = stack.enter_context(
             contextlib.closing(load_streams(config, seed=settings.seed, split="all"))
         )
-        batch = next(streams, None)
+        batches = itertools.chain(_first(streams, settings, network.depth), streams)
+        batch = next(batches, None)
         if batch is None:
-            raise ValueError(f"{settings.source} has no frames")
-        learn = _learner(settings)
+            raise ValueError(f"{streams.name} has no frames")
+        learn = _learner(settings, network)
         write = stack.enter_context(_video(settings))
         live = stack.enter_context(Live(console=console)) if console.is_terminal else None
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
@@ -95,20 +110,45 @@ def watch(settings: Settings, console: Console) -> Seen:
             elif seen.frames % LINE_EVERY == 0:
                 console.print(f"frame {seen.frames}  {seen}", highlight=False)
             try:
-                batch = next(streams, None)
+                batch = next(batches, None)
             except BadVideo as failure:
                 raise BadVideo(
                     failure.path, f"{failure.reason}. {seen.frames} frames so far: {settings.out}"
                 ) from failure
+        if batch is None and seen.frames < network.depth:
+            raise ValueError(_too_short(streams.name, seen.frames, settings.stride, network.depth))
     return seen
 
 
-def _learner(settings: Settings) -> Callable[[dict], tuple[np.ndarray, int]]:
+def _first(streams: Streams, settings: Settings, depth: int) -> list[dict]:
+    """The first D batches of a file, as one that is too short fails before anything is compiled.
+
+    Of what is live none: they are worth more when they come.
+    """
+    if not Path(settings.source).expanduser().is_file():
+        return []
+    batches = list(itertools.islice(streams, depth))
+    resets = [n for n, batch in enumerate(batches) if n and batch["reset"][0]]
+    in_a_row = resets[0] if resets else len(batches)
+    if batches and in_a_row < depth:
+        raise ValueError(_too_short(streams.name, in_a_row, settings.stride, depth))
+    return batches
+
+
+def _too_short(name: str, frames: int, stride: int, depth: int) -> str:
+    has, advice = f"has {frames} frame{'s' * (frames != 1)}", "give a longer video"
+    if stride > 1:
+        has, advice = f"{has} at --stride={stride}", "set it to less"
+    return f"{name} {has}, and the first output comes with frame {depth}: {advice}"
+
+
+def _learner(settings: Settings, network: Network) -> Callable[[dict], tuple[np.ndarray, int]]:
     """Learns from a batch of one frame; gives what is painted `[H, W, 3]`, and of which frame."""
-    network = models.autoencoder(widths=(16, 32, 32, 64, 128), normalise=True)
-    init, train_step = rules.make_learning(
-        settings.rule, network, squared_error(), optax.adam(settings.learning_rate)
-    )
+    tx = make_optimizer(
+        settings.optimizer, _learning_rate(settings),
+        steps_per_epoch=1, warmup_epochs=0, drop_epochs=(),
+    )  # fmt: skip
+    init, train_step = rules.make_learning(settings.rule, network, squared_error(), tx)
     frame = jax.ShapeDtypeStruct((1, settings.size, settings.size, 3), np.uint8)
     train_state = jax.jit(lambda key: init(key, frame))(jax.random.key(settings.seed))
     train_step = jax.jit(train_step, donate_argnums=0)
@@ -132,9 +172,15 @@ def _judge(
     if not np.isfinite(error):
         raise ValueError(
             f"after {now} frames the error is {error}: set --learning_rate to less than "
-            f"{settings.learning_rate}"
+            f"{_learning_rate(settings):g}"
         )
     return now - shown_frame, error
+
+
+def _learning_rate(settings: Settings) -> float:
+    if settings.learning_rate is None:
+        return OPTIMIZERS[settings.optimizer][0]
+    return settings.learning_rate
 
 
 def _mean(mean: float, new: float | None) -> float:

@@ -108,6 +108,91 @@ def test_wrong_lists(config, text, said):
         data.load(config, seed=0)
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    ("header", "order"),
+    [
+        ("", "path label start end"),
+        ("path label start end", "path label start end"),
+        ("Label Path START End", "label path start end"),
+        ("filename class start_time end_time", "path label start end"),
+        ("Video-Path Class_Name time_start time_end", "path label start end"),
+    ],
+)
+def test_separators_and_headers(config, separator, header, order):
+    cells = {"path": "a/one.avi", "label": "x", "start": "0.2", "end": "0.6"}
+    lines = [header.split(), [cells[name] for name in order.split()]]
+    write(config, "\n".join(separator.join(line) for line in lines if line))
+    assert loaded(config)[1] == [("x", list(range(5, 15)))]
+
+
+def test_numbers_of_a_spreadsheet_in_french(config):
+    write(config, "path;label;start;end\na/one.avi;x;0,2;0,6\n")
+    assert loaded(config)[1] == [("x", list(range(5, 15)))]
+    write(config, "a/one.avi;x;0,2;0,6\n")
+    assert loaded(config)[1] == [("x", list(range(5, 15)))]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_encodings(config, encoding, line_end):
+    text = f"path,label{line_end}a/one.avi,Fußball 跳{line_end}"
+    with open(config.path, "wb") as file:
+        file.write(text.encode(encoding))
+    assert loaded(config)[1] == [("Fußball 跳", list(range(40)))]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "a/one.avi,x\na/one.avi,caf\xe9\n".encode("cp1252"),
+            r"line 2: b'\\xe9' is not utf-8",
+        ),
+        ("a/one.avi,x\n".encode("utf-16-le"), "line 1: a byte of zeros is no text"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "line 1: b'.x89' is not utf-8"),
+        (b"a/one.avi," + b"x" * 200_000, "line 1: field larger than field limit"),
+        (b"clip,kind\na/one.avi,x\n", "line 1: 'clip,kind' begins with no video, and names no"),
+        (b"youtube_id,time_start\nabc,1\n", "line 1: .* a header has path and label"),
+        (b"a/one.avi x\n", "line 1: 'a/one.avi x' begins with no video"),
+    ],
+)
+def test_no_list_of_videos(config, content, said):
+    with open(config.path, "wb") as file:
+        file.write(content)
+    with pytest.raises(ValueError, match=said):
+        data.load(config, seed=0)
+
+
+KINETICS = "label,youtube_id,time_start,time_end,split,is_cc\n"
+
+
+@pytest.mark.parametrize("folder", ["", "train", "riding a bike", "train/riding_a_bike"])
+@pytest.mark.parametrize("ending", [".mp4", ".mkv"])
+def test_lists_of_kinetics(config, tmp_path, folder, ending):
+    """The part from second 1 to 2 of one video is a file, the other video is there whole."""
+    files = {
+        f"-_aaaaaaaaa_000001_000002{ending}": downloads.contents("mpeg4.avi", 25),
+        f"bbbbbbbbbbb{ending}": downloads.contents("mpeg4.avi", 40),
+    }
+    downloads.write(tmp_path / "root" / folder, files)
+    rows = "riding a bike,-_aaaaaaaaa,1,2,train,0\nriding a bike,bbbbbbbbbbb,1,11,train,1\n"
+    write(config, KINETICS + rows)
+    _, train, _ = loaded(config)
+    assert train == [("riding a bike", list(range(25))), ("riding a bike", list(range(25, 40)))]
+
+
+def test_what_kinetics_has_no_more_is_named(config, tmp_path):
+    files = {f"{n:011}_000000_000010.mp4": downloads.contents("mpeg4.avi", 20) for n in range(3)}
+    downloads.write(tmp_path / "root", files)
+    write(config, KINETICS + "".join(f"x,{n:011},0,10,train,0\n" for n in range(4)))
+    source, train, _ = loaded(config)
+    assert len(train) == 3
+    [(path, reason)] = source.skipped
+    assert path.endswith("root/00000000003_000000_000010.mp4")
+    assert reason == "cannot be read: No such file or directory"
+
+
 def test_a_class_that_is_only_tested(config):
     write(config, "a/one.avi,x\n")
     config.test_path = write(config, "a/one.avi,z\n", "test.csv")

@@ -114,6 +114,28 @@ def test_goes_on_exactly(config, step):
             np.testing.assert_array_equal(batch[name], value)
 
 
+def test_a_file_that_has_moved(config, path, tmp_path):
+    whole = play(config, "train", 12)
+    with contextlib.closing(data.load_streams(config, seed=0)) as streams:
+        for _ in range(5):
+            next(streams)
+        state = json.loads(json.dumps(streams.get_state()))
+    # States of before said which file by its path alone.
+    older = {**state, "what": {k: v for k, v in state["what"].items() if k != "content"}}
+    assert numbers(play(config, "train", 7, older)) == numbers(whole[5:])
+    config.path = str(tmp_path / "moved.avi")
+    (tmp_path / "moved.avi").write_bytes(path.read_bytes())
+    assert numbers(play(config, "train", 7, state)) == numbers(whole[5:])
+    with pytest.raises(ValueError, match="path was"):
+        play(config, "train", 7, older)
+    # The same name and size, other frames.
+    other = bytearray(path.read_bytes())
+    other[len(other) // 2] ^= 255
+    (tmp_path / "moved.avi").write_bytes(other)
+    with pytest.raises(ValueError, match=r"content was '.* bytes, .*' and is '.* bytes, .*'"):
+        play(config, "all", 7, {**state, "what": {**state["what"], "split": "all"}})
+
+
 def test_size_is_of_the_shorter_side_and_the_middle_stays(config, path):
     config.size = 24
     [first, *_] = play(config, "all", 1)
@@ -187,6 +209,12 @@ def test_frames_that_change_their_size(config, tmp_path):
         ({"stride": 0}, "train", "stride is 0; it must be at least 1"),
         ({"stall_seconds": -1.0}, "train", r"stall_seconds is -1\.0"),
         ({}, "tset", "split is 'tset'; it can be train, test or all"),
+        (
+            {"stride": 300},
+            "train",
+            "stride is 300, but .* 40 frames, and a segment of its train",
+        ),
+        ({"stride": 10}, "test", "a segment of its test part 10: one frame would be left of it"),
         ({"batch_size": 11}, "test", "40 frames; its test part is too short for batch_size=11"),
         ({"path": "0", "batch_size": 2}, "train", "batch_size is 2; 0 is live"),
         ({"path": "0"}, "test", "0 is live: there is no last quarter"),

@@ -5,7 +5,7 @@ import pytest
 
 import data
 from data.sets import video_folder
-from data.video import boxes, files
+from data.video import boxes, decoding, files
 from tests.data import videos
 
 
@@ -83,6 +83,39 @@ def test_clips_are_the_frames_of_the_files(fill):
     rng = np.random.default_rng(0)
     assert videos.numbers_of(folder.read(0, np.array([0, 3, 11]), whole, rng)) == [5, 8, 16]
     assert videos.numbers_of(np.stack(list(folder.stream(0, whole)))) == list(range(5, 17))
+
+
+def test_videos_of_every_extension_are_taken(fill):
+    """Their content decides how they are read: all of these are AVIs."""
+    names = [f"a/{n}{ending}" for n, ending in enumerate(decoding.EXTENSIONS)]
+    config = fill(*names, "a/x.MPG", "b/1.avi", "b/2.WmV")
+    source = data.load(config, seed=0)
+    assert source.num_train + source.num_test == len(names) + 3
+    for ending in [".m4v", ".mpg", ".ts", ".wmv", ".flv", ".3gp", ".gif", ".ogv"]:
+        assert ending in decoding.EXTENSIONS
+
+
+def test_what_is_left_alone_is_counted(fill, tmp_path, caplog):
+    config = fill("a/1.avi", "a/2.avi", "b/3.avi", "b/deep/4.avi", "loose.mp4")
+    for name in ("a/1.txt", "a/2.TXT", "b/x.rmvb", "notes.txt", "a/.hidden"):
+        (tmp_path / "videos" / name).write_text("")
+    data.load(config, seed=0)
+    assert (
+        f"Left alone in {config.path}: 3 files that are no videos by their names (2 .txt, .rmvb); "
+        f"1 videos that are in no class folder (loose.mp4); 1 folders inside class folders (b/deep)"
+    ) in caplog.text
+
+
+def test_what_is_left_alone_beside_a_split(fill, tmp_path, caplog):
+    config = fill("train/a/1.avi", "test/a/2.avi", "train/3.avi")
+    (tmp_path / "videos" / "test" / "a" / "x.jpg").write_text("")
+    data.load(config, seed=0)
+    assert "1 files that are no videos by their names (.jpg); 1 videos that" in caplog.text
+
+
+def test_nothing_is_said_where_nothing_is_left_alone(fill, caplog):
+    data.load(fill("a/1.avi", "a/2.avi"), seed=0)
+    assert "Left alone" not in caplog.text
 
 
 def split_of(config, seed=0):
@@ -165,6 +198,18 @@ def test_bad_files_are_named_counted_and_skipped(fill, tmp_path, caplog):
         data.load(config, seed=0)
     for path, reason in source.skipped:
         assert f"{path}: {reason}" in str(error.value)
+
+
+def test_a_loop_of_links_is_one_bad_file(fill, tmp_path):
+    config = fill("a/1.avi", "a/2.avi", "b/3.avi", "b/4.avi")
+    (tmp_path / "videos" / "a" / "loop.avi").symlink_to("loop.avi")
+    (tmp_path / "videos" / "a" / "other").symlink_to("other")
+    (tmp_path / "videos" / "loop").symlink_to("loop")
+    source = data.load(config, seed=0)
+    assert source.num_train + source.num_test == 4
+    [(path, reason)] = source.skipped
+    assert path == f"{config.path}/a/loop.avi"
+    assert reason == "cannot be read: Too many levels of symbolic links"
 
 
 def test_exactly_the_allowed_fraction(fill, tmp_path):
@@ -260,6 +305,24 @@ def test_other_folders_beside_a_split_are_said_to_be_unused(fill, caplog):
     config = fill("train/a/1.avi", "test/a/2.avi", "validate/a/3.avi")
     data.load(config, seed=0)
     assert "not validate" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_train_and_validation_folders(fill, name):
+    config = fill("train/a/1.avi", "train/b/2.avi", f"{name}/a/3.avi", f"{name}/b/4.avi")
+    source = data.load(config, seed=0)
+    assert source.classes == ("a", "b")
+    assert (source.num_train, source.num_test) == (2, 2)
+    assert count_tested(source) == {0: 22, 1: 23}
+    fill("train/c/5.avi", f"{name}/d/6.avi")
+    with pytest.raises(ValueError, match=f"{name} has classes that train has not: d"):
+        data.load(config, seed=0)
+
+
+def test_a_test_folder_goes_before_a_validation_folder(fill, caplog):
+    config = fill("train/a/1.avi", "train/a/2.avi", "val/a/3.avi", "test/a/4.avi")
+    assert count_tested(data.load(config, seed=0)) == {0: 23}
+    assert "not val" in caplog.text
 
 
 def test_train_may_be_the_name_of_a_class(fill):

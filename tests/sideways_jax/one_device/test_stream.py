@@ -65,6 +65,47 @@ def test_a_reset_empties_the_pipeline_of_one_stream():
 
 
 @pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("pushed", [0, 1, 2, 3, 7])
+def test_flush_gives_what_is_still_to_come(pushed):
+    """D = 3. Every frame has an output, and what comes next has nothing of them."""
+    network, params, state = networks.start(networks.dense_network, 3)
+    frames, _ = networks.random_clip(9)
+    expected = [network.apply(params, state, frame)[0] for frame in frames]
+    model = stream.PipelinedModel(network, params, state)
+    for _ in range(2):  # The second time on a pipeline that was flushed.
+        outputs = [model.push(frame) for frame in frames[:pushed]]
+        counters = model.counters
+        outputs = [output for output in outputs if output is not None] + model.flush()
+        assert len(outputs) == pushed
+        for output, exact in zip(outputs, expected, strict=False):
+            np.testing.assert_allclose(output, exact, atol=1e-6)
+        assert model.counters == counters
+        assert model.flush() == []
+    if pushed:
+        assert model.valid.shape == (0, BATCH)
+    assert [model.push(frame) for frame in frames[:2]] == [None, None]
+    assert not model.valid.any()
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_flush_after_a_reset_of_one_stream():
+    """D = 4; stream 1 begins anew with the last frame but one: what was before is gone."""
+    network, params, state = networks.start(networks.dense_network, 4)
+    frames, _ = networks.random_clip(6)
+    model = stream.PipelinedModel(network, params, state)
+    for t, frame in enumerate(frames):
+        model.reset((np.arange(BATCH) == 1) & (t == 4))
+        model.push(frame)
+    outputs = np.asarray(model.flush())
+    expected = np.stack([network.apply(params, state, frame)[0] for frame in frames[3:]])
+    assert model.valid.shape == (3, BATCH)
+    np.testing.assert_array_equal(model.valid[:, 1], [False, True, True])
+    assert model.valid[:, np.arange(BATCH) != 1].all()
+    np.testing.assert_allclose(outputs[model.valid], expected[model.valid], atol=1e-6)
+    assert (outputs[0, 1] == 0).all()
+
+
+@pytest.mark.usefixtures("quick_compile")
 def test_a_scan_gives_the_same():
     network, params, state = networks.start(networks.batch_norm_network, 4)
     frames, _ = networks.random_clip(8)

@@ -73,6 +73,24 @@ def test_a_mesh_shows_what_one_device_shows(mesh, groups):
     assert gaps[:, 0].all() and not gaps[:, 1].all() and not gaps[:, 2].all()
 
 
+@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.parametrize("mesh", [{"depth": 2}, {"depth": 3, "data": 2}])
+def test_flush_on_a_mesh(mesh):
+    """Every frame has its synchronous output, and the next stream nothing of them."""
+    network, frame = case("vectors")
+    frames, _, synchronous = _expected()
+    model = stream.PipelinedModel(network, *variables(network, frame), mesh=make_mesh(**mesh))
+    late = network.depth - 1
+    for count in (9, 2):
+        pushed = [model.push(frame) for frame in frames[:count]]
+        outputs = pushed[late:] + model.flush()
+        assert len(outputs) == count
+        assert model.valid.shape == (min(late, count), BATCH) and model.valid.all()
+        for output, exact in zip(outputs, synchronous, strict=False):
+            np.testing.assert_allclose(output, exact, rtol=0, atol=1e-14)
+    assert model.flush() == []
+
+
 @pytest.mark.parametrize("name", ["simple_cnn", pytest.param("vgg8", marks=pytest.mark.full)])
 def test_a_device_for_every_module_of_a_model(name):
     make, shape = {
