@@ -122,17 +122,18 @@ class PipelinedModel:
     def flush(self) -> list[PyTree]:
         """The outputs still to come, when the streams have ended: of the last D-1 frames, in order.
 
-        With fewer than D-1 frames so far, of those there are. The next frame is the first of other
-        streams then, as after `reset`. `valid` is `[n, B]` after it, for n outputs: where a stream
-        was reset within the last D-1 frames, what was before that is gone, and its entries are
-        zero. `counters` do not change.
+        With fewer than D-1 frames so far, of those there are. With shortcuts, which bring newer
+        frames than the main path, of those for which all frames came. The next frame is the first
+        of other streams then, as after `reset`. `valid` is `[n, B]` after it, for n outputs: where
+        a stream was reset within the last D-1 frames, what was before that is gone, and its entries
+        are zero. `counters` do not change.
         """
         if self._reset is None:  # Nothing was pushed yet.
             return []
         nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self._shape)
         drained = [
             self._advance(nothing, np.zeros_like(self._reset))
-            for _ in range(0 if self._flushed else self._network.depth - 1)
+            for _ in range(0 if self._flushed else self._network.wiring.shortest_path - 1)
         ]
         self._reset, self._flushed = np.ones_like(self._reset), True
         there = [(output, shown) for output, shown in drained if (shown >= 0).any()]

@@ -47,6 +47,14 @@ class Wiring(NamedTuple):
         """The modules that hear a source: the one above, then those that shortcuts lead to."""
         return tuple(i for i, heard in enumerate(self.sources) if source in heard)
 
+    @property
+    def shortest_path(self) -> int:
+        """The modules on the shortest way from the frame to the output: D without shortcuts."""
+        hops = {FRAME: 0}
+        for i, heard in enumerate(self.sources):
+            hops[i] = 1 + min(hops[j] for j in heard)
+        return hops[self.depth - 1]
+
     def steps_to(self, i: int) -> int:
         """Computation steps from the frame to module i."""
         return self.delay * i

@@ -105,12 +105,16 @@ def test_constant_frames_give_backprop():
 @pytest.mark.usefixtures("x64", "quick_compile")
 @pytest.mark.parametrize("devices", [None, 2])
 def test_pipelined_inference_gives_newer_frames_to_shortcuts(devices):
-    """Module 2 of 3 hears the frame of now with what frame t-2 made of the main path."""
+    """Module 2 of 3 hears the frame of now with what frame t-2 made of the main path.
+
+    So there is no output that would need a frame after the last: the shortest way is one module.
+    """
     network, (params, state), frames, _ = _start("the frame", 6)
     mesh = None if devices is None else make_mesh(devices)
     model = PipelinedModel(network, params, state, mesh=mesh)
     outputs = [model.push(frame) for frame in frames]
     assert outputs[:2] == [None, None]
+    assert model.flush() == []
     for t in range(2, 6):
         h = frames[t - 2]
         for i in (0, 1):
@@ -167,3 +171,19 @@ def test_signals_that_do_not_merge_name_the_module_and_its_sources():
     network = Network([narrow, _mixing(), Module(lambda key, x: ((), ()), add)], shortcuts=[(0, 2)])
     with pytest.raises(ValueError, match=r"module 2 .* \(the output of module 1, .* module 0\)"):
         network.init(jax.random.key(0), jnp.zeros((3, WIDTH)))
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_flush_gives_the_outputs_that_all_frames_came_for():
+    """Of 5 modules, 3 on the shortest way: two outputs after the last frame, by a longer stream."""
+    network = Network([_mixing()] * 5, [(-1, 1), (1, 3)])
+    assert network.wiring.shortest_path == 3
+    frames, _ = random_clip(10)
+    variables = network.init(jax.random.key(0), jnp.asarray(frames[0]))
+    longer, shorter = (PipelinedModel(network, *variables) for _ in range(2))
+    expected = [longer.push(frame) for frame in frames]
+    for frame in frames[:8]:
+        shorter.push(frame)
+    left = shorter.flush()
+    assert len(left) == 2
+    np.testing.assert_array_equal(left, expected[8:])
