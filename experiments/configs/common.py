@@ -62,7 +62,7 @@ def base_config(given: ConfigDict | None = None) -> ConfigDict:
         {
             "task": "classification",  # of videos; or autoencoding of a stream, online
             "seed": 0,  # of everything: parameters, clips, dropout
-            "rule": "sideways",  # or backprop, the baseline
+            "rule": "sideways",  # or pipelined_backprop, backprop (docs/rules.md)
             # One device: time_parallel, or scan, whose memory does not depend on the clip length.
             # Several: depth_sharded, modules spread over `mesh`. auto: what the devices suggest.
             "execution": "time_parallel",

@@ -65,6 +65,8 @@ def check_saved(step: int, train_state: TrainState) -> None:
 
 def _signals(in_flight: Any) -> Iterator[tuple[Any, jax.Array]]:
     """Every signal `[B, ...]`, and int32 `[B]`: the frames it comes from, -1 for a bubble."""
+    if hasattr(in_flight, "fifos"):  # Of pipelined backprop: unused places hold anything.
+        in_flight = in_flight.in_flight
     if hasattr(in_flight, "activations"):  # Of Sideways.
         yield from zip(in_flight.activations, in_flight.activation_frames, strict=True)
         yield from zip(in_flight.pseudo_gradients, in_flight.pseudo_gradient_frames, strict=True)

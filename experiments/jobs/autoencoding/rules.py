@@ -29,7 +29,7 @@ def make_learning(
     """A train step for a stream that also returns what is shown, of `step.make_train_step`.
 
     Args:
-      rule: "sideways", or "backprop", which blocks.
+      rule: "sideways", "pipelined_backprop", or "backprop", which blocks.
       network: D modules.
       loss_fn: `loss_fn(output, target) -> scalar`, the mean over the batch.
       tx: the optimizer.
@@ -60,7 +60,7 @@ def make_showing(rule: str, network: Network) -> tuple[Callable, Callable]:
       frames are numbered from 0, since `init`.
     """
     check_name("rule", rule, RULES)
-    if rule == "sideways":
+    if rule != "backprop":
 
         def init_pipeline(params, state, frame):
             return stream.init_pipeline(network, params, state, frame)
