@@ -1,8 +1,9 @@
 """Suite `rules`: what a rule costs on one device, in time and in temporary memory.
 
 Time, interleaved: Sideways with all frames at once against ordinary batched backprop (written here
-with nothing but `Network.apply` and `jax.grad`), and Sideways step by step against backprop frame
-by frame. Memory, from the compiled programs: both executions at a small and a large K.
+with nothing but `Network.apply` and `jax.grad`), Sideways step by step against backprop frame by
+frame, and pipelined backprop against Sideways. Memory, from the compiled programs: all executions
+at a small and a large K.
 """
 
 from __future__ import annotations
@@ -35,8 +36,19 @@ TIMED = (
     ("sideways", "time_parallel"),
     ("backprop", "scan"),
     ("sideways", "scan"),
+    ("pipelined_backprop", "time_parallel"),
+    ("pipelined_backprop", "scan"),  # Inputs are kept, and forward passes run again.
+    ("pipelined_backprop", "scan, residuals"),  # What the backward pass needs is kept.
 )
-BASELINES = {"time_parallel": ("backprop", "batched"), "scan": ("backprop", "scan")}
+BASELINES = {
+    ("backprop", "time_parallel"): ("backprop", "batched"),
+    ("sideways", "time_parallel"): ("backprop", "batched"),
+    ("sideways", "scan"): ("backprop", "scan"),
+    ("pipelined_backprop", "time_parallel"): ("sideways", "time_parallel"),
+    ("pipelined_backprop", "scan"): ("sideways", "scan"),
+    ("pipelined_backprop", "scan, residuals"): ("sideways", "scan"),
+}
+COLOURS = {"backprop": "tab:blue", "sideways": "tab:orange", "pipelined_backprop": "tab:green"}
 
 
 class Settings(NamedTuple):
@@ -104,8 +116,8 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
     for line in result[: len(TIMED)]:
         pair = line["rule"], line["execution"]
         line["seconds_per_step"] = statistics.median(times[pair])
-        baseline = BASELINES.get(line["execution"])
-        if baseline and baseline != pair:
+        baseline = BASELINES.get(pair)
+        if baseline:
             line["ratio_to"] = " ".join(baseline)
             line["ratio"] = measure.ratio(times[pair], times[baseline])
     return result
@@ -117,8 +129,9 @@ def _program(network, params, state, rule, execution, shape) -> jax.stages.Compi
     def gradients(params, state, clip, labels):
         if execution == "batched":
             return batched_backprop(network, params, state, clip, labels)
+        where = step.Scan(recompute=False) if execution == "scan, residuals" else execution
         return step.episode_gradients(
-            network, loss_fn, params, state, clip, labels, rule=rule, execution=execution,
+            network, loss_fn, params, state, clip, labels, rule=rule, execution=where,
             rng=jax.random.key(0),
         )  # fmt: skip
 
@@ -152,20 +165,25 @@ def picture(result: list[dict], path: str) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     timed = [line for line in result if line["seconds_per_step"] is not None]
-    names = [f"{line['rule']}\n{line['execution']}" for line in timed]
-    colours = ["tab:orange" if line["rule"] == "sideways" else "tab:blue" for line in timed]
+    names = [
+        "\n".join([line["rule"].replace("_", "\n"), line["execution"].replace(", ", "\n")])
+        for line in timed
+    ]
+    colours = [COLOURS[line["rule"]] for line in timed]
     bars = left.bar(names, [line["seconds_per_step"] for line in timed], color=colours)
     left.bar_label(bars, fmt="%.3f", padding=2)
     left.set(ylabel="seconds per step", title=f"{timed[0]['frames']} frames, one device")
     left.tick_params(axis="x", labelsize=8)
-    styles = {"scan": "-", "time_parallel": "--"}
+    styles = {"scan": "-", "time_parallel": "--", "scan, residuals": ":"}
     for execution, style in styles.items():
-        for rule, colour in (("backprop", "tab:blue"), ("sideways", "tab:orange")):
+        for rule, colour in COLOURS.items():
             points = sorted(
                 (line["frames"], line["temporary_bytes"] / 2**20)
                 for line in result
                 if (line["rule"], line["execution"]) == (rule, execution)
             )
+            if not points:
+                continue
             right.plot(
                 *zip(*points, strict=True),
                 style,

@@ -14,6 +14,7 @@ from experiments.running.optimizer import make_tx
 from experiments.running.stopping import NonFiniteError
 from experiments.workdir.checkpoints import Checkpoints
 from sideways_jax.models.autoencoder import squared_error
+from sideways_jax.one_device.online import Remembered
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -100,6 +101,14 @@ def test_what_is_learned_is_looked_at(run):
                            if jnp.issubdtype(x.dtype, jnp.inexact) else x,
                            getattr(train_state, part))  # fmt: skip
         assert not all_finite(train_state._replace(**{part: bad}))
+
+
+def test_unused_places_of_what_is_kept_are_not_looked_at(run):
+    """In pipelined backprop the buffers of past inputs start with anything."""
+    in_flight = run[2](run[1]).in_flight
+    fifos = ({"kept": jnp.full((3, 2), jnp.nan)},)
+    assert signals_finite(Remembered(in_flight, fifos))
+    assert not signals_finite(Remembered(poisoned(in_flight, bubbles=False), fifos))
 
 
 def test_no_signals_are_finite():
