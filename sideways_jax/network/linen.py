@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import core, errors, linen, nnx
@@ -77,57 +78,83 @@ def from_linen(
             f"rng_streams={rng_streams!r} and ignore={ignore!r} have to be sequences of names: "
             'write ("dropout",) for a single one'
         )
-    ignored = (INTERMEDIATES, *ignore)
     in_mode = {train: _linen_module(module, train, train_argument) for train in (False, True)}
-
-    def streams(rng: jax.Array | None) -> dict[str, jax.Array]:
-        if rng is None:
-            return {}
-        if len(rng_streams) == 1:
-            return {rng_streams[0]: rng}
-        return {name: jax.random.fold_in(rng, n) for n, name in enumerate(rng_streams)}
-
-    @contextlib.contextmanager
-    def told(train: bool, rng: jax.Array | None) -> Iterator[tuple[Any, tuple, dict[str, Any]]]:
-        """The module of this mode, and what it is called with beside the activation."""
-        one = in_mode[train]
-        keywords = _keywords(one, train, train_argument)
-        arguments = call_arguments(type(one).__call__, keywords)
-        with tell_linen(train, keywords, allow_fixed), _explained(train, rng, rng_streams):
-            yield one, *arguments
+    wrapped = _Wrapped(
+        in_mode, train_argument, tuple(rng_streams), (INTERMEDIATES, *ignore), allow_fixed
+    )
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         params_key, other_key = jax.random.split(key)
-        rngs = {**streams(other_key), "params": params_key}
-        with told(False, other_key) as (one, args, keywords):
-            variables = _init_variables(one, rngs, shape_of(x), args, keywords, ignored)
+        rngs = {**_streams(wrapped, other_key), "params": params_key}
+        with _told_mode(wrapped, False, other_key) as (one, args, keywords):
+            variables = _init_variables(one, rngs, shape_of(x), args, keywords, wrapped.ignored)
         params = variables.pop("params", {})
         return params, variables
 
-    def apply(
-        params: PyTree, state: PyTree, x: PyTree, *, train: bool, rng: jax.Array | None
-    ) -> tuple[PyTree, PyTree]:
-        train = bool(train)
-        variables = {"params": params, **state}
+    return Module(init, functools.partial(_apply, wrapped))
 
-        def call(mutable: bool | list[str]) -> Any:
-            with told(train, rng) as (one, args, keywords):
-                return one.apply(
-                    variables, x, *args, rngs=streams(rng), mutable=mutable, **keywords
-                )
 
-        if train:
-            # "train" is no collection: nn.jit takes a program from its cache if the collections
-            # that may change are the same, and knows nothing of what submodules are told.
-            y, new_state = call([*state, "train"])
-            return y, _like(state, new_state)
-        try:
-            return call(False), state
-        except errors.ModifyScopeVariableError:  # A memory, say: it moves in evaluation too.
-            y, new_state = call([*state])
-            return y, _like(state, new_state)
+class _Wrapped(NamedTuple):
+    """What every call of a wrapped Linen module needs, beside its values."""
 
-    return Module(init, apply)
+    in_mode: Mapping[bool, linen.Module]  # by `train`
+    train_argument: TrainArgument
+    rng_streams: tuple[str, ...]
+    ignored: tuple[str, ...]  # collections that are neither trained nor kept
+    allow_fixed: bool
+
+
+def _streams(wrapped: _Wrapped, rng: jax.Array | None) -> dict[str, jax.Array]:
+    """The key of every random stream."""
+    if rng is None:
+        return {}
+    if len(wrapped.rng_streams) == 1:
+        return {wrapped.rng_streams[0]: rng}
+    return {name: jax.random.fold_in(rng, n) for n, name in enumerate(wrapped.rng_streams)}
+
+
+@contextlib.contextmanager
+def _told_mode(
+    wrapped: _Wrapped, train: bool, rng: jax.Array | None
+) -> Iterator[tuple[Any, tuple, dict[str, Any]]]:
+    """`(Linen module of this mode, arguments after the activation, keyword arguments)`."""
+    one = wrapped.in_mode[train]
+    keywords = _keywords(one, train, wrapped.train_argument)
+    arguments = call_arguments(type(one).__call__, keywords)
+    with (
+        tell_linen(train, keywords, wrapped.allow_fixed),
+        _explained(train, rng, wrapped.rng_streams),
+    ):
+        yield one, *arguments
+
+
+def _apply(
+    wrapped: _Wrapped,
+    params: PyTree,
+    state: PyTree,
+    x: PyTree,
+    *,
+    train: bool,
+    rng: jax.Array | None,
+) -> tuple[PyTree, PyTree]:
+    """`Module.apply` of a wrapped Linen module."""
+    train = bool(train)
+    variables, rngs = {"params": params, **state}, _streams(wrapped, rng)
+
+    def call(mutable: bool | list[str]) -> Any:
+        with _told_mode(wrapped, train, rng) as (one, args, keywords):
+            return one.apply(variables, x, *args, rngs=rngs, mutable=mutable, **keywords)
+
+    if train:
+        # "train" is no collection: nn.jit takes a program from its cache if the collections that
+        # may change are the same, and does not compare what submodules are told.
+        y, new_state = call([*state, "train"])
+        return y, _like(state, new_state)
+    try:
+        return call(False), state
+    except errors.ModifyScopeVariableError:  # A memory, say: it moves in evaluation too.
+        y, new_state = call([*state])
+        return y, _like(state, new_state)
 
 
 def _linen_module(

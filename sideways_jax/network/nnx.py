@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -63,63 +64,20 @@ def from_nnx(
     (5, 3)
     """
     _check_build(build)
-
-    def fresh(key: jax.Array | int) -> tuple[Any, ...]:
-        """`(graph, params, random streams, state)` of a module that was never called."""
-        made = nnx.clone(build) if isinstance(build, nnx.Module) else build(nnx.Rngs(key))
-        if not isinstance(made, nnx.Module):
-            raise ValueError(
-                f"from_nnx got a function that gives a {type(made).__name__}: it has to give an "
-                "NNX module"
-            )
-        if isinstance(made, nnx.bridge.ToNNX):
-            raise ValueError("ToNNX holds a module of Flax Linen: wrap that with from_linen")
-        check_call(made, train_argument)
-        _mark_arrays(made)
-        nnx.pop(made, nnx.Intermediate)  # There may be some from a call of before.
-        return _split(made)
-
-    # The graph is no pytree; `eval_shape` gives the shapes without the values.
-    graphs: list[Any] = []
-
-    def shapes() -> tuple[nnx.State, ...]:
-        graph, *states = fresh(0)
-        graphs.append(graph)
-        return tuple(states)
-
-    params_template, rng_template, state_template = jax.eval_shape(shapes)
-    graph = graphs[0]
+    wrapped = _Wrapped(_template(build, train_argument), train_argument, allow_fixed)
+    run = functools.partial(_run, wrapped)
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         del x  # An NNX module knows its shapes.
-        _, params, _, state = fresh(key)
+        made = _fresh(build, train_argument, key)
         # Copies: a train step that donates them must not take the buffers of the caller's module.
-        return jax.tree.map(jnp.copy, (nnx.to_pure_dict(params), nnx.to_pure_dict(state)))
-
-    def run(
-        params: PyTree, state: PyTree, x: PyTree, train: bool, rng: jax.Array | None
-    ) -> tuple[PyTree, PyTree, list[_Trace]]:
-        """`(y, new_state, random streams)`, the last as they are after the call."""
-        params, state = _filled(params_template, params), _filled(state_template, state)
-        old_state = nnx.to_pure_dict(state)
-        module = nnx.merge(graph, params, _streams(rng_template, rng), state)
-        call = type(module).__call__
-        args, keywords = call_arguments(call, train_keywords(call, train, train_argument))
-        _set_flags(module, train)
-        before, traces, streams = _values(module), [*_traces(module)], [*_draws(module)]
-        with tell_linen(train, allow_fixed=allow_fixed):  # For nnx.bridge.ToNNX.
-            y = module(x, *args, **keywords)
-        nnx.pop(module, nnx.Intermediate)
-        _check_variables(before, _values(module))
-        if not allow_fixed:
-            _check_modes(traces, train)
-        return y, keep_dtypes(old_state, nnx.to_pure_dict(_split(module)[3])), streams
+        return jax.tree.map(jnp.copy, (nnx.to_pure_dict(made.params), nnx.to_pure_dict(made.state)))
 
     def apply(
         params: PyTree, state: PyTree, x: PyTree, *, train: bool, rng: jax.Array | None
     ) -> tuple[PyTree, PyTree]:
         train = bool(train)
-        if rng is not None or not nnx.to_flat_state(rng_template):
+        if rng is not None or not nnx.to_flat_state(wrapped.template.streams):
             return run(params, state, x, train, rng)[:2]
         if train:
             raise ValueError("this NNX module has random streams (dropout?), training needs rng=")
@@ -135,6 +93,90 @@ def from_nnx(
         return y, new_state
 
     return Module(init, apply)
+
+
+class _Parts(NamedTuple):
+    """An NNX module, taken apart."""
+
+    graph: Any
+    params: nnx.State
+    streams: nnx.State  # random streams: keys and counts
+    state: nnx.State
+
+
+def _split(module: nnx.Module) -> _Parts:
+    parts: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    return _Parts(*parts)
+
+
+def _fresh(
+    build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module,
+    train_argument: TrainArgument,
+    key: jax.Array | int,
+) -> _Parts:
+    """The parts of a module that was never called; ValueError if it cannot be used."""
+    made = nnx.clone(build) if isinstance(build, nnx.Module) else build(nnx.Rngs(key))
+    if not isinstance(made, nnx.Module):
+        raise ValueError(
+            f"from_nnx got a function that gives a {type(made).__name__}: it has to give an "
+            "NNX module"
+        )
+    if isinstance(made, nnx.bridge.ToNNX):
+        raise ValueError("ToNNX holds a module of Flax Linen: wrap that with from_linen")
+    check_call(made, train_argument)
+    _mark_arrays(made)
+    nnx.pop(made, nnx.Intermediate)  # A call before the wrapping may have left some.
+    return _split(made)
+
+
+def _template(
+    build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module, train_argument: TrainArgument
+) -> _Parts:
+    """The parts of a new module, with shapes in place of values."""
+    # The graph is no pytree, so `eval_shape` cannot return it.
+    graphs: list[Any] = []
+
+    def states() -> tuple[nnx.State, ...]:
+        graph, *states = _fresh(build, train_argument, 0)
+        graphs.append(graph)
+        return tuple(states)
+
+    shapes = jax.eval_shape(states)
+    return _Parts(graphs[0], *shapes)
+
+
+class _Wrapped(NamedTuple):
+    """What every call of a wrapped NNX module needs, beside its values."""
+
+    template: _Parts
+    train_argument: TrainArgument
+    allow_fixed: bool
+
+
+def _run(
+    wrapped: _Wrapped,
+    params: PyTree,
+    state: PyTree,
+    x: PyTree,
+    train: bool,
+    rng: jax.Array | None,
+) -> tuple[PyTree, PyTree, list[_Trace]]:
+    """One call: `(y, new_state, random streams)`, the streams as they are after the call."""
+    template = wrapped.template
+    params, state = _filled(template.params, params), _filled(template.state, state)
+    old_state = nnx.to_pure_dict(state)
+    module = nnx.merge(template.graph, params, _streams(template.streams, rng), state)
+    call = type(module).__call__
+    args, keywords = call_arguments(call, train_keywords(call, train, wrapped.train_argument))
+    _set_flags(module, train)
+    before, traces, streams = _values(module), [*_traces(module)], [*_draws(module)]
+    with tell_linen(train, allow_fixed=wrapped.allow_fixed):  # For nnx.bridge.ToNNX.
+        y = module(x, *args, **keywords)
+    nnx.pop(module, nnx.Intermediate)
+    _check_variables(before, _values(module))
+    if not wrapped.allow_fixed:
+        _check_modes(traces, train)
+    return y, keep_dtypes(old_state, nnx.to_pure_dict(_split(module).state)), streams
 
 
 def _check_build(build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module) -> None:
@@ -155,11 +197,6 @@ def _check_build(build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module) -> None:
             f"from_nnx got a {type(build).__name__}: give an NNX module, or a function that makes "
             "one from nnx.Rngs"
         )
-
-
-def _split(module: nnx.Module) -> tuple[Any, ...]:
-    """`(graph, params, random streams, state)`."""
-    return nnx.split(module, nnx.Param, nnx.RngState, ...)
 
 
 def _mark_arrays(module: nnx.Module) -> None:
