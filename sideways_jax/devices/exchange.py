@@ -28,14 +28,14 @@ def own(tree: PyTree) -> PyTree:
 
 
 def key_of_replica(rng: jax.Array | None, replicas: int) -> jax.Array | None:
-    """The key that masks of dropout are drawn from: each replica has its own."""
+    """The key for dropout masks; each replica has its own."""
     if rng is None or replicas == 1:
         return rng
     return jax.random.fold_in(rng, jax.lax.axis_index(DATA))
 
 
 def run_branch(branches: Sequence[Callable], *operands):
-    """Every device runs its own branch. No collectives inside: not all devices would call them."""
+    """Every device runs its own branch; a branch must not contain collectives."""
     if len(branches) == 1:
         return branches[0](*operands)
     return jax.lax.switch(jax.lax.axis_index(DEPTH), branches, *operands)
@@ -44,9 +44,9 @@ def run_branch(branches: Sequence[Callable], *operands):
 def exchange(from_below: Packed, from_above: Packed, num_devices: int) -> tuple[Packed, Packed]:
     """Activations one device up, pseudo-gradients one device down.
 
-    In open chains, not rings: a device without a sender receives zeros and ignores them.
-    Between two devices it is one message each, at the same time: nothing goes below the first or
-    above the last, so whatever arrives at the first came down, at the last up.
+    The chains are open, not rings: a device without a sender receives zeros and ignores them.
+    Two devices send one message each, at the same time: all that arrives at the first device came
+    down, and all that arrives at the last came up.
     """
     if num_devices == 1:
         return from_below, from_above
@@ -60,7 +60,7 @@ def exchange(from_below: Packed, from_above: Packed, num_devices: int) -> tuple[
 
 
 def send_up(activations: Packed, num_devices: int) -> Packed:
-    """Activations one device up, in an open chain; see `exchange`."""
+    """Activations one device up; the first device receives zeros and ignores them."""
     if num_devices == 1:
         return activations
     return _send(activations, [(n, n + 1) for n in range(num_devices - 1)])
@@ -69,7 +69,9 @@ def send_up(activations: Packed, num_devices: int) -> Packed:
 def _send(signals: Packed, pairs: Sequence[tuple[int, int]]) -> Packed:
     """From the first device of each pair to the second, all vectors of a dtype in one message."""
     arrived: Packed = {}
-    for dtype in dict.fromkeys(v.dtype for v in signals.values()):  # In the same order everywhere.
+    for dtype in dict.fromkeys(
+        v.dtype for v in signals.values()
+    ):  # In the same order on all devices.
         some = {name: v for name, v in signals.items() if v.dtype == dtype}
         whole = jax.lax.ppermute(jnp.concatenate(list(some.values())), DEPTH, pairs)
         ends = list(itertools.accumulate(v.size for v in some.values()))

@@ -25,7 +25,7 @@ class Layout(NamedTuple):
     params: Packing
     state: Packing
     grads: Packing  # sums of gradients: like the parameters, in float32 at least
-    signals: Packing  # [n]: what goes up from device n, and comes down to it
+    signals: Packing  # [n]: the activation that device n sends up, like the pseudo-gradient it gets
     inner: Packing  # [n]: (activations, pseudo-gradients) between the modules of device n
     output: PyTree  # shapes of the network's output
 
@@ -38,13 +38,13 @@ class Layout(NamedTuple):
 def make_layout(
     network: Network, groups: Groups, params: tuple, state: tuple, frame: PyTree
 ) -> Layout:
-    """The layout for these modules on these devices; only shapes are looked at.
+    """The layout of these modules on these devices, from shapes alone.
 
     Args:
       network: D modules.
       groups: for every device, the modules that it runs.
       params, state: D pytrees, of arrays or their shapes.
-      frame: the batch of frames `[B, ...]` that one replica gets.
+      frame: a replica's share of a batch of frames, `[B, ...]`.
     """
     shapes = network.activation_shapes(params, state, frame)
     ends = [group[-1] for group in groups]
@@ -75,7 +75,7 @@ def unpack(packing: Packing, groups: Groups, packed: Packed) -> tuple:
 
 
 def wide_shapes(params: PyTree) -> PyTree:
-    """The shapes of the sums of gradients."""
+    """The shapes of the sums of gradients, in float32 at least."""
     return jax.eval_shape(wide_zeros, params)
 
 
@@ -102,12 +102,12 @@ def place(
     Args:
       network, params, state: arrays or their shapes.
       frame: the shape of a whole batch of frames `[B, ...]`.
-      mesh: with the axes `depth` and, maybe, `data`.
+      mesh: with the axis `depth`, and optionally `data`.
       groups: how many consecutive modules each device takes; None balances counted costs.
-      train: whether there is a backward pass, which costs something, and a state that changes.
+      train: whether there is a backward pass, which has a cost, and a state that changes.
 
     Raises:
-      ValueError: if the modules, their states or the batch do not go into the mesh.
+      ValueError: if the modules, their states or the batch do not fit the mesh.
     """
     replicas, num_devices = check_mesh(mesh)
     local = share_of(frame, mesh)
@@ -123,7 +123,10 @@ def place(
 
 
 def share_of(frame: PyTree, mesh: Mesh) -> PyTree:
-    """The shape of the part of a batch of frames that one replica gets."""
+    """The shape of a replica's share of a batch of frames.
+
+    Raises ValueError if the batch does not divide.
+    """
     replicas, _ = check_mesh(mesh)
     batch = jax.tree.leaves(frame)[0].shape[0]
     if batch % replicas:

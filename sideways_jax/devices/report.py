@@ -1,4 +1,4 @@
-"""Who has what, as text."""
+"""What each device holds, as text."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def report(
 ) -> str:
     """A table of the modules of every device, their share of the work, and what padding costs.
 
-    Arguments and errors are those of `layout.place`. Bytes are given as used/held: every device
-    holds as much as the largest needs. The state of the optimizer goes like the parameters.
+    Arguments and errors are those of `layout.place`. Bytes are used/held: every device holds as
+    much as the largest needs. The state of the optimizer is divided like the parameters.
     """
     layout = place(network, params, state, frame, mesh, groups)
     costs = placement.count_costs(network, shape_of(params), shape_of(state), share_of(frame, mesh))
@@ -32,7 +32,7 @@ def report(
 
 
 def text(layout: Layout, costs: Sequence[float]) -> str:
-    """Who has what, as text: modules, share of the work, and bytes used out of bytes held.
+    """For every device its modules, its share of the work, and bytes used/held, as text.
 
     Args:
       layout: of a run.

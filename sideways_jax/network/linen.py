@@ -27,7 +27,7 @@ from sideways_jax.network.adapters import (
 from sideways_jax.network.network import Module
 from sideways_jax.tools.trees import PyTree, same_structure, shape_of
 
-INTERMEDIATES = "intermediates"  # The collection that Linen modules sow into, to be looked at.
+INTERMEDIATES = "intermediates"  # The collection that Linen modules sow into for inspection.
 
 
 def from_linen(
@@ -40,32 +40,31 @@ def from_linen(
 ) -> Module:
     """Wraps a Flax Linen module: `params` are trained, all other collections are state.
 
-    The module is told whether this is training by every argument of `module.__call__` that is named
+    Every argument of `module.__call__` with one of these names says whether this is training:
     `train`, `training`, `is_train`, `is_training`, `train_mode`, `update_stats` or, for the
     opposite, `deterministic`, `use_running_average`, `inference`, `is_eval`, `eval_mode`. A
-    submodule that is not told by the module around it, and that would be an error in plain Flax,
-    is told as well: `nn.Sequential([nn.Dense(4), nn.Dropout(0.5)])` is right as it is.
+    submodule to which the module around it passes no such argument, an error in plain Flax, gets it
+    as well: `nn.Sequential([nn.Dense(4), nn.Dropout(0.5)])` works.
 
     The state keeps the dtypes that it has after `init`.
 
     Args:
-      module: takes one argument, the activation of the module below, beside those. Or a function
+      module: beside those it takes one argument, the activation of the module below. Or a function
         `module(train=...)` that makes it, for modules with an attribute in place of an argument.
-      train_argument: what to tell instead, where the argument is called otherwise or hides behind
-        `**kwargs`: its name, for one that is true in training; or a function, such as
+      train_argument: for an argument with another name, or behind `**kwargs`: the name of one that
+        is true in training; or a function from `train` to keyword arguments, such as
         `lambda train: {"mode": "fit" if train else "predict"}`.
       rng_streams: the names of the random streams that it draws from; each gets a key of its own,
         fresh for every module and frame.
-      ignore: collections that are neither trained nor kept, beside "intermediates": what `sow`
-        writes for others to look at.
+      ignore: collections that are neither trained nor kept, beside "intermediates", such as those
+        that `sow` writes for inspection.
       allow_fixed: whether submodules may be in the same mode in training and in evaluation, such as
         batch normalisation with frozen statistics.
 
     Raises:
       ValueError: unless `module` is a Linen module that can be called with an activation. And, when
         the result is initialised or called: if a submodule is in evaluation mode in training or
-        the other way round; and for what a module of a network cannot be, such as one that has an
-        initial state which depends on the values of its input.
+        the other way round, or if an initial state depends on the values of the input.
 
     >>> import jax, jax.numpy as jnp
     >>> dense = from_linen(linen.Dense(3))
@@ -152,7 +151,7 @@ def _apply(
         return y, _like(state, new_state)
     try:
         return call(False), state
-    except errors.ModifyScopeVariableError:  # A memory, say: it moves in evaluation too.
+    except errors.ModifyScopeVariableError:  # A memory, for example, changes in evaluation too.
         y, new_state = call([*state])
         return y, _like(state, new_state)
 
@@ -160,7 +159,7 @@ def _apply(
 def _linen_module(
     module: linen.Module | Callable[..., linen.Module], train: bool, train_argument: TrainArgument
 ) -> linen.Module:
-    """The Linen module of one mode; ValueError, which says what to do, if there is none."""
+    """The Linen module of one mode; ValueError if it cannot be used, with the fix."""
     if isinstance(module, type):
         raise ValueError(
             f"from_linen({module.__name__}) got a class: give an object of it, "
@@ -197,7 +196,7 @@ def _linen_module(
 
 
 def _keywords(module: linen.Module, train: bool, train_argument: TrainArgument) -> dict[str, Any]:
-    """What the outermost module is told, but for what was settled when it was made."""
+    """The flags of the outermost module, without those that its attributes have set."""
     keywords = train_keywords(type(module).__call__, train, train_argument)
     if train_argument is not None:
         return keywords
@@ -219,14 +218,14 @@ def _fields(module: linen.Module) -> dict[str, Any]:
 def tell_linen(
     train: bool, keywords: Mapping[str, Any] | None = None, allow_fixed: bool = False
 ) -> Iterator[None]:
-    """While it is open, Linen submodules that nothing tells the mode are told `train`.
+    """A context in which Linen submodules without a mode get `train`.
 
-    That is where Flax would raise an error: where an argument that is named as in `FLAGS` is not
-    given and has no default, or None, and the attribute of that name is None.
+    In plain Flax they raise an error: an argument with a name of `FLAGS` is missing or None, and so
+    is its default, and the attribute of that name is None.
 
     Args:
       train: the mode.
-      keywords: what the outermost module is told.
+      keywords: the flags of the outermost module.
       allow_fixed: as in `from_linen`; otherwise a submodule in the other mode is a ValueError.
     """
 
@@ -265,7 +264,7 @@ def _told(
     call = signature(type(module).__call__)
     try:
         given = call.bind_partial(module, *args, **kwargs)
-    except TypeError:  # The call itself says it better.
+    except TypeError:  # The call itself raises it with a better message.
         return args, kwargs
     fields, told = _fields(module), {}
     for name, mode in keywords.items():
@@ -361,7 +360,7 @@ def _like(state: PyTree, new_state: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def _explained(train: bool, rng: jax.Array | None, rng_streams: Sequence[str]) -> Iterator[None]:
-    """Says what to do about the errors of Flax and JAX that do not say it."""
+    """Adds the fix to errors of Flax and JAX that do not name it."""
     try:
         yield
     except errors.InvalidRngError as error:

@@ -38,19 +38,17 @@ def from_nnx(
 ) -> Module:
     """Wraps a Flax NNX module: `nnx.Param`s are trained, all other variables and arrays are state.
 
-    Dropout draws from the key that is fresh for every module and frame instead of the streams
-    inside the NNX module. Attributes that say whether this is training follow `train`, in every
-    submodule, whatever they were set to: `deterministic`, `use_running_average`, and those named
-    as the arguments that `from_linen` lists. Such arguments of `__call__` follow it as well. What
-    is sown as `nnx.Intermediate` is dropped.
+    Dropout draws from a key that is fresh for every module and frame, not from the streams inside
+    the NNX module. In every submodule, attributes that say whether this is training get the value
+    for `train`: `deterministic`, `use_running_average`, and the other names of `from_linen`. So do
+    such arguments of `__call__`. Values sown as `nnx.Intermediate` are dropped.
 
     Args:
       build: a function that makes the NNX module from `nnx.Rngs`, called by every `init`; or an NNX
-        module that exists, whose values are then what every `init` returns copies of (it ignores
-        its key).
+        module, of whose values every `init` returns copies (and ignores its key).
       train_argument: as in `from_linen`.
       allow_fixed: whether `nnx.Dropout` and `nnx.BatchNorm` may do the same in training as in
-        evaluation, or not be used at all.
+        evaluation, or stay unused.
 
     Raises:
       ValueError: unless `build` gives an NNX module that can be called with an activation. And,
@@ -180,7 +178,7 @@ def _run(
 
 
 def _check_build(build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module) -> None:
-    """Raises ValueError, which says what to do, for what cannot be an NNX module."""
+    """Raises ValueError, with the fix, for anything but an NNX module or a function."""
     if isinstance(build, type):
         raise ValueError(
             f"from_nnx({build.__name__}) got a class: give a function that makes an object of it, "
@@ -200,7 +198,7 @@ def _check_build(build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module) -> None:
 
 
 def _mark_arrays(module: nnx.Module) -> None:
-    """Makes attributes that are arrays data, which NNX only does where nothing is traced."""
+    """Marks attributes that are arrays as data; NNX does so only outside of a trace."""
     for _, node in [*nnx.iter_graph(module)]:
         if isinstance(node, nnx.Pytree):
             for name, value in [*vars(node).items()]:
@@ -214,8 +212,10 @@ def _filled(template: nnx.State, values: PyTree) -> nnx.State:
     for path, leaf in nnx.to_flat_state(template):
         value = values
         for name in path:
-            value = value[name] if name in value else value[str(name)]  # From a file, maybe.
-        # An array that is an attribute stands for itself.
+            value = (
+                value[name] if name in value else value[str(name)]
+            )  # Names are strings if it comes from a file.
+        # An attribute that is an array has no nnx.Variable around it.
         filled.append((path, leaf.replace(value) if isinstance(leaf, nnx.Variable) else value))
     return nnx.from_flat_state(filled)
 
@@ -239,7 +239,7 @@ def _streams(template: nnx.State, rng: jax.Array | None) -> nnx.State:
 
 
 def _set_flags(module: nnx.Module, train: bool) -> None:
-    """Sets the attributes that say whether this is training, of all submodules."""
+    """Sets the attributes of all submodules that say whether this is training."""
     for _, part in nnx.iter_modules(module):
         for name, say in FLAGS.items():
             old = inspect.getattr_static(part, name, inspect.Parameter.empty)  # Maybe a method.
@@ -274,21 +274,21 @@ def _check_variables(before: dict[Path, Any], after: dict[Path, Any]) -> None:
 
 
 class _Trace(NamedTuple):
-    """Where it shows what a part of a module did in a call."""
+    """Variables that show what a submodule did in a call."""
 
     name: str  # of the part
-    moves: nnx.Variable
-    stays: nnx.Variable | None
-    old: tuple  # values of the two before the call
+    moves: nnx.Variable  # changes in training
+    stays: nnx.Variable | None  # does not
+    old: tuple  # the values of both before the call
 
     @property
     def is_unknown(self) -> bool:
-        """Whether even what stays is new, as after `nnx.remat` and `nnx.jit`."""
+        """Whether all values are new objects, as after `nnx.remat` and `nnx.jit`."""
         return self.stays is None or self.stays.get_value() is not self.old[1]
 
     @property
     def has_moved(self) -> bool:
-        """Whether what moves is new."""
+        """Whether the value of `moves` is new."""
         return self.moves.get_value() is not self.old[0]
 
 
@@ -299,7 +299,7 @@ def _trace(path: Path, part: Any, moves: nnx.Variable, stays: nnx.Variable | Non
 
 
 def _traces(module: nnx.Module) -> Iterator[_Trace]:
-    """Of dropout, which draws, and batch normalisation, whose statistics move, in training."""
+    """Traces of dropout, which draws, and of batch normalisation, whose statistics move."""
     for path, part in nnx.iter_modules(module):
         if isinstance(part, nnx.BatchNorm):
             yield _trace(path, part, part.mean, part.bias if part.scale is None else part.scale)
@@ -310,7 +310,7 @@ def _traces(module: nnx.Module) -> Iterator[_Trace]:
 
 
 def _draws(module: nnx.Module) -> Iterator[_Trace]:
-    """Of all random streams."""
+    """Traces of all random streams."""
     for path, part in nnx.iter_graph(module):
         if isinstance(part, nnx.RngStream):
             yield _trace(path, part, part.count, part.key)
@@ -319,7 +319,7 @@ def _draws(module: nnx.Module) -> Iterator[_Trace]:
 def _check_modes(traces: Sequence[_Trace], train: bool) -> None:
     """Raises ValueError if dropout or batch normalisation did not follow `train` in a call.
 
-    Their attributes did, but arguments of their calls come first.
+    Their attributes were set, but arguments of their calls take precedence.
     """
     for one in traces:
         if train and not one.has_moved:

@@ -25,7 +25,7 @@ def _adam() -> optax.GradientTransformation:
     return optax.GradientTransformation(adam.init, update)
 
 
-# What comes between clipping and weight decay: u_t = f(g_1 ... g_t).
+# The step between clipping and weight decay: u_t = f(c_1 ... c_t).
 DIRECTIONS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "sgd": lambda momentum: optax.identity(),
     "momentum": lambda momentum: optax.trace(decay=momentum),
@@ -51,11 +51,11 @@ def learning_rate_schedule(
     so that the first update has the rate 0, and update `warmup_epochs * S` the initial one.
 
     Args:
-      learning_rate: the initial rate, that after the warm-up.
+      learning_rate: the initial rate, reached after the warm-up.
       steps_per_epoch: weight updates in an epoch.
       warmup_epochs: epochs until the initial rate; 0 for no warm-up. May be a fraction.
       drop_epochs: the epochs at whose beginning the rate drops, in increasing order.
-      drop_factor: what the rate is multiplied by at each of them.
+      drop_factor: the factor of the rate at each drop.
 
     Returns:
       A function of the number of updates so far; it gives a float32 scalar.
@@ -135,7 +135,7 @@ def make_optimizer(
       learning_rate: lr, the initial rate.
       steps_per_epoch: weight updates in an epoch.
       momentum: of "momentum" alone.
-      clip_value: the largest absolute value of an element of the gradient, None for any.
+      clip_value: the largest absolute value of an element of the gradient; None: no clipping.
       weight_decay: the coefficient; 0 for none.
       decay_coupling: "learning_rate" or "schedule".
       warmup_epochs, drop_epochs, drop_factor: of `learning_rate_schedule`.
