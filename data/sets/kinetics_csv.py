@@ -26,7 +26,7 @@ import ml_collections
 from data.batches.videos import Splits
 from data.sets.protocol import clip_config
 from data.video import decoding, scan
-from data.video.files import FileVideos, Video, check_file_options, skip_bad
+from data.video.files import FileVideos, Video, add_file_options, check_file_options, skip_bad
 
 _COLUMNS = ("path", "label", "start", "end")
 
@@ -47,9 +47,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.path = ""  # the CSV file of the training videos
     config.test_path = ""  # that of the test videos; empty: no tests
     config.root = ""  # what paths are relative to; empty: the folder of each CSV file
-    config.resize = 128  # pixels of the shorter side before the crop; 0 does not resize
-    config.max_bad_fraction = 0.25  # loading fails when more of the files than this are bad
-    config.cache_dir = ""  # where to remember which files are good; empty: the user's cache
+    add_file_options(config)
     return config
 
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from sideways_jax.devices import placement
+from sideways_jax.devices import module_groups
 from sideways_jax.devices.mesh import check_mesh
+from sideways_jax.devices.module_groups import Groups
 from sideways_jax.devices.packing import Packed, Packing
-from sideways_jax.devices.placement import Groups
 from sideways_jax.devices.replicas import check_counters
 from sideways_jax.network.network import Network
 from sideways_jax.tools.trees import PyTree, shape_of, wide_zeros
@@ -115,10 +115,10 @@ def place(
     if train and replicas > 1:
         check_counters(network, params, state, shape_of(frame), local)
     if groups is None:
-        costs = placement.count_costs(network, params, state, local, train=train)
-        placed = placement.balance(costs, num_devices)
+        costs = module_groups.count_costs(network, params, state, local, train=train)
+        placed = module_groups.balance(costs, num_devices)
     else:
-        placed = placement.from_sizes(groups, network.depth, num_devices)
+        placed = module_groups.from_sizes(groups, network.depth, num_devices)
     return make_layout(network, placed, params, state, local)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from sideways_jax.devices import placement
+from sideways_jax.devices import module_groups
 from sideways_jax.devices.layout import Layout, place, share_of
-from sideways_jax.devices.placement import table
+from sideways_jax.devices.module_groups import table
 from sideways_jax.network.network import Network
 from sideways_jax.tools.trees import PyTree, shape_of
 
@@ -27,7 +27,9 @@ def report(
     much as the largest needs. The state of the optimizer is divided like the parameters.
     """
     layout = place(network, params, state, frame, mesh, groups)
-    costs = placement.count_costs(network, shape_of(params), shape_of(state), share_of(frame, mesh))
+    costs = module_groups.count_costs(
+        network, shape_of(params), shape_of(state), share_of(frame, mesh)
+    )
     return text(layout, costs)
 
 

@@ -13,6 +13,13 @@ from rich.progress import Progress
 Row = dict[str, Any]  # what was measured, JSON; "suite", "model", "batch" and "size" among it
 Dtype = Literal["float32", "bfloat16"]  # of activations
 
+COLOURS = {  # in pictures, by rule or schedule of backprop
+    "sideways": "tab:orange",
+    "backprop": "tab:blue",
+    "blocking": "tab:blue",
+    "gpipe": "tab:red",
+    "1f1b": "tab:green",
+}
 HELP = {
     "batch": "clips",
     "depths": "the numbers of devices N for the memory",

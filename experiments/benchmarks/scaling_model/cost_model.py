@@ -1,8 +1,8 @@
 """What a clip costs on N devices: predicted from the costs of modules, links and steps.
 
-Nothing is measured here. The library's own clock tables (`sideways_jax/rule/schedules.py`) say
-which device works on what at which step, `sideways_jax/devices/placement.py` says which modules it
-has, and the model plays that through:
+Nothing is measured here. The library's clock tables (`sideways_jax/rule/schedules.py`) say which
+device works on what at which step, `sideways_jax/devices/module_groups.py` says which modules a
+device has, and the model simulates it:
 
 * a device works at a step for as long as its modules take (`step_seconds`);
 * then it exchanges signals with its neighbours, both ways, and goes on as soon as they are done
@@ -34,8 +34,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from sideways_jax.devices import placement
-from sideways_jax.devices.placement import Groups
+from sideways_jax.devices import module_groups
+from sideways_jax.devices.module_groups import Groups
 from sideways_jax.rule import schedules
 
 RULES = ("sideways", *schedules.SCHEDULES)
@@ -324,8 +324,8 @@ def _solved(rows, values, weights) -> list[float]:
 
 
 def balanced(modules: Modules, num_devices: int) -> Groups:
-    """The groups of `placement.balance`, by both passes."""
+    """The groups of `module_groups.balance`, by both passes."""
     return _balance(modules.both, num_devices)
 
 
-_balance = cache(placement.balance)  # Seconds for many modules on many devices.
+_balance = cache(module_groups.balance)  # Seconds for many modules on many devices.

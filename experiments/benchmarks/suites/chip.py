@@ -25,7 +25,7 @@ from rich.progress import Progress
 
 from experiments.benchmarks.rig import measure
 from experiments.benchmarks.rig.programs import loss_fn
-from experiments.benchmarks.rig.suite import Dtype, Suite
+from experiments.benchmarks.rig.suite import COLOURS, Dtype, Suite
 from sideways_jax import models, step
 
 SHOWN = {
@@ -165,22 +165,19 @@ def _frame(batch: int, size: int) -> jax.ShapeDtypeStruct:
 
 def picture(result: list[dict], path: str) -> None:
     """Training steps a second, and the part of the chip's matrix rate, as a PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     places = list(dict.fromkeys((row["model"], row["dtype"]) for row in result))
     for number, rule in enumerate(("backprop", "sideways")):
         some = [row for row in result if row["rule"] == rule]
         at = [place + 0.4 * number for place in range(len(some))]
-        colour = {"backprop": "tab:blue", "sideways": "tab:orange"}[rule]
         bars = left.bar(
-            at, [row["steps_per_second"] for row in some], 0.36, color=colour, label=rule
+            at, [row["steps_per_second"] for row in some], 0.36, color=COLOURS[rule], label=rule
         )
         left.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
-        bars = right.bar(at, [100 * row["fraction"] for row in some], 0.36, color=colour)
+        bars = right.bar(at, [100 * row["fraction"] for row in some], 0.36, color=COLOURS[rule])
         right.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
     for axes, label in ((left, "training steps a second"), (right, "% of the matrix rate")):
         axes.set_xticks([k + 0.2 for k in range(len(places))], ["\n".join(p) for p in places])
@@ -190,7 +187,6 @@ def picture(result: list[dict], path: str) -> None:
     first = result[0]
     figure.suptitle(f"one chip, all frames at once; {measure.clips_of(first)}")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 SUITE = Suite(

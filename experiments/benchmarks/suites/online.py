@@ -17,7 +17,7 @@ from rich.progress import Progress
 from experiments.benchmarks.rig import processes
 from experiments.benchmarks.rig.processes import Settings
 from experiments.benchmarks.rig.suite import Suite
-from experiments.benchmarks.suites.table2 import picture, prepare
+from experiments.benchmarks.suites.speedup import picture, prepare
 
 SHOWN = {
     "devices": "{}",

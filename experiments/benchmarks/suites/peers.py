@@ -185,17 +185,12 @@ def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
 
 def picture(result: list[dict], path: str) -> None:
     """Clips per second of every program, a bar each; a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     numbers = sorted({row["devices"] for row in result})
     count = max(sum(row["devices"] == number for row in result) for number in numbers)
-    figure, all_axes = plt.subplots(
-        len(numbers), figsize=(8, 1.2 + 0.42 * count * len(numbers)), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+    figure = Figure(figsize=(8, 1.2 + 0.42 * count * len(numbers)), layout="constrained")
+    all_axes = figure.subplots(len(numbers), squeeze=False)
     for number, axes in zip(numbers, all_axes[:, 0], strict=True):
         lines = [row for row in result if row["devices"] == number][::-1]
         names = [
@@ -220,7 +215,6 @@ def picture(result: list[dict], path: str) -> None:
     first = result[0]
     figure.suptitle(f"{first['model']}, {measure.clips_of(first)}")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 SUITE = Suite(

@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from experiments.benchmarks.rig import measure
 from experiments.benchmarks.rig.programs import loss_fn
-from experiments.benchmarks.rig.suite import Suite
+from experiments.benchmarks.rig.suite import COLOURS, Suite
 from sideways_jax import models, step
 
 SHOWN = {
@@ -145,22 +145,20 @@ def _row(settings: Settings, rule, execution, num_frames, compiled) -> dict:
 
 def picture(result: list[dict], path: str) -> None:
     """Seconds per step and temporary memory against K, as a PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     timed = [line for line in result if line["seconds_per_step"] is not None]
     names = [f"{line['rule']}\n{line['execution']}" for line in timed]
-    colours = ["tab:orange" if line["rule"] == "sideways" else "tab:blue" for line in timed]
+    colours = [COLOURS[line["rule"]] for line in timed]
     bars = left.bar(names, [line["seconds_per_step"] for line in timed], color=colours)
     left.bar_label(bars, fmt="%.3f", padding=2)
     left.set(ylabel="seconds per step", title=f"{timed[0]['frames']} frames, one device")
     left.tick_params(axis="x", labelsize=8)
     styles = {"scan": "-", "time_parallel": "--"}
     for execution, style in styles.items():
-        for rule, colour in (("backprop", "tab:blue"), ("sideways", "tab:orange")):
+        for rule in ("backprop", "sideways"):
             points = sorted(
                 (line["frames"], line["temporary_bytes"] / 2**20)
                 for line in result
@@ -170,7 +168,7 @@ def picture(result: list[dict], path: str) -> None:
                 *zip(*points, strict=True),
                 style,
                 marker="o",
-                color=colour,
+                color=COLOURS[rule],
                 label=f"{rule}, {execution}",
             )
     right.set(
@@ -188,7 +186,6 @@ def picture(result: list[dict], path: str) -> None:
         f"{timed[0]['model']}, batch {timed[0]['batch']}, {timed[0]['size']}x{timed[0]['size']}"
     )
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 SUITE = Suite(settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN)

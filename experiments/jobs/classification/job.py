@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -155,7 +154,7 @@ def _make_evaluate(
             batches,
             num_videos=source.num_test,
             num_classes=len(source.classes),
-            shown=_spread(source.num_test, NUM_SHOWN) if last else (),
+            shown=report.spread(source.num_test, NUM_SHOWN) if last else (),
         )
 
     return test
@@ -203,15 +202,6 @@ def _batch_shape(data: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
         "frames": jax.ShapeDtypeStruct(frames, jnp.uint8),
         "label": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32),
     }
-
-
-def _spread(size: int, count: int) -> list[int]:
-    """At most `count` of the numbers 0 to `size - 1`, evenly spread.
-
-    >>> _spread(10, 4)
-    [0, 3, 6, 9]
-    """
-    return np.linspace(0, size - 1, min(count, size)).astype(int).tolist()
 
 
 def _introduction(

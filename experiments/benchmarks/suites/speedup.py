@@ -1,4 +1,4 @@
-"""Suite `table2`: depth-parallel training against blocking backprop on the same devices (Table 2).
+"""Suite `table2`: speedup of depth-parallel training over blocking backprop, as in Table 2.
 
 For every number of devices N: one process with its own cores for each, all programs in turn. The
 modules are grouped by their measured costs. `speedup_over_blocking` is what Table 2 has; the ideal
@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from experiments.benchmarks.rig import measure, processes
 from experiments.benchmarks.rig.processes import Settings
-from experiments.benchmarks.rig.suite import Suite
+from experiments.benchmarks.rig.suite import COLOURS, Suite
 from sideways_jax import models
 
 SHOWN = {
@@ -34,7 +34,6 @@ SHOWN = {
     "share_of_ideal_speed": "{:.0%}",
     "ratio_to_scan": "{:.3f}",
 }
-COLOURS = {None: "tab:orange", "gpipe": "tab:red", "1f1b": "tab:green"}  # by schedule
 HEADERS = {
     "devices": "N",
     "steps_per_second": "steps/s",
@@ -84,12 +83,10 @@ def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
 
 def picture(result: list[dict], path: str) -> None:
     """Speedup over blocking backprop, and the ideal, for every number of devices; a PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     sharded = [row for row in result if row["efficiency"] is not None]
     names = list(dict.fromkeys((row["rule"], row["schedule"]) for row in sharded))
     numbers = sorted({row["devices"] for row in sharded})
@@ -99,7 +96,11 @@ def picture(result: list[dict], path: str) -> None:
         at = [k + place * width for k in range(len(numbers))]
         heights = [found[n]["speedup_over_blocking"] for n in numbers]
         bars = axes.bar(
-            at, heights, width * 0.9, label=" ".join(filter(None, name)), color=COLOURS[name[1]]
+            at,
+            heights,
+            width * 0.9,
+            label=" ".join(filter(None, name)),
+            color=COLOURS[name[1] or name[0]],
         )
         axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
     for k, number in enumerate(numbers):
@@ -116,7 +117,6 @@ def picture(result: list[dict], path: str) -> None:
     )
     figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 SUITE = Suite(
