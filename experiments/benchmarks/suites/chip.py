@@ -1,13 +1,13 @@
 """Suite `chip`: how much of one accelerator training uses, all frames of a clip at once.
 
-Sideways and batched backprop, `execution="time_parallel"`, in float32 and bfloat16 (activations;
-parameters, gradients and sums stay float32), in one interleaved run: training steps a second, one
-clip batch and one update each. The yardstick is the chip's own rate for a product of two square
-matrices of that type, measured in the same run: `fraction` is the floating-point operations that a
-step takes, as the compiler counts them before it optimizes, over the seconds it took, over that
-rate. Sideways takes fewer: module i goes back over gamma_i of the K frames. Counted, too, is what
-the compiler leaves out, such as the gradient of the frames. float32 is what JAX's default precision
-makes of it, for both: TensorFloat-32 on recent NVIDIA GPUs.
+It runs Sideways and batched backprop, `execution="time_parallel"`, in float32 and bfloat16
+(activations; parameters, gradients and sums stay float32), in one interleaved run. A training step
+is one batch of clips and one update. The yardstick is the chip's rate for a product of two square
+matrices of that type in the same run: `fraction` is the floating-point operations of a step,
+counted by the compiler before it optimizes, over its seconds, over that rate. Sideways has fewer:
+module i goes back over gamma_i of the K frames. The count includes operations that the compiler
+removes, such as the gradient of the frames. float32 has JAX's default precision in both:
+TensorFloat-32 on recent NVIDIA GPUs.
 
 The paper's numbers are for batch 8, 64 frames, 112x112 on one V100 per module: 6 for Simple-CNN, 8
 for VGG-8; this is one chip.
@@ -53,12 +53,12 @@ PAPER = {
     ("vgg8", "sideways"): 0.6, ("vgg8", "backprop"): 0.1,
 }  # fmt: skip
 DTYPES = get_args(Dtype)
-PRODUCTS = 10  # of matrices in one call, so that starting it does not count
+PRODUCTS = 10  # of matrices in one call, so that the cost of a call does not count
 PAPER_SETTING = (8, 64, 112)  # batch, frames, size
 
 
 class Settings(NamedTuple):
-    """See `suite.HELP`."""
+    """Settings; `suite.HELP` explains them."""
 
     model: str | None = None  # simple_cnn and vgg8
     frames: int = 64
@@ -141,7 +141,7 @@ def _rows_of(clips: dict[str, Any], rounds: int, matrix: int, progress: Progress
 
 
 def product_of_matrices(size: int, dtype: str):
-    """A function that multiplies two matrices, at the precision that the network has, too."""
+    """A function that multiplies two matrices with the precision of the network."""
     a, b = (
         jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(2))
     )

@@ -1,8 +1,8 @@
 """Suite `memory`: temporary bytes per device of training on a mesh, against K and N.
 
-From the compiled programs alone, nothing is run: what one update (an episode and plain gradient
-descent) needs on every device beside the train state, the clip and the results. The mesh is of
-forced CPU devices, also on a machine with others.
+The numbers come from the compiled programs; nothing is run. They are what one update (an episode
+and plain gradient descent) needs on every device beside the train state, the clip and the results.
+The mesh has forced CPU devices, also on a machine with accelerators.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EXECUTIONS = (
 
 
 class Settings(NamedTuple):
-    """See `suite.HELP`."""
+    """Settings; `suite.HELP` explains them."""
 
     model: str = "simple_cnn"
     memory_frames: tuple[int, ...] = (16, 64, 256)

@@ -40,7 +40,7 @@ BASELINES = {"time_parallel": ("backprop", "batched"), "scan": ("backprop", "sca
 
 
 class Settings(NamedTuple):
-    """See `suite.HELP`."""
+    """Settings; `suite.HELP` explains them."""
 
     model: str = "simple_cnn"
     frames: int = 64

@@ -1,13 +1,13 @@
 """Suite `table2`: speedup of depth-parallel training over blocking backprop, as in Table 2.
 
-For every number of devices N: one process with its own cores for each, all programs in turn. The
-modules are grouped by their measured costs. `speedup_over_blocking` is what Table 2 has; the ideal
-is the cost of all groups over that of the largest, each measured alone on its device, all at the
-same time (one after the other with `--forced`), in the same run; the efficiency is their ratio.
-The paper: 4.9 on 6 GPUs and 6.0 on 8, 82% and 75%. Blocking backprop has overheads of its own, so
-that this can be more than 1; `share_of_ideal_speed` has none: the time of the largest group alone
-over the time of a step of the pipeline. Backprop is in its faster form: residuals are kept, except
-by gpipe, which would have too many.
+For every number of devices N there is one process with its own cores per device, and all programs
+run in turn. The modules are grouped by their measured costs. `speedup_over_blocking` is the number
+of Table 2. The ideal is the cost of all groups over that of the largest, each measured alone on its
+device in the same run, all at the same time (one after the other with `--forced`); the efficiency
+is their ratio. The paper has 4.9 on 6 GPUs and 6.0 on 8, 82% and 75%. The efficiency can exceed 1,
+since blocking backprop has overheads of its own. `share_of_ideal_speed` has none: it is the time of
+the largest group alone over the time of a step of the pipeline. Backprop runs in its faster form:
+it keeps residuals, except with gpipe, which would have too many.
 """
 
 from __future__ import annotations
@@ -56,24 +56,24 @@ def prepare(settings: Settings) -> None:
 
 
 def rows(settings: Settings, progress: Progress) -> list[dict]:
-    """Measures; one row for each program and number of devices. See `processes.rows`."""
+    """Measures with `processes.rows`; one row for each program and number of devices."""
     return processes.rows(rows_of, "clips", settings, progress)
 
 
 def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
-    """The rows of one number of devices, out of what the worker measured."""
+    """The rows of one number of devices, from the result of the worker."""
     scan = run["times"]["sideways scan"]
     return [
         row
         | {
             "suite": "table2",
             **settings,
-            # The paper compares what runs on the same devices.
+            # The paper compares programs on the same devices.
             "speedup_over_blocking": row["speedup_over_blocking"]
             if row["execution"] == "depth_sharded"
             else None,
             "steps_per_second": 1 / statistics.median(seconds),
-            # As Table 2 counts: the best of (the first) three runs.
+            # Table 2 has the best of three runs: here of the first three.
             "steps_per_second_best_of_three": 1 / min(seconds[:3]),
             "ratio_to_scan": measure.ratio(seconds, scan),
         }

@@ -1,4 +1,4 @@
-"""One process of the suite `scaling`: measures what the cost model needs, and what it predicts.
+"""One process of the suite `scaling`: measures the inputs of the cost model and its predictions.
 
 Started by `rig/processes.py` like `pipeline_worker.py`. Three networks: the given
 model, a stack of equal convolutions, and one whose modules hardly compute, so that what is left of

@@ -1,8 +1,8 @@
-"""Streaming evaluation: at every step the newest output there is, against the frame of now.
+"""Streaming evaluation: at every step the newest output is compared with the frame of that step.
 
-As in the literature on streaming perception, and as "fair(er) asynchronous evaluation" asks for: a
-late output is compared with the frame that has arrived meanwhile. Beside it, the error against the
-frame that the output is of, which leaves the lateness out.
+This is the evaluation of streaming perception, and the "fair(er) asynchronous evaluation": a late
+output is compared with the frame that has arrived meanwhile. The compensated error compares it with
+the frame that it belongs to, without the delay.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ class Scores(NamedTuple):
     """The result over a stream, or several; errors are mean squares, with black 0 and white 1."""
 
     streaming_mse: float  # the output shown at each step against the frame of that step
-    compensated_mse: float  # the same outputs against the frames that they are of
+    compensated_mse: float  # the same outputs against the frames that they belong to
     mean_lag: float  # steps from a frame to a step at which its output is shown
     max_lag: int
     frames: int  # that arrived, over all streams
     frames_used: int  # whose output was shown
-    frames_dropped: int  # whose output was not, although that of a later one was
+    frames_dropped: int  # whose output was not shown, although that of a later frame was
 
 
 class StreamScore:
     """Adds up the scores of chunk after chunk.
 
     Args:
-      longest_lag: in steps; 3D-3 for blocking BP, which is the latest of all.
+      longest_lag: in steps; the largest is 3D-3, of blocking backprop.
       pixel_range: the outputs for black and for white.
-      first_frame: the number of the first frame that will be added; outputs of frames before it are
-        left out, so add the `longest_lag` steps before the first that counts, as not playing.
-      count_missing: whether a step without any output counts as a black one; by default it does not
-        count.
+      first_frame: the number of the first frame that will be added; outputs of earlier frames are
+        left out, so first add `longest_lag` steps that are not playing.
+      count_missing: whether a step without an output counts as a black output; by default it does
+        not count.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class StreamScore:
           outputs: `[K, B, H, W, 3]`, with the numbers of their frames.
           frames: what arrived, uint8 `[K, B, H, W, 3]`.
           playing: bool `[K, B]`, False where nothing counts: a stream of the batch is over, or
-            scoring has not begun (chunks have to be added all the same, for outputs that are late).
+            scoring has not begun (its chunks must be added too, for late outputs).
 
         Raises:
           ValueError: for an output that is later than `longest_lag`.

@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at: a table, and two pictures."""
+"""The results of a run for readers: a table and two pictures."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def draw_curves(lines: Sequence[dict], title: str) -> Figure:
 
 
 def draw_clips(clips: Sequence[ShownClip], classes: Sequence[str]) -> Figure:
-    """Draws a row for every clip: some of its frames, what was predicted and what it is.
+    """Draws a row for every clip: some of its frames, the prediction and the label.
 
     Args:
       clips: at least one, with frames of one size.
