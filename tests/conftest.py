@@ -24,6 +24,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_programs():
+    """Programs that tests start compile with few optimisations, as `quick_compile` does here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+
+
 @pytest.fixture
 def x64():
     """Double precision, for the tests that claim exactness; single precision is the default."""
