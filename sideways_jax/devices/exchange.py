@@ -44,9 +44,9 @@ def run_branch(branches: Sequence[Callable], *operands):
 def exchange(from_below: Packed, from_above: Packed, num_devices: int) -> tuple[Packed, Packed]:
     """Activations one device up, pseudo-gradients one device down.
 
-    The chains are open, not rings: a device without a sender receives zeros and ignores them.
-    Two devices send one message each, at the same time: all that arrives at the first device came
-    down, and all that arrives at the last came up.
+    In open chains, not rings: a device without a sender receives zeros and ignores them.
+    Between two devices it is one message each, at the same time: nothing goes below the first or
+    above the last, so whatever arrives at the first came down, at the last up.
     """
     if num_devices == 1:
         return from_below, from_above
@@ -60,7 +60,7 @@ def exchange(from_below: Packed, from_above: Packed, num_devices: int) -> tuple[
 
 
 def send_up(activations: Packed, num_devices: int) -> Packed:
-    """Activations one device up; the first device receives zeros and ignores them."""
+    """Activations one device up, in an open chain; see `exchange`."""
     if num_devices == 1:
         return activations
     return _send(activations, [(n, n + 1) for n in range(num_devices - 1)])

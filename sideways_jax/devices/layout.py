@@ -25,7 +25,7 @@ class Layout(NamedTuple):
     params: Packing
     state: Packing
     grads: Packing  # sums of gradients: like the parameters, in float32 at least
-    signals: Packing  # [n]: the activation that device n sends up, like the pseudo-gradient it gets
+    signals: Packing  # [n]: what goes up from device n, and comes down to it
     inner: Packing  # [n]: (activations, pseudo-gradients) between the modules of device n
     output: PyTree  # shapes of the network's output
 
