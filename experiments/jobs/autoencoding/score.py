@@ -34,12 +34,12 @@ class StreamScore:
     """Adds up the scores of chunk after chunk.
 
     Args:
-      longest_lag: in steps; the largest is 3D-3, of blocking backprop.
+      longest_lag: in steps; 3D-3 for blocking BP, which is the latest of all.
       pixel_range: the outputs for black and for white.
-      first_frame: the number of the first frame that will be added; outputs of earlier frames are
-        left out, so first add `longest_lag` steps that are not playing.
-      count_missing: whether a step without an output counts as a black output; by default it does
-        not count.
+      first_frame: the number of the first frame that will be added; outputs of frames before it are
+        left out, so add the `longest_lag` steps before the first that counts, as not playing.
+      count_missing: whether a step without any output counts as a black one; by default it does not
+        count.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class StreamScore:
           outputs: `[K, B, H, W, 3]`, with the numbers of their frames.
           frames: what arrived, uint8 `[K, B, H, W, 3]`.
           playing: bool `[K, B]`, False where nothing counts: a stream of the batch is over, or
-            scoring has not begun (its chunks must be added too, for late outputs).
+            scoring has not begun (chunks have to be added all the same, for outputs that are late).
 
         Raises:
           ValueError: for an output that is later than `longest_lag`.
