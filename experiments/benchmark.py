@@ -18,14 +18,14 @@ from rich.table import Table
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from experiments.benchmarks.rig import suite
-from experiments.benchmarks.suites import chip, memory, online, peers, rules, scaling, table2
+from experiments.benchmarks.suites import chip, memory, online, peers, rules, scaling, speedup
 from experiments.processes.machine import machine
 from experiments.terminal import command_line
 
 SUITES = {
     "rules": rules.SUITE,
     "memory": memory.SUITE,
-    "table2": table2.SUITE,
+    "table2": speedup.SUITE,
     "online": online.SUITE,
     "scaling": scaling.SUITE,
     "peers": peers.SUITE,

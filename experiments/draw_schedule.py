@@ -2,10 +2,10 @@
 
 python experiments/draw_schedule.py --schedules=blocking,sideways --stages=5 --steps=12 --out=a.png
 
-The paper's Figures 2 and 3: time runs to the right, the network from the bottom to the top. The
-upper left half of a square has the colour of the frame in the forward pass, the lower right half
-that of the frame whose loss is back-propagated. Where the two differ, information of different
-frames is combined.
+The pictures are those of the paper's Figures 2 and 3: time runs to the right, the network from the
+bottom to the top. The upper left half of a square has the colour of the frame in the forward pass,
+the lower right half that of the frame whose loss is back-propagated. Two colours in a square mean
+that signals of different frames are combined.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The door to training: gradients of an episode, and train steps, by rule and execution.
 
-`rule.py` is what they compute. `execution` is where: one of the names below, or a value such as
-`Pipeline(mesh)`.
+`rule/rule.py` defines the gradients. `execution` says where they are computed: a name of
+`EXECUTIONS`, or a value such as `Pipeline(mesh)`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def episode_gradients(
         (or frame) after the other, with memory that does not depend on K. "time_parallel": module
         after module with all frames at once, which is faster. "depth_sharded": modules on the
         devices of a mesh. Or a value: `Scan()`, `TimeParallel()`, `Pipeline(mesh, ...)`.
-      mesh, schedule, groups, recompute: of "depth_sharded" alone; see `Pipeline`.
+      mesh, schedule, groups, recompute: the arguments of `Pipeline`, for "depth_sharded" alone.
       target: which target an output is paired with. "stream": that of the frame which enters at
         the same step, `y^t`, as in the paper; the output itself comes from frame t-D+1. "origin":
         that of the output's own frame. With "backprop" nothing is late and both are the same.
@@ -103,9 +103,9 @@ def episode_gradients(
       An `Episode`.
 
     Raises:
-      ValueError: for unknown names, options that the execution does not have, frames and targets
-        that do not fit one another, modules that do not fit, and with "sideways" for an episode of
-        fewer than 2D-1 frames, which would never train the lowest module.
+      ValueError: for unknown names, options that the execution does not have, frames, targets or
+        modules that do not fit one another, and with "sideways" for an episode of fewer than 2D-1
+        frames, which would never train the lowest module.
     """
     task = check_task(Task(network, loss_fn, rule, target, train))
     execution = _execution(
@@ -141,19 +141,18 @@ def make_train_step(
       rule, execution, mesh, schedule, target, groups, recompute: as in `episode_gradients`.
       update_every: None for one update per episode, each from an empty pipeline. A number is for
         streams, with execution "scan" or "depth_sharded", since weights change between steps.
-        Sideways makes an update every n computation steps, with the pipeline carried on over them
-        and over the calls of `train_step`: n = 1 is online learning, the auto-encoding of section
-        4.1. A module without a valid gradient among the n steps is not updated. Backprop (n = 1,
-        "scan") blocks: it takes one frame of 2D-1, makes an update for it, and drops the others
-        (Figure 3).
+        Sideways makes an update every n computation steps; the pipeline goes on over updates and
+        over calls of `train_step`. n = 1 is online learning, as in section 4.1. A module without a
+        valid gradient in the n steps is not updated. Backprop (n = 1, "scan") blocks: it makes an
+        update for one frame of 2D-1 and drops the others (Figure 3).
       metrics_fn: `metrics_fn(output, target) -> {name: scalar}`, averaged over valid outputs.
-      with_outputs: with `update_every` only: `train_step` gives `(train_state, metrics,
-        Outputs)`, what the network shows at every step.
+      with_outputs: whether `train_step` also returns `Outputs`, those of the network at every
+        step; with `update_every` only.
 
     Returns:
       `Training(init, train_step)`.
       `init(key, frame, target=None) -> TrainState`, from a batch of frames `[B, ...]` or its
-      shape; `target` likewise, needed by `update_every` together with `target="origin"`.
+      shape; `target` likewise, for `update_every` together with `target="origin"`.
       `train_step(train_state, frames, targets) -> (train_state, metrics)` takes `[K, B, ...]`;
       the metrics are "loss", "grad_norm" (the global norm of the averaged gradients, before `tx`)
       and those of `metrics_fn`. With `update_every` it takes `reset`, bool `[K, B]`, as well:

@@ -1,10 +1,10 @@
-"""Depth-parallel inference: every module works on another frame of a stream at the same time.
+"""Depth-parallel inference: at every step each module works on another frame of a stream.
 
-At each step a frame enters and an output leaves, that of the frame which entered D-1 steps before.
-It is exactly what the synchronous forward pass gives for that frame; with modules on devices of
-their own a step takes as long as the slowest module, not as long as all of them.
+At each step a frame enters, and the output of the frame that entered D-1 steps before leaves. It is
+exactly the output of the synchronous forward pass for that frame. With one device per module a step
+takes as long as the slowest module, not as long as all of them.
 
-`PipelinedModel` for a program that pushes frames; `pipelined_step` is the pure function below it.
+`PipelinedModel` is for programs that push frames; `pipelined_step` is the pure function inside it.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ __all__ = [
 
 
 class Counters(NamedTuple):
-    """How a `PipelinedModel` has done since it was made."""
+    """Speed and latency of a `PipelinedModel` since it was made."""
 
     pushed: int  # frames
     latency: int  # steps from a frame to its output, D-1
     seconds: float  # spent in `push`
-    frames_per_second: float  # of each stream; 0 before the second push, which is not compiled
+    frames_per_second: float  # of each stream; the first push, which compiles, does not count
 
 
 class PipelinedModel:
-    """A network that takes a frame of each of B streams, and gives the output of an older one.
+    """A network that takes a frame of each of B streams, and gives the output of an older frame.
 
     Args:
       network: D modules.
       params, state: tuples of D pytrees.
-      mesh: with an axis "depth", to put the modules on devices of their own, and maybe "data" to
-        split the batch; None for one device. The outputs are the same, and as late; they stay on
+      mesh: with an axis "depth", over which the modules are divided, and optionally "data", which
+        splits the batch; None for one device. Outputs and latency are the same; outputs stay on
         the last device of "depth".
       groups: how many consecutive modules each device takes; None balances counted costs.
 
@@ -93,10 +93,10 @@ class PipelinedModel:
         self._flushed = False  # since the last push
 
     def push(self, frame: PyTree) -> PyTree | None:
-        """Takes a batch of frames `[B, ...]`; the output of those D-1 pushes ago, None before.
+        """Takes a batch of frames `[B, ...]`, gives the output of D-1 pushes ago, None before.
 
-        After a `reset` of some streams alone, their entries of the output are zero until they have
-        one again; `valid` says which.
+        After a `reset` of some streams, their entries of the output are zero until they have an
+        output again; `valid` says which have one.
 
         Raises:
           ValueError: for frames of another shape than those before.
@@ -148,7 +148,7 @@ class PipelinedModel:
         return jax.block_until_ready(self._top(output)), np.asarray(shown)
 
     def reset(self, streams: np.ndarray | None = None) -> None:
-        """The next frame is the first of another stream: of all, or where `streams`, bool `[B]`.
+        """Starts new streams with the next frame: all, or where `streams`, bool `[B]`, is true.
 
         Raises:
           ValueError: for anything but a truth value for each stream.
@@ -172,7 +172,7 @@ class PipelinedModel:
 
     @property
     def counters(self) -> Counters:
-        """Frames, latency in steps and throughput so far; the first push, which compiles, apart."""
+        """Frames, latency and throughput so far; the first push, which compiles, does not count."""
         running = self._seconds - self._compiling
         speed = (self._pushed - 1) / running if self._pushed > 1 else 0.0
         return Counters(self._pushed, self._network.depth - 1, self._seconds, speed)

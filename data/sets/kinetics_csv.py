@@ -34,7 +34,7 @@ from data.batches.videos import Splits
 from data.sets.protocol import clip_config
 from data.video import decoding, scan, timing
 from data.video import lists as list_files
-from data.video.files import FileVideos, Video, check_file_options, skip_bad
+from data.video.files import FileVideos, Video, add_file_options, check_file_options, skip_bad
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -43,9 +43,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.path = ""  # the CSV file of the training videos
     config.test_path = ""  # that of the test videos; empty: no tests
     config.root = ""  # what paths are relative to; empty: the folder of each CSV file
-    config.resize = 128  # pixels of the shorter side before the crop; 0 does not resize
-    config.max_bad_fraction = 0.25  # loading fails when more of the files than this are bad
-    config.cache_dir = ""  # where to remember which files are good; empty: the user's cache
+    add_file_options(config)
     return config
 
 

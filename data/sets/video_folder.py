@@ -35,17 +35,15 @@ from absl import logging
 from data.batches.videos import Splits
 from data.sets.protocol import clip_config
 from data.video import class_folders, decoding, scan, timing
-from data.video.files import FileVideos, Video, check_file_options, skip_bad
+from data.video.files import FileVideos, Video, add_file_options, check_file_options, skip_bad
 
 
 def default_config() -> ml_collections.ConfigDict:
     """The fields of `config.data` for a folder of videos, with their defaults."""
     config = clip_config("video_folder")
     config.path = ""  # the folder
-    config.resize = 128  # pixels of the shorter side before the crop; 0 does not resize
     config.test_fraction = 0.2  # how much of each class is for testing, without train/ and test/
-    config.max_bad_fraction = 0.25  # loading fails when more of the files than this are bad
-    config.cache_dir = ""  # where to remember which files are good; empty: the user's cache
+    add_file_options(config)
     return config
 
 

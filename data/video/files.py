@@ -76,6 +76,13 @@ class FileVideos:
             yield from itertools.repeat(frame, count)
 
 
+def add_file_options(config: ml_collections.ConfigDict) -> None:
+    """Adds the fields of data sets of video files; `check_file_options` checks them."""
+    config.resize = 128  # pixels of the shorter side before the crop; 0 does not resize
+    config.max_bad_fraction = 0.25  # loading fails when more of the files than this are bad
+    config.cache_dir = ""  # where to remember which files are good; empty: the user's cache
+
+
 def check_file_options(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError if `max_bad_fraction`, `resize` or `size` is out of range."""
     if not 0 <= config.max_bad_fraction <= 1:

@@ -1,1 +1,1 @@
-"""Configs: one file an experiment, each with `get_config(arguments: str) -> ConfigDict`."""
+"""Configs: one file per experiment, each with `get_config(arguments: str) -> ConfigDict`."""

@@ -5,7 +5,8 @@ from ml_collections import ConfigDict
 from data import default_config
 from experiments.configs.common import ArgumentError, base_config, parse_arguments
 
-# The paper does not say how long it trained; its rate has fallen for the last time at epoch 200.
+# The paper does not say how long it trained; its learning rate drops for the last time at epoch
+# 200.
 EPOCHS = 250
 
 
@@ -67,7 +68,7 @@ def classifier(name: str, dropout: float, *, small: bool = False) -> dict:
     Args:
       name: simple_cnn or vgg8.
       dropout: the rate of VGG-8's linear layers; 0.9 in the paper, where it is used.
-      small: a VGG-8 with a sixteenth of the channels.
+      small: whether VGG-8 has a sixteenth of the channels.
     """
     if name == "vgg8":
         divisor = 16 if small else 1
@@ -90,4 +91,4 @@ def classifier(name: str, dropout: float, *, small: bool = False) -> dict:
             "cut": (1,) * 6,
             "dtype": "float32",
         }
-    return {"name": name}  # models.make says which there are
+    return {"name": name}  # models.make raises, with the valid names

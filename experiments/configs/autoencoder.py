@@ -14,7 +14,7 @@ The paper's result on CATER, not reproduced here, is an error of 0.002 with Side
 backprop (Table 3).
 
 By default frames are 48x48, the widths half of the paper's, and the blocks of the encoder are
-normalised, without which learning at every step is unstable: docs/online.md.
+normalised: without that, Adam is unstable with an update at every step (docs/online.md).
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +35,7 @@ def get_config(arguments: str = "") -> ConfigDict:
         "name": "autoencoder",
         "widths": (16, 32, 32, 64, 128),
         "output_activation": "none",  # or sigmoid, tanh
-        "pixel_range": (0.0, 1.0),  # what black and white are for the network
+        "pixel_range": (0.0, 1.0),  # the values of black and white
         "normalise": True,  # the output of every encoder block, over the channels of a pixel
         "dtype": "float32",  # of activations; bfloat16 halves their memory and messages
     }

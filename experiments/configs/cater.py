@@ -6,14 +6,14 @@ python experiments/main.py --config=experiments/configs/cater.py --workdir=/tmp/
 
 The paper uses CATER for auto-encoding alone, with the frames of `all_actions`: 3861 videos to train
 on, 1639 to test, crops of 240x240 pixels. For that, take `data.default_config("cater")` as it is:
-`labels` is False there. It has no numbers for the classification that this config does, and **none
-have been measured here**.
+`labels` is False there. The paper has no accuracy for this task, and **none has been measured
+here**.
 
 The label is the cell of a grid of 6x6 where one of the objects ends, the task `localize` of
 `max2action`. The tasks of `all_actions` give a video several labels, which this job does not take.
 
-Clips of 64 frames, 240x240 pixels out of frames with a shorter side of 240, batches of 8, Adam. For
-a GPU. A flip would change the label, so that clips are not flipped.
+Clips of 64 frames, 240x240 pixels out of frames with a shorter side of 240, batches of 8, Adam. It
+is made for a GPU. Clips are not flipped, since a flip would change the label.
 
 Arguments, after a colon: `subset=max2action_cameramotion`, `task=localize`, `model=vgg8` (or
 simple_cnn), `rule=backprop`, `stride=2` (1 to 6), `dropout=0.9` (VGG-8), `learning_rate=1e-5`,

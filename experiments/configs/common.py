@@ -1,4 +1,4 @@
-"""What configs share: their fields, and the arguments after the colon of `--config=FILE:...`."""
+"""The fields of configs, and the arguments after the colon of `--config=FILE:...`."""
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -9,15 +9,15 @@ DTYPES = ("float32", "bfloat16")  # that `model.dtype` may be
 
 
 class ArgumentError(flags.Error):
-    """A bad argument of a config. As an error of flags, it is reported without a traceback."""
+    """A bad argument of a config; as a `flags.Error` it is reported without a traceback."""
 
 
 def parse_arguments(text: str, **defaults: bool | int | float | str) -> ConfigDict:
     """Reads `key=value,key=value,...`; an unknown key or a value of another type is an error.
 
     Args:
-      text: the arguments. A bool may stand for itself: `smoke` means `smoke=true`.
-      **defaults: every argument that there is, with its default, which also gives its type.
+      text: the arguments. A bool needs no value: `smoke` means `smoke=true`.
+      **defaults: the default of every argument, which also gives its type.
 
     Returns:
       The values, a locked ConfigDict.
@@ -53,10 +53,10 @@ def base_config(given: ConfigDict | None = None) -> ConfigDict:
     """The fields of every config, with the defaults that do not depend on the data.
 
     Args:
-      given: arguments of the config; "rule", "execution", "schedule" and "depth" have their fields.
+      given: arguments of the config; "rule", "execution", "schedule" and "depth" set their fields.
 
-    `model` and `data` are left for the config to fill in: `model.name` and the arguments of that
-    network; `data.name` and the fields of that data set.
+    The config fills in `model` (`model.name` and the arguments of that network) and `data`
+    (`data.name` and the fields of that data set).
     """
     config = ConfigDict(
         {
@@ -64,10 +64,10 @@ def base_config(given: ConfigDict | None = None) -> ConfigDict:
             "seed": 0,  # of everything: parameters, clips, dropout
             "rule": "sideways",  # or pipelined_backprop, backprop (docs/rules.md)
             # One device: time_parallel, or scan, whose memory does not depend on the clip length.
-            # Several: depth_sharded, modules spread over `mesh`. auto: what the devices suggest.
+            # Several: depth_sharded, modules spread over `mesh`. auto: by the number of devices.
             "execution": "time_parallel",
             "schedule": "",  # of backprop when depth_sharded: blocking, gpipe or 1f1b
-            "recompute": True,  # 1f1b and gpipe: keep inputs and compute twice, or keep it all
+            "recompute": True,  # with a schedule: keep inputs and compute twice, or keep residuals
             "mesh": {
                 "depth": 0,  # devices along the depth of the network; 0: as many as there are
                 "data": 1,  # replicas that share every batch
@@ -91,12 +91,12 @@ def base_config(given: ConfigDict | None = None) -> ConfigDict:
             },
             "train": {
                 "num_steps": 1000,  # weight updates in all; may grow later
-                "log_every": 10,  # steps that a line of metrics is the mean of
+                "log_every": 10,  # steps; a line of metrics is their mean
                 "checkpoint_every": 200,  # steps; 0: at the end alone
                 "eval_every": 200,  # steps; 0: at the end alone
             },
             "eval": {
-                # What is averaged over all frames of a test video: logits or probabilities.
+                # The average over all frames of a test video: of logits or probabilities.
                 "average": "logits",
             },
         }

@@ -1,4 +1,4 @@
-"""Tiny archives laid out as UCF101, HMDB51 and CATER are, for smoke tests of the real builders."""
+"""Tiny archives in the layout of UCF101, HMDB51 and CATER, for smoke tests of the builders."""
 
 import contextlib
 import io
@@ -21,8 +21,8 @@ RESIZE = 32  # pixels of the shorter side in the builds
 def build(name: str, folder: Path) -> None:
     """Writes archives of the data set `name` into `FOLDER/downloads` and builds it in `FOLDER`.
 
-    Two classes, two videos of each to train on and one to test. The builder's configuration is
-    called `smoke`; for CATER there is `smoke_max2action`, too. What is built already stays.
+    Two classes, each with two videos to train on and one to test. The builder's configuration is
+    called `smoke`; CATER has `smoke_max2action`, too. An existing build stays.
     """
     write, variants = {
         "cater": (
@@ -59,7 +59,7 @@ def with_examples(config: ConfigDict, folder: Path) -> ConfigDict:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what TFDS prints, and the warning that this is not the published data set."""
+    """Hides the output of TFDS, and the warning that this is not the published data set."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

@@ -1,7 +1,7 @@
-"""Writes rar archives, without compression: there is no free program that does.
+"""Writes rar archives without compression; no free program does.
 
-The format is RAR 2.0 to 4.x, which UCF101 and HMDB51 come in, as documented in technote.txt of
-WinRAR 3; the readers of rar read these archives as any other.
+The format is RAR 2.0 to 4.x, that of UCF101 and HMDB51, documented in technote.txt of WinRAR 3.
+Programs that read rar read these archives.
 """
 
 import os

@@ -13,8 +13,8 @@ HEIGHT, WIDTH = 32, 48
 def write(folder: Path) -> None:
     """Writes `FOLDER/{train,test}/CLASS/*.avi`: a square that falls or moves to the right.
 
-    MPEG-4, 48x32 pixels, 20 frames; two videos of each class to train on and one to test. Files
-    that are there already stay.
+    MPEG-4, 48x32 pixels, 20 frames; two videos of each class to train on and one to test. Existing
+    files stay.
     """
     for name, velocity in CLASSES.items():
         for split, start in (("train", 0), ("train", 5), ("test", 9)):

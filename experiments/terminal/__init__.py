@@ -1,1 +1,1 @@
-"""What users type, and what they see."""
+"""The command line, and output in the terminal."""

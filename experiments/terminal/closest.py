@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """A hint to put between an error and the list of valid names; empty if nothing is close.
+    """A hint for an error, before the list of valid names; empty if no name is close.
 
-    Of dotted names, such as the fields of a config, the last parts are compared as well.
+    For dotted names, such as fields of a config, it compares the last parts as well.
 
     >>> did_you_mean("train.nmu_steps", ["train.num_steps", "train.log_every"])
     "did you mean 'train.num_steps'? "
@@ -18,7 +18,7 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     def similarity(candidate: str) -> float:
         pairs = (name, candidate), (name.split(".")[-1], candidate.split(".")[-1])
         whole, last = (difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs)
-        # The whole name counts for a little more, so that of equal last parts the right one wins.
+        # The whole name counts for a little more: it decides between equal last parts.
         return max(whole, 0.9 * last + 0.1 * whole)
 
     best = max(valid, key=similarity, default=None)

@@ -1,4 +1,4 @@
-"""The command line of the programs: a mistake in it ends in a line or two."""
+"""The command line of the programs; a mistake in it ends in one or two lines."""
 
 import os
 import re
@@ -16,13 +16,13 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
 def quiet() -> None:
-    """Leaves out what libraries log below a warning, unless `--verbosity` asks for it."""
+    """Hides log lines of libraries below a warning, unless `--verbosity` is given."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
 
 
 def console() -> Console:
-    """For tables on stdout; a file has no width, and would cut them to 80 columns."""
+    """A console for tables on stdout; in a file, which has no width, 140 columns."""
     return Console(width=None if sys.stdout.isatty() else 140)
 
 

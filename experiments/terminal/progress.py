@@ -1,4 +1,4 @@
-"""How a run shows what it does: a bar in a terminal, plain lines anywhere else."""
+"""The progress of a run: a bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Progress:
 
     Args:
       console: where to.
-      start: the step that training goes on from.
+      start: the step at which training starts or resumes.
       num_steps: how many there are in all.
       line_every: how many steps go by between two lines, where there is no terminal.
     """

@@ -1,1 +1,1 @@
-"""Who holds what on a mesh, and how it travels; nothing here knows of learning."""
+"""What each device of a mesh holds, and how signals travel; independent of any learning rule."""

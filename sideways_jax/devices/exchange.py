@@ -28,14 +28,14 @@ def own(tree: PyTree) -> PyTree:
 
 
 def key_of_replica(rng: jax.Array | None, replicas: int) -> jax.Array | None:
-    """The key that masks of dropout are drawn from: each replica has its own."""
+    """The key for dropout masks; each replica has its own."""
     if rng is None or replicas == 1:
         return rng
     return jax.random.fold_in(rng, jax.lax.axis_index(DATA))
 
 
 def run_branch(branches: Sequence[Callable], *operands):
-    """Every device runs its own branch. No collectives inside: not all devices would call them."""
+    """Every device runs its own branch; a branch must not contain collectives."""
     if len(branches) == 1:
         return branches[0](*operands)
     return jax.lax.switch(jax.lax.axis_index(DEPTH), branches, *operands)
@@ -76,7 +76,9 @@ def _pairs(num_devices: int, distance: int) -> list[tuple[int, int]]:
 def _send(signals: Packed, pairs: Sequence[tuple[int, int]]) -> Packed:
     """From the first device of each pair to the second, all vectors of a dtype in one message."""
     arrived: Packed = {}
-    for dtype in dict.fromkeys(v.dtype for v in signals.values()):  # In the same order everywhere.
+    for dtype in dict.fromkeys(
+        v.dtype for v in signals.values()
+    ):  # In the same order on all devices.
         some = {name: v for name, v in signals.items() if v.dtype == dtype}
         whole = jax.lax.ppermute(jnp.concatenate(list(some.values())), DEPTH, pairs)
         ends = list(itertools.accumulate(v.size for v in some.values()))

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from sideways_jax.devices import placement
+from sideways_jax.devices import module_groups
 from sideways_jax.devices.mesh import check_mesh
+from sideways_jax.devices.module_groups import Groups
 from sideways_jax.devices.packing import Packed, Packing
-from sideways_jax.devices.placement import Groups
 from sideways_jax.devices.replicas import check_counters
 from sideways_jax.devices.routes import Route, direct, relayed
 from sideways_jax.network.network import Network
@@ -40,13 +40,13 @@ class Layout(NamedTuple):
 def make_layout(
     network: Network, groups: Groups, params: tuple, state: tuple, frame: PyTree
 ) -> Layout:
-    """The layout for these modules on these devices; only shapes are looked at.
+    """The layout of these modules on these devices, from shapes alone.
 
     Args:
       network: D modules.
       groups: for every device, the modules that it runs.
       params, state: D pytrees, of arrays or their shapes.
-      frame: the batch of frames `[B, ...]` that one replica gets.
+      frame: a replica's share of a batch of frames, `[B, ...]`.
     """
     shapes = network.activation_shapes(params, state, frame)
     between = [tuple(shapes[i] for i in group[:-1]) for group in groups]
@@ -77,7 +77,7 @@ def unpack(packing: Packing, groups: Groups, packed: Packed) -> tuple:
 
 
 def wide_shapes(params: PyTree) -> PyTree:
-    """The shapes of the sums of gradients."""
+    """The shapes of the sums of gradients, in float32 at least."""
     return jax.eval_shape(wide_zeros, params)
 
 
@@ -96,12 +96,12 @@ def place(
     Args:
       network, params, state: arrays or their shapes.
       frame: the shape of a whole batch of frames `[B, ...]`.
-      mesh: with the axes `depth` and, maybe, `data`.
+      mesh: with the axis `depth`, and optionally `data`.
       groups: how many consecutive modules each device takes; None balances counted costs.
-      train: whether there is a backward pass, which costs something, and a state that changes.
+      train: whether there is a backward pass, which has a cost, and a state that changes.
 
     Raises:
-      ValueError: if the modules, their states or the batch do not go into the mesh.
+      ValueError: if the modules, their states or the batch do not fit the mesh.
     """
     replicas, num_devices = check_mesh(mesh)
     local = share_of(frame, mesh)
@@ -109,15 +109,18 @@ def place(
     if train and replicas > 1:
         check_counters(network, params, state, shape_of(frame), local)
     if groups is None:
-        costs = placement.count_costs(network, params, state, local, train=train)
-        placed = placement.balance(costs, num_devices)
+        costs = module_groups.count_costs(network, params, state, local, train=train)
+        placed = module_groups.balance(costs, num_devices)
     else:
-        placed = placement.from_sizes(groups, network.depth, num_devices)
+        placed = module_groups.from_sizes(groups, network.depth, num_devices)
     return make_layout(network, placed, params, state, local)
 
 
 def share_of(frame: PyTree, mesh: Mesh) -> PyTree:
-    """The shape of the part of a batch of frames that one replica gets."""
+    """The shape of a replica's share of a batch of frames.
+
+    Raises ValueError if the batch does not divide.
+    """
     replicas, _ = check_mesh(mesh)
     batch = jax.tree.leaves(frame)[0].shape[0]
     if batch % replicas:

@@ -1,4 +1,4 @@
-"""The mesh: which devices there are along `data` and along `depth`."""
+"""The mesh: its devices along `data` and along `depth`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def make_mesh(depth: int, data: int = 1, devices: Sequence[jax.Device] | None = 
     """A mesh of `data` replicas with `depth` devices each; neighbours along depth are adjacent.
 
     Args:
-      depth: N, over how many devices the modules of a network are spread.
-      data: over how many replicas every batch is split.
-      devices: by default all devices of all processes, the first `data * depth` of them.
+      depth: N, the number of devices that share the modules of a network.
+      data: the number of replicas that share every batch.
+      devices: the first `data * depth` are used; by default those of all processes.
 
     Raises:
-      ValueError: if there are fewer devices; it says what to set.
+      ValueError: if there are fewer devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     wanted = depth * data
@@ -72,7 +72,7 @@ def data_axis(mesh: Mesh) -> str | None:
 
 
 def grid(mesh: Mesh) -> np.ndarray:
-    """The devices `[data, depth]`, in whichever order the mesh has its axes."""
+    """The devices `[data, depth]`, for either order of the axes of the mesh."""
     replicas, num_devices = check_mesh(mesh)
     if mesh.axis_names[0] == DEPTH:
         return mesh.devices.reshape(num_devices, replicas).T

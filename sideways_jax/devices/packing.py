@@ -1,11 +1,11 @@
 """Different pytrees on different devices, as arrays that one program can shard.
 
-A program under `jax.shard_map` is one program: every device holds arrays of the same shapes. The
-modules of a network differ, so the leaves of what a device holds of one kind (parameters, say) lie
-in vectors: its largest leaf of a dtype in the first, the next in the second, and so on, each as
-long as the longest over the devices needs. A device whose leaf is the longest copies nothing. Which
-leaf is where is known when the program is compiled, inside the branch for device n. Keys of random
-numbers (`jax.random.key`) lie as their data, in vectors of their own, which are called "key<...>".
+`jax.shard_map` runs one program: every device holds arrays of the same shapes. The modules of a
+network differ, so the leaves that a device holds of one kind (parameters, for example) lie in
+vectors: its largest leaf of a dtype in the first, the next in the second, and so on. A vector is as
+long as its largest leaf over all devices; a leaf of that length is not copied. The place of a leaf
+is known at compile time, inside the branch for device n. Keys of random numbers (`jax.random.key`)
+lie as their data, in vectors of their own, named "key<...>".
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Packing:
 
     Attributes:
       trees: for every device, the shapes of its pytree.
-      lengths: of every vector: what the device with the largest leaf there needs.
+      lengths: the length of every vector, that of its largest leaf over all devices.
     """
 
     trees: tuple[PyTree, ...]
@@ -52,7 +52,7 @@ class Packing:
 
     @functools.cached_property
     def signature(self) -> tuple[str, ...]:
-        """What lies there, for every device: two packings with the same one hold the same trees."""
+        """The structure, shapes and dtypes of every device: equal for packings of equal trees."""
         return tuple(
             f"{jax.tree.structure(tree)} {[(leaf.shape, str(leaf.dtype)) for leaf in leaves]}"
             for tree in self.trees
@@ -60,7 +60,7 @@ class Packing:
         )
 
     def pack(self, device: int, tree: PyTree, padding: float = 0) -> Packed:
-        """The vectors that hold `tree`, the pytree of this device."""
+        """The pytree of this device as vectors."""
         leaves = dict(zip(self._places(device), jax.tree.leaves(tree), strict=True))
         return {
             name: _padded(leaves.get(name), vector, padding)
@@ -68,7 +68,7 @@ class Packing:
         }
 
     def unpack(self, device: int, packed: Packed) -> PyTree:
-        """The pytree of this device, out of its vectors."""
+        """The pytree of this device from its vectors."""
         leaves, structure = jax.tree.flatten(self.trees[device])
         values = []
         for name, leaf in zip(self._places(device), leaves, strict=True):
@@ -91,7 +91,7 @@ class Packing:
 
     @property
     def bytes_used(self) -> tuple[int, ...]:
-        """Bytes that each device has use for; the rest of `bytes_held` is padding."""
+        """Bytes that each device uses; the rest of `bytes_held` is padding."""
         return tuple(
             sum(_data(leaf).size * _data(leaf).dtype.itemsize for leaf in jax.tree.leaves(tree))
             for tree in self.trees
@@ -110,11 +110,11 @@ def filled(packing: Packing, value: float) -> Packed:
 
 
 def wrap_keys(data: Any, like: Any) -> jax.Array:
-    """Keys of random numbers out of their data in a vector.
+    """Keys of random numbers from their data.
 
     Args:
-      data: uint32, what `jax.random.key_data` gives.
-      like: shape and dtype of the keys, which tells the generator.
+      data: uint32, as `jax.random.key_data` gives.
+      like: shape and dtype of the keys; the dtype names the generator.
     """
     generator: list = []
     jax.eval_shape(lambda keys: generator.append(jax.random.key_impl(keys)), like)
@@ -136,9 +136,9 @@ def _dtype_of_vector(name: str) -> jnp.dtype:
 
 
 def _places(leaves: Sequence[jax.ShapeDtypeStruct]) -> list[str]:
-    """The vector of every leaf: by dtype, and then by size, the largest first.
+    """The name of the vector of every leaf: by dtype, and then by size, the largest first.
 
-    Leaves without elements need no vector; all of them are called to lie in the one that is next.
+    A leaf without elements takes no room: it gets the name of the next vector.
     """
     names = [""] * len(leaves)
     taken: Counter[str] = Counter()

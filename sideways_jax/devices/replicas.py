@@ -1,7 +1,7 @@
 """States of modules on replicas that each see their share of a batch.
 
-Running statistics, floating-point numbers, are averaged over replicas. A counter is not: it has to
-be the same on all of them as it is, and on one device that sees the whole batch.
+Running statistics, floating-point numbers, are averaged over replicas. An integer, such as a
+counter, is not: it has to be the same on every replica, and on one device with the whole batch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from sideways_jax.tools.trees import PyTree, shape_of
 def check_counters(
     network: Network, params: tuple, state: tuple, whole: PyTree, share: PyTree
 ) -> None:
-    """Refuses integer states that depend on the examples of a batch, or on how many there are.
+    """Refuses integer states that depend on the examples of a batch, or on their number.
 
-    Read off the traced modules; nothing is computed.
+    It traces the modules; nothing is computed.
 
     Args:
       network: D modules.
@@ -64,10 +64,10 @@ def check_counters(
 
 
 class _Traced:
-    """The program of a module that trains, as far as its new state is concerned.
+    """The program that computes the new state of a module in training.
 
-    Calls, such as those of `jax.checkpoint`, are looked into; what a loop or a conditional over
-    data gives counts as depending on data.
+    Calls, such as `jax.checkpoint`, are inlined. The result of a loop or a conditional with data
+    among its inputs counts as dependent on data.
     """
 
     def __init__(self, module: Module, params: PyTree, state: PyTree, x: PyTree):
@@ -77,13 +77,13 @@ class _Traced:
             return module.apply(params, state, x, train=True, rng=rng)[1]
 
         arguments = (*jax.tree.map(shape_of, (params, state, x)), key)
-        # Modules may talk to other replicas: how many those are does not matter here.
+        # Modules may use collectives over replicas; the size of that axis does not matter here.
         self._program = inline_calls(jax.make_jaxpr(new_state, axis_env=[(DATA, 1)])(*arguments))
         inputs = self._program.inputs
         counts = [len(jax.tree.leaves(tree)) for tree in arguments]
         first, after = counts[0], counts[0] + counts[1]
         data = set(inputs[after:])  # Frames, and keys: each replica has its own.
-        while True:  # What depends on data at one step is read at the next.
+        while True:  # The next step reads the states that this one made dependent on data.
             reached = self._reached(data)
             outputs = [isinstance(v, core.Var) and v in reached for v in self._program.outputs]
             more = {v for v, out in zip(inputs[first:after], outputs, strict=True) if out}
@@ -100,7 +100,7 @@ class _Traced:
         return reached
 
     def program_of(self, k: int) -> list:
-        """What computes the k-th leaf of the new state, in a form that can be compared."""
+        """The program of the k-th leaf of the new state, in a form that can be compared."""
         program, output = self._program, self._program.outputs[k]
         if isinstance(output, core.Literal):
             return [str(output.val)]

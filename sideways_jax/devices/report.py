@@ -1,4 +1,4 @@
-"""Who has what, as text."""
+"""What each device holds, as text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from sideways_jax.devices import placement
+from sideways_jax.devices import module_groups
 from sideways_jax.devices.layout import Layout, place, share_of
-from sideways_jax.devices.placement import table
+from sideways_jax.devices.module_groups import table
 from sideways_jax.network.network import Network
 from sideways_jax.tools.trees import PyTree, shape_of
 
@@ -23,16 +23,18 @@ def report(
 ) -> str:
     """A table of the modules of every device, their share of the work, and what padding costs.
 
-    Arguments and errors are those of `layout.place`. Bytes are given as used/held: every device
-    holds as much as the largest needs. The state of the optimizer goes like the parameters.
+    Arguments and errors are those of `layout.place`. Bytes are used/held: every device holds as
+    much as the largest needs. The state of the optimizer is divided like the parameters.
     """
     layout = place(network, params, state, frame, mesh, groups)
-    costs = placement.count_costs(network, shape_of(params), shape_of(state), share_of(frame, mesh))
+    costs = module_groups.count_costs(
+        network, shape_of(params), shape_of(state), share_of(frame, mesh)
+    )
     return text(layout, costs)
 
 
 def text(layout: Layout, costs: Sequence[float]) -> str:
-    """Who has what, as text: modules, share of the work, and bytes used out of bytes held.
+    """For every device its modules, its share of the work, and bytes used/held, as text.
 
     Args:
       layout: of a run.

@@ -13,7 +13,7 @@ from sideways_jax.tools.names import check_name
 
 __all__ = ["NETWORKS", "autoencoder", "make", "simple_cnn", "vgg8"]
 
-# Those that classify, by name; `autoencoder` is for the other task.
+# Classifiers by name; `autoencoder` is for the other task.
 NETWORKS = {"simple_cnn": simple_cnn, "vgg8": vgg8}
 
 

@@ -25,7 +25,7 @@ PIXEL_RANGE = (0.0, 1.0)
 
 
 def pixels(x: jax.Array, pixel_range: tuple[float, float], dtype: Any = jnp.float32) -> jax.Array:
-    """Frames as the network sees and paints them: 0 ... 255 of integers in `pixel_range`.
+    """Frames in the range of the network: integers 0 ... 255 become floats in `pixel_range`.
 
     >>> pixels(jnp.array([0, 255], jnp.uint8), (-1.0, 1.0))
     Array([-1.,  1.], dtype=float32)
@@ -39,8 +39,8 @@ def pixels(x: jax.Array, pixel_range: tuple[float, float], dtype: Any = jnp.floa
 def squared_error(pixel_range: tuple[float, float] = PIXEL_RANGE) -> Callable:
     """The loss of section 4.1: `loss(output, frame)`, the mean over the batch, pixels and colours.
 
-    In units in which black is 0 and white is 1, whatever the range. `frame` is `[B, H, W, 3]`,
-    integers or floats in `pixel_range`.
+    In units of black = 0 and white = 1, for any range. `frame` is `[B, H, W, 3]`, integers or
+    floats in `pixel_range`.
     """
     _check_range(pixel_range)
     scale = 1 / (pixel_range[1] - pixel_range[0])
@@ -64,7 +64,7 @@ class Encoded(nn.Module):
 
     block: dict
     pixel_range: tuple[float, float]
-    multiple: int  # of which height and width have to be
+    multiple: int  # height and width must be multiples of it
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -107,7 +107,7 @@ class TransposedConv(nn.Module):
         shape = (3, 3, x.shape[-1], self.width)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        # What lax.conv_transpose pads with: 3 + stride - 2 pixels, the larger half in front.
+        # The padding of lax.conv_transpose: 3 + stride - 2 pixels, the larger half in front.
         before = (self.stride + 2) // 2
         pad = (before, self.stride + 1 - before)
         x = conv_general_dilated(
@@ -161,15 +161,14 @@ def autoencoder(
     in the last. `[B, H, W, 3]` comes back as `[B, H, W, 3]`; H and W are multiples of 8 (2 to
     the number of strided blocks).
 
-    The paper leaves open how pixels are scaled and what comes after the last layer. Here pixels are
-    0 to 1 and nothing comes after it: a linear output neither saturates at the borders of the range
-    nor has a slope there that vanishes.
+    The paper does not say how pixels are scaled or which activation the output has. Here pixels are
+    0 to 1 and the output is linear: it does not saturate, and its slope vanishes nowhere.
 
     Args:
       widths: the channels of the encoder.
       channels: of the output.
       output_activation: "none", "sigmoid" (for a range of 0 to 1) or "tanh" (for -1 to 1).
-      pixel_range: what 0 and 255 become; floats are taken as they are. Use the same for
+      pixel_range: the values of 0 and 255; floats are not scaled. Use the same for
         `squared_error`.
       normalise: whether the output of every encoder block is divided by its root mean square over
         the channels; not in the paper.
@@ -177,7 +176,7 @@ def autoencoder(
       param_dtype: of the parameters.
 
     Raises:
-      ValueError: for an unknown activation, and at `init` for frames whose size does not come back.
+      ValueError: for an unknown activation, and at `init` for frames whose size is no multiple.
 
     >>> autoencoder().depth
     6

@@ -15,8 +15,8 @@ Pair = tuple[int, ...]  # of height and width
 Padding = str | Sequence[tuple[int, int]]
 
 CANONICAL = ("NHWC", "HWIO", "NHWC")
-# The same convolution in two other layouts. They are never run backwards as they stand: they are
-# chosen so that lax's transposition of them comes out CANONICAL.
+# The same convolution in two other layouts, for tangents alone: the transposition that lax makes of
+# them, which reverse mode runs, is CANONICAL.
 TRANSPOSES_CANONICALLY_IN_LHS = ("NHWC", "HWOI", "NHWC")
 TRANSPOSES_CANONICALLY_IN_RHS = ("CHWN", "IHWO", "HWNC")
 
@@ -43,13 +43,13 @@ def conv_general_dilated(
     `lax.scan` they take 10 to 60 times longer (https://github.com/jax-ml/jax/issues/12868). Here
     the gradients come out in the fast layout, with explicit transpositions around them, at any
     order of `jax.jit`, `lax.scan`, `jax.vmap` and `jax.vjp`. The result is that of lax bit for bit,
-    the gradients are equal to rounding, and every derivative exists, but only reverse mode is fast:
+    and the gradients are equal to rounding. Every derivative exists, but only reverse mode is fast:
     `jax.jvp` with respect to the kernel, and second derivatives, may take tens of times longer than
     with lax.
 
     This covers 2-D NHWC/HWIO/NHWC convolutions of floats of one dtype, of any strides, padding and
     kernel size and with dilated inputs (that is, transposed convolutions), without dilated kernels
-    or groups. All others are handed to lax as they are.
+    or groups. All others are passed to lax unchanged.
 
     Args:
       lhs: `[N, H, W, C]`.
@@ -60,7 +60,7 @@ def conv_general_dilated(
     Returns:
       `[N, H', W', O]`.
 
-    flax takes it: `flax.linen.Conv(..., conv_general_dilated=conv_general_dilated)`.
+    In flax: `flax.linen.Conv(..., conv_general_dilated=conv_general_dilated)`.
 
     >>> x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
     >>> conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=CANONICAL).shape
@@ -164,11 +164,10 @@ def _conv_jvp(
 def _cotangent_as_image(rhs: jax.Array, strides: Pair, lhs_dilation: Pair) -> bool:
     """Which of two convolutions gives the gradient of a kernel faster, on the CPU.
 
-    The gradient is the correlation of the input with the cotangent. One of them is the image for
-    XLA: its patches are copied out, as often as the kernel has pixels. That should not be the one
-    which is dilated, since zeros are copied and multiplied like all else (tens of times slower in
-    an auto-encoder); if none is, it should be the one with fewer channels. If both are, it is the
-    input.
+    The gradient is the correlation of the input with the cotangent. XLA takes one of them as the
+    image and copies its patches, once for every pixel of the kernel. The image should not be
+    dilated: zeros are copied and multiplied like other pixels (tens of times slower in an
+    auto-encoder). If none is dilated, it should have fewer channels; if both are, it is the input.
     """
     if strides == lhs_dilation == (1, 1):
         *_, channels, features = rhs.shape
@@ -180,8 +179,8 @@ def _tangent_with_cotangent_as_image(
     lhs: jax.Array, rhs_dot: jax.Array, padding: Padding, lhs_dilation: Pair, precision: Any
 ) -> jax.Array:
     # Transposed: the cotangent as "NHWC" = OHWN, with the input as the kernel "HWIO" = HWNI,
-    # dilated as it was; the result "NHWC" is OHWI. The flips are there since the two sides of a
-    # convolution can change places, and those of the correlation that lax computes cannot.
+    # dilated as it was; the result "NHWC" is OHWI. The flips turn the correlation that lax computes
+    # into a convolution, whose two sides can change places.
     size, kernel = lhs.shape[1:3], rhs_dot.shape[:2]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(size, kernel, (1, 1), padding)

@@ -1,4 +1,4 @@
-"""What the convolutional networks share."""
+"""Layers and checks that the convolutional networks share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sideways_jax.models.conv import conv_general_dilated
 
 
 def fan_in_normal(scale: float) -> nn.initializers.Initializer:
-    """`variance_scaling(scale, "fan_in", "truncated_normal")` of flax: the same numbers, sooner.
+    """`variance_scaling(scale, "fan_in", "truncated_normal")` of flax, faster to compile.
 
-    They are drawn as a vector, since XLA takes 4 to 6 times as long to compile the generator for
-    the shape of a convolution kernel, seconds for every kernel of another shape.
+    The same numbers are drawn as a vector: XLA takes 4 to 6 times as long, seconds for every new
+    shape, to compile the generator for the shape of a convolution kernel.
     """
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -30,8 +30,8 @@ def fan_in_normal(scale: float) -> nn.initializers.Initializer:
 
 
 lecun_normal = fan_in_normal(1.0)  # flax's default
-# He et al. (2015): for layers that a ReLU follows, without batch normalisation in between. They
-# keep the second moment of the activations, which flax's default would halve.
+# He et al. (2015): for layers followed by a ReLU without batch normalisation in between. It keeps
+# the second moment of the activations; flax's default would halve it.
 he_normal = fan_in_normal(2.0)
 
 
@@ -41,7 +41,7 @@ def conv(
     """A 2-D convolution with SAME padding, without bias, whose gradients are fast inside loops.
 
     Args:
-      features: the channels that it gives.
+      features: the channels of the output.
       kernel, stride: in pixels, the same in height and width.
       kernel_init: the initialisation of the kernel.
       **options: of `flax.linen.Conv`.
@@ -59,9 +59,9 @@ def conv(
 
 
 class Logits(nn.Module):
-    """The linear layer that gives the logits, the only one with a bias (section 4.3).
+    """The linear layer of the logits, the only layer with a bias (section 4.3).
 
-    It computes in `param_dtype` when a `dtype` is given: sums over classes need the precision.
+    It computes in `param_dtype` also when `dtype` is given: sums over classes need the precision.
     """
 
     num_classes: int
@@ -87,9 +87,9 @@ class Logits(nn.Module):
 def max_pool(x: jax.Array) -> jax.Array:
     """The maximum of every 2x2 pixels; an odd last row or column is left out, as VALID does.
 
-    The same as `flax.linen.max_pool(x, (2, 2), (2, 2))`, except that the gradient is shared by
-    pixels that are equally large. Written as maxima of slices, because the gradient of
-    `flax.linen.max_pool`, select-and-scatter, takes XLA's CPU backend 5 to 20 times as long.
+    The same as `flax.linen.max_pool(x, (2, 2), (2, 2))`, except that equally large pixels share the
+    gradient. It takes maxima of slices: the gradient of `flax.linen.max_pool`, select-and-scatter,
+    takes XLA's CPU backend 5 to 20 times as long.
 
     >>> max_pool(jnp.arange(15).reshape(1, 3, 5, 1))[0, ..., 0]
     Array([[6, 8]], dtype=int32)
@@ -104,7 +104,7 @@ def check_frames(x: jax.Array, minimum_size: int = 1) -> None:
 
     Args:
       x: the batch.
-      minimum_size: the fewest pixels of H and W that the network can take.
+      minimum_size: the smallest H and W, in pixels.
     """
     if x.ndim != 4:
         raise ValueError(
@@ -124,9 +124,9 @@ def as_frames(x: jax.Array, dtype: Any, minimum_size: int = 1) -> jax.Array:
     """Checks a batch of frames, and turns the pixel values 0 ... 255 of integers into 0 ... 1.
 
     Args:
-      x: `[B, H, W, C]`; integers are pixel values, floats are taken as they are.
-      dtype: what integers become.
-      minimum_size: the fewest pixels of H and W that the network can take.
+      x: `[B, H, W, C]`; integers are pixel values, floats are not scaled.
+      dtype: the result of integers.
+      minimum_size: the smallest H and W, in pixels.
 
     Raises:
       ValueError: if the frames have another rank or are too small.

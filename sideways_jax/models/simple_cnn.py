@@ -56,19 +56,19 @@ def simple_cnn(
     ======  ========  ======  ====================================
 
     Frames may have any height, width and number of channels: `[B, H, W, C]` becomes
-    `[B, num_classes]`. Frames of integers are divided by 255. The paper leaves open the padding
-    (here SAME) and the initialisation (here He et al.'s, for want of batch normalisation).
+    `[B, num_classes]`. Frames of integers are divided by 255. The paper does not say the
+    padding (here SAME) and the initialisation (here He et al.'s: there is no batch normalisation).
 
     Args:
       num_classes: how many logits.
-      widths: the channels of the convolutions; another number of them needs another `cut`.
+      widths: the channels of the convolutions; another number of widths needs another `cut`.
       cut: how many consecutive layers each module takes; one by default.
       dtype: of the activations, such as `jnp.bfloat16`; by default that of the frames and
-        parameters. The last layer computes in `param_dtype` all the same.
+        parameters. The last layer always computes in `param_dtype`.
       param_dtype: of the parameters.
 
     Raises:
-      ValueError: if `cut` does not use up the layers exactly.
+      ValueError: if the sizes in `cut` do not add up to the number of layers.
 
     >>> simple_cnn(num_classes=10).depth
     6

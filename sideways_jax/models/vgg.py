@@ -15,7 +15,7 @@ from sideways_jax.network.linen import from_linen
 
 
 class Block(NamedTuple):
-    """How a convolutional block looks, apart from its width."""
+    """A convolutional block, apart from its width."""
 
     kernel: int
     stride: int
@@ -34,7 +34,7 @@ HIDDEN = (4096, 2048)
 
 
 def minimum_size(blocks: Sequence[Block] = BLOCKS) -> int:
-    """The smallest height and width of a frame of which the blocks leave one pixel.
+    """The smallest height and width of a frame for which the blocks leave one pixel.
 
     >>> minimum_size()
     27
@@ -71,7 +71,7 @@ class ConvBlock(nn.Module):
             epsilon=1e-5,
             axis_name=self.batch_norm_axis,
             param_dtype=self.param_dtype,
-            force_float32_reductions=False,  # But those of the parameters' dtype, as x has now.
+            force_float32_reductions=False,  # They have the dtype of x, that of the parameters.
             name="norm",
         )(x)
         x = nn.relu(x)
@@ -81,7 +81,7 @@ class ConvBlock(nn.Module):
 
 
 class LinearReLU(nn.Module):
-    """A linear layer of everything that comes in, ReLU and dropout."""
+    """A linear layer of the flattened input, ReLU and dropout."""
 
     width: int
     dropout_rate: float
@@ -111,8 +111,8 @@ def vgg8(
     """VGG-8 (section 4.3): the RGB network of Simonyan and Zisserman (2014), batch-normalised.
 
     D = 8. The network is CNN-M-2048 of Chatfield et al. (2014, "Return of the devil in the
-    details"), with batch normalisation between the convolution and the ReLU of every block, in
-    the place of local response normalisation:
+    details"), with batch normalisation between the convolution and the ReLU of every block instead
+    of local response normalisation:
 
     ======  ========  ======  ======  ====  ==========================
     layer   channels  kernel  stride  pool
@@ -129,7 +129,7 @@ def vgg8(
 
     `[B, H, W, C]` becomes `[B, num_classes]`; frames of 112x112 pixels reach full6 as 3x3. Frames
     of integers are divided by 255. The statistics of batch normalisation are over the batch of one
-    computation step; their running averages keep 0.9 of the old value. The paper leaves open the
+    computation step; their running averages keep 0.9 of the old value. The paper does not say the
     padding: here it is SAME in convolutions, and pooling leaves out an odd last row or column.
 
     Args:
@@ -138,18 +138,18 @@ def vgg8(
       hidden: the widths of the hidden linear layers; another number of them needs another `cut`.
       dropout_rate: the probability of dropping a unit of the hidden linear layers (0.9 in the
         paper, 0 for none).
-      batch_norm_axis: an axis of the mesh, such as "data", over which training reduces the
-        statistics of a batch, so that they are those of the whole batch; None for those of each
-        replica's share. With a name the network trains only where that axis is.
+      batch_norm_axis: an axis of the mesh, such as "data", over which training averages the
+        statistics, which are then those of the whole batch; None for those of each replica's
+        share. With a name the network trains only on a mesh with that axis.
       cut: how many consecutive layers each module takes; one by default.
       dtype: of the activations, such as `jnp.bfloat16`; by default that of the frames and
-        parameters. The last layer computes in `param_dtype` all the same.
+        parameters. The last layer always computes in `param_dtype`.
       param_dtype: of the parameters.
 
     Raises:
-      ValueError: if there are not five widths, if the dropout rate is not in [0, 1), or if `cut`
-        does not use up the layers exactly. When the network is initialised or applied: if frames
-        are smaller than 27x27 pixels, of which pooling would leave nothing.
+      ValueError: if there are not five widths, if the dropout rate is not in [0, 1), or if the
+        sizes in `cut` do not add up to the number of layers. When the network is initialised or
+        applied: if frames are smaller than 27x27 pixels, of which pooling would leave nothing.
 
     >>> vgg8(num_classes=51).depth
     8

@@ -1,4 +1,4 @@
-"""What is trained: modules, networks of them, and adapters from Flax."""
+"""Modules, networks of modules, and adapters from Flax."""
 
 from sideways_jax.network.linen import from_linen
 from sideways_jax.network.network import Module, Network, cut, sequential

@@ -1,8 +1,8 @@
-"""What `from_linen` and `from_nnx` share: how a module is told whether this is training.
+"""What `from_linen` and `from_nnx` share: how a module learns whether this is training.
 
-Flax has no one way: an argument of `__call__`, under several names and of either sign, or an
-attribute that was set when the module was made. A part of a module that nothing tells would train
-in evaluation mode, dropout off and statistics still, without a word; that is an error here.
+Flax has several ways: an argument of `__call__`, with several names and either sign, or an
+attribute that is set when the module is made. A submodule without this information would train in
+evaluation mode, with dropout off and constant statistics, in silence; here that is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from sideways_jax.tools.trees import PyTree
 
-# What the argument or attribute that says "this is training" is called, and how to say yes.
+# The names of arguments and attributes that say whether this is training, and their values.
 FLAGS: dict[str, Callable[[bool], bool]] = {
     "train": lambda train: train,
     "training": lambda train: train,
@@ -41,7 +41,7 @@ BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 @functools.lru_cache(maxsize=256)
 def signature(call: Callable) -> inspect.Signature:
-    """`inspect.signature`, remembered: it is asked for at every call of every submodule."""
+    """`inspect.signature`, cached: every call of every submodule needs it."""
     return inspect.signature(call)
 
 
@@ -52,7 +52,7 @@ def train_keywords(
 
     Args:
       call: the method `__call__`, not bound to an object.
-      train: what to tell.
+      train: whether this is training.
       train_argument: None for all arguments whose names are in `FLAGS`; the name of one argument,
         which means training when true, unless it is in `FLAGS`; or a function from `train` to the
         keyword arguments.
@@ -73,7 +73,7 @@ def train_keywords(
 def call_arguments(call: Callable, keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """What to pass after the activation: `(positional, by keyword)`.
 
-    By position whatever can be: the `static_argnums` of `flax.linen.remat` are positions.
+    By position if possible: the `static_argnums` of `flax.linen.remat` are positions.
 
     >>> call_arguments(lambda self, x, mask=None, train=False, *, flag: x,
     ...                {"train": True, "flag": False})
@@ -123,7 +123,7 @@ def check_call(module: Any, train_argument: TrainArgument) -> None:
 
 
 def is_flag(value: Any) -> bool:
-    """Whether the value of a flag says something: arrays and None do not."""
+    """Whether a value is a flag, true or false; arrays and None are not."""
     return isinstance(value, (bool, np.bool_))
 
 
@@ -137,10 +137,10 @@ def wrong_mode(part: str, train: bool, why: str, how: str) -> ValueError:
     """The error for a part of a module that does not follow `train`.
 
     Args:
-      part: what it is called.
-      train: what the module was told.
-      why: how that is known.
-      how: what else the adapter offers to tell it.
+      part: its name.
+      train: whether this is training.
+      why: what the error was found from.
+      how: another way of this adapter to tell it.
     """
     wanted, got = ("training", "evaluation") if train else ("evaluation", "training")
     return ValueError(
@@ -152,7 +152,7 @@ def wrong_mode(part: str, train: bool, why: str, how: str) -> ValueError:
 
 
 def keep_dtypes(state: PyTree, new_state: PyTree) -> PyTree:
-    """The new state in the dtypes of the old one: float32 statistics of float64 inputs, say."""
+    """The new state in the dtypes of the old one: float32 statistics of float64 inputs stay so."""
 
     def keep(old: jax.Array, new: jax.Array) -> jax.Array:
         return new if new.dtype == old.dtype else new.astype(old.dtype)
@@ -161,7 +161,7 @@ def keep_dtypes(state: PyTree, new_state: PyTree) -> PyTree:
 
 
 def depends_on_input(function: Callable[[PyTree], PyTree], x: PyTree) -> bool:
-    """Whether a function uses its input for what it gives, by its traced program.
+    """Whether the result of a function depends on its input, by its traced program.
 
     >>> depends_on_input(lambda x: 0 * x, 1.0), depends_on_input(lambda x: 2.0, 1.0)
     (True, False)

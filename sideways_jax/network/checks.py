@@ -1,4 +1,4 @@
-"""What a module, its parameters and what it gives have to look like, and which one does not."""
+"""Checks of modules: their parameters, states and outputs. Errors name the module."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def batch_size(frame: PyTree) -> int:
 
 
 def pair(result: object, what: str, names: str) -> tuple[PyTree, PyTree]:
-    """The two parts of what a function of a module gave; raises ValueError unless it has two."""
+    """The two parts of the result of a module's function; ValueError unless it has two."""
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         got = f"{len(result)} values" if isinstance(result, (tuple, list)) else repr(type(result))
         raise ValueError(f"{what} has to return the pair {names}; it returned {got}")
@@ -97,7 +97,7 @@ def checked_output(
     train: bool,
     rng: jax.Array | None,
 ) -> PyTree:
-    """The shapes of `h_i`; ValueError if they or the module's state are not what they should be."""
+    """The shapes of `h_i`; ValueError if the output or the state of the module cannot be used."""
     y, new_state = result_shape(module, params, state, x)
     for leaf in jax.tree.leaves(y):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -119,7 +119,7 @@ def checked_output(
     except NameError as error:
         if "unbound axis" not in str(error):
             raise
-        return y  # Statistics over an axis of the mesh; there is none here.
+        return y  # Statistics over an axis of the mesh, which this trace does not have.
     except Exception as error:
         raise ValueError(f"in training (train=True), {error}") from error
     if _specs(in_training) != _specs(y):
@@ -155,7 +155,7 @@ def _shapes(tree: PyTree) -> str:
 
 
 class blame:
-    """Says which module failed, and on what input; the original error stays attached."""
+    """Adds the module and its input to an error, as a ValueError from the original error."""
 
     def __init__(self, what: str, x: PyTree):
         self.what, self.x = what, x

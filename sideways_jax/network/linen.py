@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import core, errors, linen, nnx
@@ -26,7 +27,7 @@ from sideways_jax.network.adapters import (
 from sideways_jax.network.network import Module
 from sideways_jax.tools.trees import PyTree, same_structure, shape_of
 
-INTERMEDIATES = "intermediates"  # The collection that Linen modules sow into, to be looked at.
+INTERMEDIATES = "intermediates"  # The collection that Linen modules sow into for inspection.
 
 
 def from_linen(
@@ -39,32 +40,31 @@ def from_linen(
 ) -> Module:
     """Wraps a Flax Linen module: `params` are trained, all other collections are state.
 
-    The module is told whether this is training by every argument of `module.__call__` that is named
+    Every argument of `module.__call__` with one of these names says whether this is training:
     `train`, `training`, `is_train`, `is_training`, `train_mode`, `update_stats` or, for the
     opposite, `deterministic`, `use_running_average`, `inference`, `is_eval`, `eval_mode`. A
-    submodule that is not told by the module around it, and that would be an error in plain Flax,
-    is told as well: `nn.Sequential([nn.Dense(4), nn.Dropout(0.5)])` is right as it is.
+    submodule to which the module around it passes no such argument, an error in plain Flax, gets it
+    as well: `nn.Sequential([nn.Dense(4), nn.Dropout(0.5)])` works.
 
     The state keeps the dtypes that it has after `init`.
 
     Args:
-      module: takes one argument, the activation of the module below, beside those. Or a function
+      module: beside those it takes one argument, the activation of the module below. Or a function
         `module(train=...)` that makes it, for modules with an attribute in place of an argument.
-      train_argument: what to tell instead, where the argument is called otherwise or hides behind
-        `**kwargs`: its name, for one that is true in training; or a function, such as
+      train_argument: for an argument with another name, or behind `**kwargs`: the name of one that
+        is true in training; or a function from `train` to keyword arguments, such as
         `lambda train: {"mode": "fit" if train else "predict"}`.
       rng_streams: the names of the random streams that it draws from; each gets a key of its own,
         fresh for every module and frame.
-      ignore: collections that are neither trained nor kept, beside "intermediates": what `sow`
-        writes for others to look at.
+      ignore: collections that are neither trained nor kept, beside "intermediates", such as those
+        that `sow` writes for inspection.
       allow_fixed: whether submodules may be in the same mode in training and in evaluation, such as
         batch normalisation with frozen statistics.
 
     Raises:
       ValueError: unless `module` is a Linen module that can be called with an activation. And, when
         the result is initialised or called: if a submodule is in evaluation mode in training or
-        the other way round; and for what a module of a network cannot be, such as one that has an
-        initial state which depends on the values of its input.
+        the other way round, or if an initial state depends on the values of the input.
 
     >>> import jax, jax.numpy as jnp
     >>> dense = from_linen(linen.Dense(3))
@@ -77,63 +77,89 @@ def from_linen(
             f"rng_streams={rng_streams!r} and ignore={ignore!r} have to be sequences of names: "
             'write ("dropout",) for a single one'
         )
-    ignored = (INTERMEDIATES, *ignore)
     in_mode = {train: _linen_module(module, train, train_argument) for train in (False, True)}
-
-    def streams(rng: jax.Array | None) -> dict[str, jax.Array]:
-        if rng is None:
-            return {}
-        if len(rng_streams) == 1:
-            return {rng_streams[0]: rng}
-        return {name: jax.random.fold_in(rng, n) for n, name in enumerate(rng_streams)}
-
-    @contextlib.contextmanager
-    def told(train: bool, rng: jax.Array | None) -> Iterator[tuple[Any, tuple, dict[str, Any]]]:
-        """The module of this mode, and what it is called with beside the activation."""
-        one = in_mode[train]
-        keywords = _keywords(one, train, train_argument)
-        arguments = call_arguments(type(one).__call__, keywords)
-        with tell_linen(train, keywords, allow_fixed), _explained(train, rng, rng_streams):
-            yield one, *arguments
+    wrapped = _Wrapped(
+        in_mode, train_argument, tuple(rng_streams), (INTERMEDIATES, *ignore), allow_fixed
+    )
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         params_key, other_key = jax.random.split(key)
-        rngs = {**streams(other_key), "params": params_key}
-        with told(False, other_key) as (one, args, keywords):
-            variables = _init_variables(one, rngs, shape_of(x), args, keywords, ignored)
+        rngs = {**_streams(wrapped, other_key), "params": params_key}
+        with _told_mode(wrapped, False, other_key) as (one, args, keywords):
+            variables = _init_variables(one, rngs, shape_of(x), args, keywords, wrapped.ignored)
         params = variables.pop("params", {})
         return params, variables
 
-    def apply(
-        params: PyTree, state: PyTree, x: PyTree, *, train: bool, rng: jax.Array | None
-    ) -> tuple[PyTree, PyTree]:
-        train = bool(train)
-        variables = {"params": params, **state}
+    return Module(init, functools.partial(_apply, wrapped))
 
-        def call(mutable: bool | list[str]) -> Any:
-            with told(train, rng) as (one, args, keywords):
-                return one.apply(
-                    variables, x, *args, rngs=streams(rng), mutable=mutable, **keywords
-                )
 
-        if train:
-            # "train" is no collection: nn.jit takes a program from its cache if the collections
-            # that may change are the same, and knows nothing of what submodules are told.
-            y, new_state = call([*state, "train"])
-            return y, _like(state, new_state)
-        try:
-            return call(False), state
-        except errors.ModifyScopeVariableError:  # A memory, say: it moves in evaluation too.
-            y, new_state = call([*state])
-            return y, _like(state, new_state)
+class _Wrapped(NamedTuple):
+    """What every call of a wrapped Linen module needs, beside its values."""
 
-    return Module(init, apply)
+    in_mode: Mapping[bool, linen.Module]  # by `train`
+    train_argument: TrainArgument
+    rng_streams: tuple[str, ...]
+    ignored: tuple[str, ...]  # collections that are neither trained nor kept
+    allow_fixed: bool
+
+
+def _streams(wrapped: _Wrapped, rng: jax.Array | None) -> dict[str, jax.Array]:
+    """The key of every random stream."""
+    if rng is None:
+        return {}
+    if len(wrapped.rng_streams) == 1:
+        return {wrapped.rng_streams[0]: rng}
+    return {name: jax.random.fold_in(rng, n) for n, name in enumerate(wrapped.rng_streams)}
+
+
+@contextlib.contextmanager
+def _told_mode(
+    wrapped: _Wrapped, train: bool, rng: jax.Array | None
+) -> Iterator[tuple[Any, tuple, dict[str, Any]]]:
+    """`(Linen module of this mode, arguments after the activation, keyword arguments)`."""
+    one = wrapped.in_mode[train]
+    keywords = _keywords(one, train, wrapped.train_argument)
+    arguments = call_arguments(type(one).__call__, keywords)
+    with (
+        tell_linen(train, keywords, wrapped.allow_fixed),
+        _explained(train, rng, wrapped.rng_streams),
+    ):
+        yield one, *arguments
+
+
+def _apply(
+    wrapped: _Wrapped,
+    params: PyTree,
+    state: PyTree,
+    x: PyTree,
+    *,
+    train: bool,
+    rng: jax.Array | None,
+) -> tuple[PyTree, PyTree]:
+    """`Module.apply` of a wrapped Linen module."""
+    train = bool(train)
+    variables, rngs = {"params": params, **state}, _streams(wrapped, rng)
+
+    def call(mutable: bool | list[str]) -> Any:
+        with _told_mode(wrapped, train, rng) as (one, args, keywords):
+            return one.apply(variables, x, *args, rngs=rngs, mutable=mutable, **keywords)
+
+    if train:
+        # "train" is no collection: nn.jit takes a program from its cache if the collections that
+        # may change are the same, and does not compare what submodules are told.
+        y, new_state = call([*state, "train"])
+        return y, _like(state, new_state)
+    try:
+        return call(False), state
+    except errors.ModifyScopeVariableError:  # A memory, for example, changes in evaluation too.
+        y, new_state = call([*state])
+        return y, _like(state, new_state)
 
 
 def _linen_module(
     module: linen.Module | Callable[..., linen.Module], train: bool, train_argument: TrainArgument
 ) -> linen.Module:
-    """The Linen module of one mode; ValueError, which says what to do, if there is none."""
+    """The Linen module of one mode; ValueError if it cannot be used, with the fix."""
     if isinstance(module, type):
         raise ValueError(
             f"from_linen({module.__name__}) got a class: give an object of it, "
@@ -170,7 +196,7 @@ def _linen_module(
 
 
 def _keywords(module: linen.Module, train: bool, train_argument: TrainArgument) -> dict[str, Any]:
-    """What the outermost module is told, but for what was settled when it was made."""
+    """The flags of the outermost module, without those that its attributes have set."""
     keywords = train_keywords(type(module).__call__, train, train_argument)
     if train_argument is not None:
         return keywords
@@ -192,14 +218,14 @@ def _fields(module: linen.Module) -> dict[str, Any]:
 def tell_linen(
     train: bool, keywords: Mapping[str, Any] | None = None, allow_fixed: bool = False
 ) -> Iterator[None]:
-    """While it is open, Linen submodules that nothing tells the mode are told `train`.
+    """A context in which Linen submodules without a mode get `train`.
 
-    That is where Flax would raise an error: where an argument that is named as in `FLAGS` is not
-    given and has no default, or None, and the attribute of that name is None.
+    In plain Flax they raise an error: an argument with a name of `FLAGS` is missing or None, and so
+    is its default, and the attribute of that name is None.
 
     Args:
       train: the mode.
-      keywords: what the outermost module is told.
+      keywords: the flags of the outermost module.
       allow_fixed: as in `from_linen`; otherwise a submodule in the other mode is a ValueError.
     """
 
@@ -238,7 +264,7 @@ def _told(
     call = signature(type(module).__call__)
     try:
         given = call.bind_partial(module, *args, **kwargs)
-    except TypeError:  # The call itself says it better.
+    except TypeError:  # The call itself raises it with a better message.
         return args, kwargs
     fields, told = _fields(module), {}
     for name, mode in keywords.items():
@@ -334,7 +360,7 @@ def _like(state: PyTree, new_state: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def _explained(train: bool, rng: jax.Array | None, rng_streams: Sequence[str]) -> Iterator[None]:
-    """Says what to do about the errors of Flax and JAX that do not say it."""
+    """Adds the fix to errors of Flax and JAX that do not name it."""
     try:
         yield
     except errors.InvalidRngError as error:

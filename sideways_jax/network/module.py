@@ -37,8 +37,8 @@ class Module(NamedTuple):
 def module_key(rng: jax.Array | None, index: int, frame_id: jax.Array | int) -> jax.Array | None:
     """The key of module `index` (0-based) for frame `frame_id` (0-based), None without `rng`.
 
-    It depends on the module and the frame only, never on the step or the device at which the two
-    meet, so that every execution draws the same dropout masks.
+    It depends on the module and the frame alone, not on the step or the device, so that every
+    execution draws the same dropout masks.
     """
     if rng is None:
         return None

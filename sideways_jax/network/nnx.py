@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -37,19 +38,17 @@ def from_nnx(
 ) -> Module:
     """Wraps a Flax NNX module: `nnx.Param`s are trained, all other variables and arrays are state.
 
-    Dropout draws from the key that is fresh for every module and frame instead of the streams
-    inside the NNX module. Attributes that say whether this is training follow `train`, in every
-    submodule, whatever they were set to: `deterministic`, `use_running_average`, and those named
-    as the arguments that `from_linen` lists. Such arguments of `__call__` follow it as well. What
-    is sown as `nnx.Intermediate` is dropped.
+    Dropout draws from a key that is fresh for every module and frame, not from the streams inside
+    the NNX module. In every submodule, attributes that say whether this is training get the value
+    for `train`: `deterministic`, `use_running_average`, and the other names of `from_linen`. So do
+    such arguments of `__call__`. Values sown as `nnx.Intermediate` are dropped.
 
     Args:
       build: a function that makes the NNX module from `nnx.Rngs`, called by every `init`; or an NNX
-        module that exists, whose values are then what every `init` returns copies of (it ignores
-        its key).
+        module, of whose values every `init` returns copies (and ignores its key).
       train_argument: as in `from_linen`.
       allow_fixed: whether `nnx.Dropout` and `nnx.BatchNorm` may do the same in training as in
-        evaluation, or not be used at all.
+        evaluation, or stay unused.
 
     Raises:
       ValueError: unless `build` gives an NNX module that can be called with an activation. And,
@@ -63,63 +62,20 @@ def from_nnx(
     (5, 3)
     """
     _check_build(build)
-
-    def fresh(key: jax.Array | int) -> tuple[Any, ...]:
-        """`(graph, params, random streams, state)` of a module that was never called."""
-        made = nnx.clone(build) if isinstance(build, nnx.Module) else build(nnx.Rngs(key))
-        if not isinstance(made, nnx.Module):
-            raise ValueError(
-                f"from_nnx got a function that gives a {type(made).__name__}: it has to give an "
-                "NNX module"
-            )
-        if isinstance(made, nnx.bridge.ToNNX):
-            raise ValueError("ToNNX holds a module of Flax Linen: wrap that with from_linen")
-        check_call(made, train_argument)
-        _mark_arrays(made)
-        nnx.pop(made, nnx.Intermediate)  # There may be some from a call of before.
-        return _split(made)
-
-    # The graph is no pytree; `eval_shape` gives the shapes without the values.
-    graphs: list[Any] = []
-
-    def shapes() -> tuple[nnx.State, ...]:
-        graph, *states = fresh(0)
-        graphs.append(graph)
-        return tuple(states)
-
-    params_template, rng_template, state_template = jax.eval_shape(shapes)
-    graph = graphs[0]
+    wrapped = _Wrapped(_template(build, train_argument), train_argument, allow_fixed)
+    run = functools.partial(_run, wrapped)
 
     def init(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         del x  # An NNX module knows its shapes.
-        _, params, _, state = fresh(key)
+        made = _fresh(build, train_argument, key)
         # Copies: a train step that donates them must not take the buffers of the caller's module.
-        return jax.tree.map(jnp.copy, (nnx.to_pure_dict(params), nnx.to_pure_dict(state)))
-
-    def run(
-        params: PyTree, state: PyTree, x: PyTree, train: bool, rng: jax.Array | None
-    ) -> tuple[PyTree, PyTree, list[_Trace]]:
-        """`(y, new_state, random streams)`, the last as they are after the call."""
-        params, state = _filled(params_template, params), _filled(state_template, state)
-        old_state = nnx.to_pure_dict(state)
-        module = nnx.merge(graph, params, _streams(rng_template, rng), state)
-        call = type(module).__call__
-        args, keywords = call_arguments(call, train_keywords(call, train, train_argument))
-        _set_flags(module, train)
-        before, traces, streams = _values(module), [*_traces(module)], [*_draws(module)]
-        with tell_linen(train, allow_fixed=allow_fixed):  # For nnx.bridge.ToNNX.
-            y = module(x, *args, **keywords)
-        nnx.pop(module, nnx.Intermediate)
-        _check_variables(before, _values(module))
-        if not allow_fixed:
-            _check_modes(traces, train)
-        return y, keep_dtypes(old_state, nnx.to_pure_dict(_split(module)[3])), streams
+        return jax.tree.map(jnp.copy, (nnx.to_pure_dict(made.params), nnx.to_pure_dict(made.state)))
 
     def apply(
         params: PyTree, state: PyTree, x: PyTree, *, train: bool, rng: jax.Array | None
     ) -> tuple[PyTree, PyTree]:
         train = bool(train)
-        if rng is not None or not nnx.to_flat_state(rng_template):
+        if rng is not None or not nnx.to_flat_state(wrapped.template.streams):
             return run(params, state, x, train, rng)[:2]
         if train:
             raise ValueError("this NNX module has random streams (dropout?), training needs rng=")
@@ -137,8 +93,92 @@ def from_nnx(
     return Module(init, apply)
 
 
+class _Parts(NamedTuple):
+    """An NNX module, taken apart."""
+
+    graph: Any
+    params: nnx.State
+    streams: nnx.State  # random streams: keys and counts
+    state: nnx.State
+
+
+def _split(module: nnx.Module) -> _Parts:
+    parts: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    return _Parts(*parts)
+
+
+def _fresh(
+    build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module,
+    train_argument: TrainArgument,
+    key: jax.Array | int,
+) -> _Parts:
+    """The parts of a module that was never called; ValueError if it cannot be used."""
+    made = nnx.clone(build) if isinstance(build, nnx.Module) else build(nnx.Rngs(key))
+    if not isinstance(made, nnx.Module):
+        raise ValueError(
+            f"from_nnx got a function that gives a {type(made).__name__}: it has to give an "
+            "NNX module"
+        )
+    if isinstance(made, nnx.bridge.ToNNX):
+        raise ValueError("ToNNX holds a module of Flax Linen: wrap that with from_linen")
+    check_call(made, train_argument)
+    _mark_arrays(made)
+    nnx.pop(made, nnx.Intermediate)  # A call before the wrapping may have left some.
+    return _split(made)
+
+
+def _template(
+    build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module, train_argument: TrainArgument
+) -> _Parts:
+    """The parts of a new module, with shapes in place of values."""
+    # The graph is no pytree, so `eval_shape` cannot return it.
+    graphs: list[Any] = []
+
+    def states() -> tuple[nnx.State, ...]:
+        graph, *states = _fresh(build, train_argument, 0)
+        graphs.append(graph)
+        return tuple(states)
+
+    shapes = jax.eval_shape(states)
+    return _Parts(graphs[0], *shapes)
+
+
+class _Wrapped(NamedTuple):
+    """What every call of a wrapped NNX module needs, beside its values."""
+
+    template: _Parts
+    train_argument: TrainArgument
+    allow_fixed: bool
+
+
+def _run(
+    wrapped: _Wrapped,
+    params: PyTree,
+    state: PyTree,
+    x: PyTree,
+    train: bool,
+    rng: jax.Array | None,
+) -> tuple[PyTree, PyTree, list[_Trace]]:
+    """One call: `(y, new_state, random streams)`, the streams as they are after the call."""
+    template = wrapped.template
+    params, state = _filled(template.params, params), _filled(template.state, state)
+    old_state = nnx.to_pure_dict(state)
+    module = nnx.merge(template.graph, params, _streams(template.streams, rng), state)
+    call = type(module).__call__
+    args, keywords = call_arguments(call, train_keywords(call, train, wrapped.train_argument))
+    _set_flags(module, train)
+    before, traces, streams = _values(module), [*_traces(module)], [*_draws(module)]
+    with tell_linen(train, allow_fixed=wrapped.allow_fixed):  # For nnx.bridge.ToNNX.
+        y = module(x, *args, **keywords)
+    nnx.pop(module, nnx.Intermediate)
+    _check_variables(before, _values(module))
+    if not wrapped.allow_fixed:
+        _check_modes(traces, train)
+    return y, keep_dtypes(old_state, nnx.to_pure_dict(_split(module).state)), streams
+
+
 def _check_build(build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module) -> None:
-    """Raises ValueError, which says what to do, for what cannot be an NNX module."""
+    """Raises ValueError, with the fix, for anything but an NNX module or a function."""
     if isinstance(build, type):
         raise ValueError(
             f"from_nnx({build.__name__}) got a class: give a function that makes an object of it, "
@@ -157,13 +197,8 @@ def _check_build(build: Callable[[nnx.Rngs], nnx.Module] | nnx.Module) -> None:
         )
 
 
-def _split(module: nnx.Module) -> tuple[Any, ...]:
-    """`(graph, params, random streams, state)`."""
-    return nnx.split(module, nnx.Param, nnx.RngState, ...)
-
-
 def _mark_arrays(module: nnx.Module) -> None:
-    """Makes attributes that are arrays data, which NNX only does where nothing is traced."""
+    """Marks attributes that are arrays as data; NNX does so only outside of a trace."""
     for _, node in [*nnx.iter_graph(module)]:
         if isinstance(node, nnx.Pytree):
             for name, value in [*vars(node).items()]:
@@ -177,8 +212,10 @@ def _filled(template: nnx.State, values: PyTree) -> nnx.State:
     for path, leaf in nnx.to_flat_state(template):
         value = values
         for name in path:
-            value = value[name] if name in value else value[str(name)]  # From a file, maybe.
-        # An array that is an attribute stands for itself.
+            value = (
+                value[name] if name in value else value[str(name)]
+            )  # Names are strings if it comes from a file.
+        # An attribute that is an array has no nnx.Variable around it.
         filled.append((path, leaf.replace(value) if isinstance(leaf, nnx.Variable) else value))
     return nnx.from_flat_state(filled)
 
@@ -202,7 +239,7 @@ def _streams(template: nnx.State, rng: jax.Array | None) -> nnx.State:
 
 
 def _set_flags(module: nnx.Module, train: bool) -> None:
-    """Sets the attributes that say whether this is training, of all submodules."""
+    """Sets the attributes of all submodules that say whether this is training."""
     for _, part in nnx.iter_modules(module):
         for name, say in FLAGS.items():
             old = inspect.getattr_static(part, name, inspect.Parameter.empty)  # Maybe a method.
@@ -237,21 +274,21 @@ def _check_variables(before: dict[Path, Any], after: dict[Path, Any]) -> None:
 
 
 class _Trace(NamedTuple):
-    """Where it shows what a part of a module did in a call."""
+    """Variables that show what a submodule did in a call."""
 
     name: str  # of the part
-    moves: nnx.Variable
-    stays: nnx.Variable | None
-    old: tuple  # values of the two before the call
+    moves: nnx.Variable  # changes in training
+    stays: nnx.Variable | None  # does not
+    old: tuple  # the values of both before the call
 
     @property
     def is_unknown(self) -> bool:
-        """Whether even what stays is new, as after `nnx.remat` and `nnx.jit`."""
+        """Whether all values are new objects, as after `nnx.remat` and `nnx.jit`."""
         return self.stays is None or self.stays.get_value() is not self.old[1]
 
     @property
     def has_moved(self) -> bool:
-        """Whether what moves is new."""
+        """Whether the value of `moves` is new."""
         return self.moves.get_value() is not self.old[0]
 
 
@@ -262,7 +299,7 @@ def _trace(path: Path, part: Any, moves: nnx.Variable, stays: nnx.Variable | Non
 
 
 def _traces(module: nnx.Module) -> Iterator[_Trace]:
-    """Of dropout, which draws, and batch normalisation, whose statistics move, in training."""
+    """Traces of dropout, which draws, and of batch normalisation, whose statistics move."""
     for path, part in nnx.iter_modules(module):
         if isinstance(part, nnx.BatchNorm):
             yield _trace(path, part, part.mean, part.bias if part.scale is None else part.scale)
@@ -273,7 +310,7 @@ def _traces(module: nnx.Module) -> Iterator[_Trace]:
 
 
 def _draws(module: nnx.Module) -> Iterator[_Trace]:
-    """Of all random streams."""
+    """Traces of all random streams."""
     for path, part in nnx.iter_graph(module):
         if isinstance(part, nnx.RngStream):
             yield _trace(path, part, part.count, part.key)
@@ -282,7 +319,7 @@ def _draws(module: nnx.Module) -> Iterator[_Trace]:
 def _check_modes(traces: Sequence[_Trace], train: bool) -> None:
     """Raises ValueError if dropout or batch normalisation did not follow `train` in a call.
 
-    Their attributes did, but arguments of their calls come first.
+    Their attributes were set, but arguments of their calls take precedence.
     """
     for one in traces:
         if train and not one.has_moved:

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from sideways_jax.devices.mesh import check_mesh
-from sideways_jax.devices.placement import from_sizes
+from sideways_jax.devices.module_groups import from_sizes
 from sideways_jax.pipeline import episode, online, per_episode
 from sideways_jax.pipeline.episode import Schedule
 from sideways_jax.rule.episode import Episode

@@ -22,8 +22,8 @@ from jax.extend import core
 
 from sideways_jax.devices.exchange import run_branch
 from sideways_jax.devices.mesh import DEPTH
+from sideways_jax.devices.module_groups import Groups
 from sideways_jax.devices.packing import wrap_keys
-from sideways_jax.devices.placement import Groups
 from sideways_jax.tools.programs import evaluate, part, shape_of_variable
 from sideways_jax.tools.trees import PyTree, same_structure, zeros
 from sideways_jax.training.hold_back import check_separable

@@ -12,8 +12,8 @@ import optax
 from jax.sharding import Mesh
 
 from sideways_jax.devices.layout import Layout, place
+from sideways_jax.devices.module_groups import Groups
 from sideways_jax.devices.packing import Packed, Packing
-from sideways_jax.devices.placement import Groups
 from sideways_jax.network.network import Network
 from sideways_jax.pipeline import local_optimizer
 from sideways_jax.pipeline.local_optimizer import Divided

@@ -1,4 +1,4 @@
-"""Looking into traced programs."""
+"""Equations of traced programs: what they are, and what is inside them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def inline_jit(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
 
 
 def evaluate(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, values: Sequence) -> dict[core.Var, jax.Array]:
-    """One equation of a program, on the values of `eqn.invars`: the values of its variables."""
+    """Computes one equation from the values of `eqn.invars`; gives the values of its outputs."""
     read = {v: x for v, x in zip(eqn.invars, values, strict=True) if isinstance(v, core.Var)}
     outvars = [v for v in eqn.outvars if not isinstance(v, core.DropVar)]
     alone = jaxpr.replace(constvars=[], invars=list(read), outvars=outvars, eqns=[eqn])
@@ -45,14 +45,14 @@ def evaluate(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, values: Sequence) -> dict[co
 
 
 def body_of(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
-    """The program inside an equation that has one, of a call, a checkpoint or a loop."""
+    """The program inside a call, a checkpoint or a loop."""
     body = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
-    # Of a checkpoint it is a jaxpr that needs no constants.
+    # A checkpoint has a jaxpr without constants.
     return body if hasattr(body, "consts") else core.ClosedJaxpr(body, ())
 
 
 def is_call(eqn: core.JaxprEqn) -> bool:
-    """Whether an equation only runs the program inside it."""
+    """Whether an equation is a call: it runs the program inside it and does nothing else."""
     return eqn.primitive.name in ("jit", "pjit", "closed_call")
 
 

@@ -25,13 +25,13 @@ class Program(NamedTuple):
     equations: list[core.JaxprEqn]
     outputs: list[Atom]
     constants: dict[core.Var, jax.Array]  # what the function closes over
-    jaxpr: core.Jaxpr  # that it was traced to; `evaluate` takes debugging information from it
+    jaxpr: core.Jaxpr  # before inlining; `evaluate` takes its debugging information
 
 
 def inline_calls(closed: core.ClosedJaxpr) -> Program:
-    """The equations of a program, with those of jitted and differentiable calls in their places.
+    """A program in which jitted, checkpointed and custom-derivative calls are inlined.
 
-    Variables are renamed, nothing is traced again. Loops and conditionals stay as they are.
+    Variables are renamed; nothing is traced again. Loops and conditionals stay as they are.
     """
     new_variable = core.gensym()
     equations: list[core.JaxprEqn] = []
@@ -67,7 +67,7 @@ _CALLS = ("jit", "pjit", "closed_call", "core_call", "eval_jaxpr", "checkpoint",
 
 
 def _callee(eqn: core.JaxprEqn):
-    """The jaxpr that an equation does nothing but call, None if it does something else."""
+    """The jaxpr that an equation calls; None if it is no call."""
     if eqn.primitive.name in _CALLS:
         return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
     if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
@@ -76,7 +76,7 @@ def _callee(eqn: core.JaxprEqn):
 
 
 def has_primitive(equations: Sequence[core.JaxprEqn], name: str) -> bool:
-    """Whether one of the equations, or one in a loop, a conditional or a call among them, is it."""
+    """Whether an equation, also inside loops, conditionals and calls, has this primitive."""
     return any(
         eqn.primitive.name == name
         or any(has_primitive(inner.eqns, name) for inner in core.jaxprs_in_params(eqn.params))
@@ -87,7 +87,7 @@ def has_primitive(equations: Sequence[core.JaxprEqn], name: str) -> bool:
 def part(
     program: Program, known: Collection[core.Var], wanted: Sequence[Atom]
 ) -> tuple[list[core.JaxprEqn], list[core.Var]]:
-    """The equations that `wanted` needs where `known` is given, and which of `known` they use."""
+    """The equations that compute `wanted` from `known`, and which of `known` they use."""
     missing: set[core.Var] = set()
     used: dict[core.Var, None] = {}
 
@@ -114,7 +114,7 @@ def part(
 def evaluate(
     program: Program, values: dict[core.Var, jax.Array], wanted: Sequence[Atom]
 ) -> list[jax.Array]:
-    """What `wanted` is for these values: of inputs, or of anything in between."""
+    """Computes `wanted` from these values, of inputs or of intermediate variables."""
     known = program.constants | values
     equations, used = part(program, known, wanted)
     jaxpr = program.jaxpr.replace(constvars=[], invars=used, outvars=list(wanted), eqns=equations)

@@ -16,7 +16,7 @@ PyTree = Any
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["value"])
 @dataclasses.dataclass(frozen=True)
 class Static:
-    """Something that can be hashed as a part of a pytree's structure, without leaves."""
+    """A hashable value in a pytree. It belongs to the structure and has no leaves."""
 
     value: Hashable
 
@@ -50,7 +50,7 @@ def wide(dtype: Any) -> jnp.dtype:
     """The dtype to add up values of `dtype` in: float32 for narrower floats, else `dtype` itself.
 
     bfloat16 has 8 significant bits: 256 + 1 is 256, so that a sum of ones over frames stops there;
-    float16 ends at 65,504. What is held in the wide dtype takes two times the bytes of these two.
+    float16 ends at 65,504. The wide dtype takes twice their bytes.
 
     >>> wide(jnp.bfloat16), wide(jnp.dtype("float64")), wide(jnp.dtype("int8"))
     (dtype('float32'), dtype('float64'), dtype('int8'))
@@ -60,17 +60,17 @@ def wide(dtype: Any) -> jnp.dtype:
 
 
 def wide_zeros(tree: PyTree) -> PyTree:
-    """Where sums of such trees start: zeros in the `wide` dtype of every leaf, or of its shape."""
+    """The start of a sum of such trees: zeros in the `wide` dtype of every leaf."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x.dtype)), shape_of(tree))
 
 
 def accumulate(sums: PyTree, tree: PyTree) -> PyTree:
-    """`sums + tree` in the dtypes of `sums`, which `wide_zeros` began."""
+    """`sums + tree` in the dtypes of `sums`, which come from `wide_zeros`."""
     return jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, tree)
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
-    """`tree` in the dtypes of `like`, of arrays or their shapes."""
+    """`tree` in the dtypes of `like`, a tree of arrays or their shapes."""
     return jax.tree.map(lambda x, y: x.astype(jnp.result_type(y)), tree, like)
 
 
@@ -97,7 +97,7 @@ def select(condition: jax.Array, tree: PyTree, otherwise: PyTree = None) -> PyTr
     """Every leaf of `tree` where `condition` holds, else of `otherwise` (default: zeros).
 
     The condition is a scalar, or `[B]` with one truth value for every example of leaves `[B, ...]`.
-    A selection, not a product: a NaN in what is not chosen does not get through. Leaves take the
+    It is `where`, not a product: a NaN in what is not chosen has no effect. Leaves take the
     dtype of `otherwise`, so that a scan can carry them.
     """
 
@@ -119,10 +119,9 @@ def average(total: PyTree, count: jax.Array | int, like: PyTree = None) -> PyTre
 
     Args:
       total: sums.
-      count: of what was added, one number.
-      like: a tree of arrays, or of their shapes, whose dtypes the means get: the parameters, say,
-        for sums of their gradients. By default means have the dtypes of the total, which for
-        integers is a float.
+      count: how many values were added, a scalar.
+      like: arrays or their shapes, whose dtypes the means get: for sums of gradients, the
+        parameters. By default means have the dtypes of the total, and for integers a float.
 
     >>> total = jnp.asarray(70_000.0, jnp.float32)
     >>> average(total, 70_000, like=jnp.zeros((), jnp.float16))
@@ -140,7 +139,7 @@ def average(total: PyTree, count: jax.Array | int, like: PyTree = None) -> PyTre
 
 
 def each_example(function: Callable, *batches: PyTree) -> PyTree:
-    """`function`, which takes batches `[B, ...]` to something, of every example alone: `[B, ...]`.
+    """Applies `function`, which takes batches, to every example as a batch of one: `[B, ...]`.
 
     >>> each_example(jnp.mean, jnp.arange(6.0).reshape(2, 3))
     Array([1., 4.], dtype=float32)
@@ -153,7 +152,7 @@ def each_example(function: Callable, *batches: PyTree) -> PyTree:
 
 
 def masked_mean(values: jax.Array, valid: jax.Array) -> jax.Array:
-    """The mean of those `values` that are `valid`, of the same shape; zero if there are none.
+    """The mean of the `values` where `valid`, of the same shape, is true; zero if it never is.
 
     In the `wide` dtype of the values: the mean of bfloat16 losses is float32.
     """

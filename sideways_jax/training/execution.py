@@ -1,7 +1,7 @@
-"""Where a task is computed: one protocol, and any number of values that fulfil it.
+"""The protocol of executions: where a task is computed.
 
 An execution decides where modules run and in which order, never what comes out. To add one, write a
-class with these three methods, and give it a name in `step.EXECUTIONS` if it should have one.
+class with these three methods; for a name, add it to `step.EXECUTIONS`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sideways_jax.training.train_state import Training
 
 
 class Execution(Protocol):
-    """A way to compute a task. Values are immutable and hashable; they are compared by content."""
+    """A way to compute a task: immutable, hashable, and compared by content."""
 
     def episode(
         self,

@@ -1,4 +1,4 @@
-"""No update of a module without gradients: its part of the optimizer's state stays as it was."""
+"""A module without gradients gets no update, and its part of the optimizer's state stays."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sideways_jax.training.ownership import Ownership, find_owners
 
 
 def owners(tx: optax.GradientTransformation, params: tuple) -> PyTree:
-    """Which module each leaf of an optimizer's state belongs to, None for what belongs to none.
+    """Which module each leaf of an optimizer's state belongs to; None for a leaf of no module.
 
-    Found out by following the numbers of every module through `tx`, which is only traced; see
-    `find_owners`. The shapes and dtypes of leaves do not matter.
+    `find_owners` traces `tx`, without computing anything, and follows the numbers of every module
+    through it. The shapes and dtypes of leaves do not matter.
 
     Args:
       tx: the transformation.
@@ -58,15 +58,14 @@ def hold_back(
     old: PyTree,
     params: tuple,
 ) -> PyTree:
-    """The new state of an optimizer, but the old one for modules that were not trained.
+    """The new state of an optimizer, with the old values for modules that were not trained.
 
-    Zero gradients are not enough: momentum would go on moving the weights and decaying.
+    Zero gradients are not enough: momentum would still move the weights, and decay.
 
     Args:
       tx: the transformation that both states belong to.
       trained: bool[D], gamma_i > 0.
-      new, old: states of `tx`. What belongs to no module in them, such as a count of steps, is
-        taken from `new`.
+      new, old: states of `tx`. Leaves of no module, such as a count of steps, come from `new`.
       params: tuple of D pytrees.
 
     Raises:

@@ -1,10 +1,10 @@
 """Which module the numbers in a traced function over all modules come from.
 
-The inputs are leaves of modules, and what belongs to none. Every equation is looked at once: its
-result belongs to the module whose arrays go into it. Single numbers of other modules, such as
-norms, may go into it as well: the device of their module can tell them to the others, in as many
-rounds as they depend on one another. An equation that arrays of several modules go into is given
-up, and so is what depends on it.
+Each input is a leaf of a module, or belongs to none. One pass over the equations finds the place
+of every result: the module whose arrays go into it. Single numbers of other modules, such as norms,
+may go into it as well: the device of their module broadcasts ("tells") them. A number that depends
+on told numbers is told one round later. If arrays of several modules go into an equation, its
+result, and all that depends on it, has the place `Several`.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from sideways_jax.tools.programs import (
 
 
 class Known(enum.Enum):
-    """Places of numbers that every device can compute, once it was told single numbers."""
+    """Places of numbers that every device can compute after it was told single numbers."""
 
     FREE = enum.auto()  # they come from no module
-    MET = enum.auto()  # single numbers of several modules met in them
+    MET = enum.auto()  # computed from single numbers of several modules
     JOINED = enum.auto()  # an array with single numbers of several modules side by side
 
 
 class Several(NamedTuple):
-    """The place of numbers that arrays of several modules went into."""
+    """The place of numbers that are computed from arrays of several modules."""
 
     reason: str
 
@@ -49,11 +49,11 @@ Place = int | Known | Several  # an int is a module
 class Flow(NamedTuple):
     """Where the numbers of a program come from."""
 
-    program: Program  # conditionals that arrays of several modules go through are taken apart
+    program: Program  # conditionals on arrays of several modules are taken apart
     places: list[Place]  # of every output
     refused: list[str | None]  # why an output cannot be where it is wanted
-    homes: dict[core.Var, int]  # of values that have to be told: the module that they come from
-    rounds: dict[core.Var, int]  # of the same: in which round, from 1
+    homes: dict[core.Var, int]  # the module of every value that has to be told
+    rounds: dict[core.Var, int]  # the round, from 1, in which it is told
 
 
 def size(v: Atom) -> int:
@@ -67,10 +67,10 @@ def follow(
     """The places of all outputs.
 
     Args:
-      program: any.
-      places: of its inputs.
-      wanted: for every output, the module whose device shall have it, None for all devices; a
-        single number from another place is told. If None, outputs stay at their places.
+      program: the equations.
+      places: of the inputs.
+      wanted: for every output, the module whose device needs it, None for all devices; a single
+        number from another place is told. Without `wanted`, outputs stay at their places.
     """
     walk = _Walk(dict(zip(program.inputs, places, strict=True)))
     todo = deque(program.equations)
@@ -112,11 +112,11 @@ def follow(
 
 
 class _Walk:
-    """What is known of the variables of a program on the way through its equations."""
+    """What is known about the variables of a program after the equations so far."""
 
     def __init__(self, places: dict[core.Var, Place]):
         self.places = places
-        self.after: dict[core.Var, int] = {}  # the round after which its place can compute it
+        self.after: dict[core.Var, int] = {}  # the round after which its own place can compute it
         self.heard: dict[core.Var, int] = {}  # the round after which all devices can compute it
         self.rounds: dict[core.Var, int] = {}  # in which it is told
         self.sources: dict[core.Var, list[core.Var]] = {}  # of single numbers
@@ -159,16 +159,16 @@ class _Walk:
                 return Known.JOINED
             if modules:
                 return modules.pop()
-        # The last number that is added to a sum over modules does not make it that of its module.
+        # A sum over modules does not belong to the module whose number was added last.
         elif len(modules) == 1 and places <= {Known.FREE, *modules}:
             return modules.pop()
         return Known.FREE if places <= {Known.FREE} else Known.MET
 
     def tell(self, v: core.Var) -> int:
-        """Lets all devices know a single number; the round after which they do.
+        """Has a single number told to all devices; gives the round after which they know it.
 
-        It is told itself, or, if it had to wait for others, the numbers that it is computed from: a
-        sum over modules, added one after the other, takes one round and not one for each of them.
+        If it depends on told numbers, the numbers that it is computed from are told instead of it:
+        a sum over modules, added one after the other, takes one round and not one per module.
         """
         if v not in self.heard:
             sources = self.sources.get(v, [])
@@ -182,7 +182,7 @@ class _Walk:
 
 
 def _take_apart(eqn: core.JaxprEqn, walk: _Walk) -> Program | None:
-    """A conditional as one for every place, or as a selection; None where it can stay."""
+    """A conditional as one conditional per place, or as a selection; None if it can stay."""
     if eqn.effects or eqn.params.get("branches_platforms"):
         return None
     cases = [inline_calls(branch) for branch in eqn.params["branches"]]
@@ -204,7 +204,7 @@ def _take_apart(eqn: core.JaxprEqn, walk: _Walk) -> Program | None:
     mixed = any(isinstance(place, Several) for place in by_place)
     if len(by_place) == 1 and not mixed:
         return None
-    # A selection runs all cases, and a loop may end only where its case would be chosen.
+    # A selection runs all cases, and a loop may never end in a case that is not chosen.
     if mixed and any(has_primitive(case.equations, "while") for case in cases):
         return None
 
@@ -219,7 +219,7 @@ def _take_apart(eqn: core.JaxprEqn, walk: _Walk) -> Program | None:
 
             branches = [partial(run, case) for case in cases]
             given = [values[n] for n in used]
-            if isinstance(place, Several):  # What is inside may be told apart again.
+            if isinstance(place, Several):  # Its equations get places of their own.
                 by_case = zip(*(branch(*given) for branch in branches), strict=True)
                 chosen = [jax.lax.select_n(index, *one) for one in by_case]
             else:
@@ -232,7 +232,7 @@ def _take_apart(eqn: core.JaxprEqn, walk: _Walk) -> Program | None:
 
 
 def _used_inputs(case: Program) -> list[set[int]]:
-    """The numbers of the inputs that each output depends on."""
+    """For each output, the indices of the inputs that it depends on."""
     bits = {v: 1 << n for n, v in enumerate(case.inputs)}  # Faster than sets.
 
     def together(atoms):

@@ -1,4 +1,4 @@
-"""Whether a train step can use an optimizer, before anything is computed."""
+"""Checks, before anything is computed, that a train step can use an optimizer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sideways_jax.training.optimizer_trace import LOOKS_AT_VALUES, trace
 def check_optimizer(tx: optax.GradientTransformation, params: tuple, *, hold: bool = False) -> None:
     """Raises ValueError for an optimizer that a train step on one device cannot use.
 
-    Only shapes are looked at. An optimizer that cannot be traced, since it looks at values, passes:
-    it may work without `jax.jit`. On a mesh `local_optimizer.divide` checks more.
+    It uses shapes alone. An optimizer that cannot be traced because it looks at values passes: it
+    may work without `jax.jit`. On a mesh `local_optimizer.divide` checks more.
 
     Args:
       tx: an optax transformation.

@@ -1,4 +1,4 @@
-"""Tracing an optimizer, with clear errors for one that a train step cannot call."""
+"""Tracing an optimizer; an optimizer that a train step cannot call is a clear error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax.extend import core
 
 from sideways_jax.tools.trees import PyTree, same_structure, shape_of
 
-# What tracing a function raises that needs to know values.
+# What JAX raises when it traces a function that needs values.
 LOOKS_AT_VALUES = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -37,8 +37,8 @@ def trace(tx: optax.GradientTransformation, params: tuple) -> Traced:
       params: D pytrees, or their shapes.
 
     Raises:
-      ValueError: if `tx` is no transformation, or if it does not take these parameters, or if it
-        needs more than gradients, its state and parameters.
+      ValueError: if `tx` is no transformation, does not take these parameters, or needs more than
+        gradients, its state and parameters.
       One of `LOOKS_AT_VALUES`: if it cannot be traced.
     """
     if not all(callable(getattr(tx, name, None)) for name in ("init", "update")):
@@ -59,7 +59,7 @@ def _traced(function: Callable, call: str, *arguments: PyTree) -> tuple[core.Clo
     try:
         return jax.make_jaxpr(function, return_shape=True)(*arguments)
     except LOOKS_AT_VALUES:
-        raise  # It may work without jit; callers know whether that is enough.
+        raise  # It may work without jit; the caller decides whether that is enough.
     except Exception as error:
         raise ValueError(
             f"the optimizer cannot be used: a train step calls {call}, where params is a tuple "

@@ -1,4 +1,4 @@
-"""Which module every leaf of an optimizer's state belongs to, read off the traced optimizer."""
+"""Which module every leaf of an optimizer's state belongs to, found in the traced optimizer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sideways_jax.training.optimizer_trace import trace
 
 
 class Ownership(NamedTuple):
-    """What an optimizer computes from what, over all modules."""
+    """Where numbers in an optimizer's state come from, and which module each leaf belongs to."""
 
     modules: list[int]  # of every leaf of the parameters
     state: PyTree  # shapes of `tx.init(params)`
     new_state: PyTree  # shapes after an update
     places: list[Place]  # where the numbers of every leaf of the state come from
-    homes: list[int | None]  # of every leaf of the state: the module it belongs to, None for none
+    homes: list[int | None]  # the module of every leaf of the state, None for none
     init: Flow  # params -> state
     update: Flow  # gradients, state, params -> updates, state
     has_effects: bool  # whether it prints, or calls functions of the host
@@ -29,18 +29,18 @@ class Ownership(NamedTuple):
 def find_owners(tx: optax.GradientTransformation, params: tuple) -> Ownership:
     """Traces an optimizer, and follows all numbers from their modules into its state.
 
-    A leaf of the state belongs to module i if numbers of module i go into it, at the start or at an
-    update, and none of another module, apart from single numbers in arrays. What no module goes
-    into, or single numbers of several, belongs to module i if it lies at the place of module i in a
-    part of the state that has the structure of the parameters; else to none: a count of steps, say,
-    or a global norm.
+    A leaf of the state belongs to module i if it is computed, at the start or at an update, from
+    numbers of module i and of no other module; single numbers of others may go into an array.
+    A leaf that is computed from no module, or from single numbers of several, belongs to module i
+    if it lies at the place of module i in a copy of the structure of the parameters, otherwise to
+    no module: a count of steps, or a global norm.
 
     Args:
       tx: an optax transformation.
       params: D pytrees, or their shapes.
 
     Raises:
-      ValueError: if a train step cannot call `tx`; see `trace`.
+      ValueError: if a train step cannot call `tx`, as `optimizer_trace.trace` finds.
       One of `optimizer_trace.LOOKS_AT_VALUES`: if it cannot be traced.
     """
     traced = trace(tx, params)
@@ -49,7 +49,7 @@ def find_owners(tx: optax.GradientTransformation, params: tuple) -> Ownership:
     init, update = inline_calls(traced.init), inline_calls(traced.update)
     places = follow(init, modules).places
     sizes = [size(v) for v in init.outputs]
-    while True:  # What a module writes into the state at one update, is read at the next.
+    while True:  # The next update reads what this one wrote into the state.
         homes = [
             place if isinstance(place, int) else home
             for place, home in zip(places, by_structure, strict=True)
@@ -76,7 +76,7 @@ def find_owners(tx: optax.GradientTransformation, params: tuple) -> Ownership:
 
 
 def _join(a: Place, b: Place, count: int) -> Place:
-    """The place of a leaf of the state that is at one time from `a`, at another from `b`."""
+    """The place of a leaf of the state that comes from `a` at one update, from `b` at another."""
     if a == b or b == Known.FREE:
         return a
     if a == Known.FREE:
@@ -93,7 +93,7 @@ def _join(a: Place, b: Place, count: int) -> Place:
 
 
 def _homes_by_structure(state: PyTree, params: tuple, modules: list[int]) -> list[int | None]:
-    """For every leaf of the state, the module at whose place it lies in a copy of `params`."""
+    """For every leaf of the state, the module of its place in a copy of `params`, or None."""
 
     def is_masked(node):
         return isinstance(node, optax.MaskedNode)

@@ -25,7 +25,7 @@ def _adam() -> optax.GradientTransformation:
     return optax.GradientTransformation(adam.init, update)
 
 
-# What comes between clipping and weight decay: u_t = f(g_1 ... g_t).
+# The step between clipping and weight decay: u_t = f(c_1 ... c_t).
 DIRECTIONS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "sgd": lambda momentum: optax.identity(),
     "momentum": lambda momentum: optax.trace(decay=momentum),
@@ -51,11 +51,11 @@ def learning_rate_schedule(
     so that the first update has the rate 0, and update `warmup_epochs * S` the initial one.
 
     Args:
-      learning_rate: the initial rate, that after the warm-up.
+      learning_rate: the initial rate, reached after the warm-up.
       steps_per_epoch: weight updates in an epoch.
       warmup_epochs: epochs until the initial rate; 0 for no warm-up. May be a fraction.
       drop_epochs: the epochs at whose beginning the rate drops, in increasing order.
-      drop_factor: what the rate is multiplied by at each of them.
+      drop_factor: the factor of the rate at each drop.
 
     Returns:
       A function of the number of updates so far; it gives a float32 scalar.
@@ -119,32 +119,31 @@ def make_optimizer(
         u_t = momentum * u_{t-1} + c_t                                  "momentum"
         u_t = Adam's direction, with b1 = 0.9, b2 = 0.999, eps = 1e-8   "adam"
 
-    and one of two couplings of the weight decay with the learning rate:
+    with one of two couplings of the weight decay with the learning rate:
 
         theta <- theta - lr_t * u_t - lr_t * weight_decay * theta          "learning_rate"
         theta <- theta - lr_t * u_t - (lr_t / lr) * weight_decay * theta   "schedule"
 
-    "learning_rate" is AdamW as most libraries have it (`optax.adamw`, PyTorch): the decay shrinks
-    with the initial rate lr, too. "schedule" is Loshchilov and Hutter's (2019, algorithm 2): only
-    the schedule scales the decay, so that lr and weight_decay can be searched independently. The
-    paper does not say which it uses for its values 0, 1e-4, 1e-3 and 1e-2; with its learning rates
-    of 1e-4 and 1e-5, they are tiny under "learning_rate". Decay applies to all parameters.
+    "learning_rate" is AdamW in most libraries (`optax.adamw`, PyTorch): lr scales the decay, too.
+    "schedule" is Loshchilov and Hutter's (2019, algorithm 2): only the schedule scales the decay,
+    so lr and weight_decay can be searched independently. The paper does not say which coupling it
+    uses; its decays, up to 1e-2, are tiny under "learning_rate" with its rates of 1e-4 and 1e-5.
+    Decay applies to all parameters.
 
     Args:
       name: "sgd", "momentum" or "adam".
       learning_rate: lr, the initial rate.
       steps_per_epoch: weight updates in an epoch.
-      momentum: of "momentum"; the others ignore it.
-      clip_value: the largest absolute value of an element of the gradient, None for any.
+      momentum: of "momentum" alone.
+      clip_value: the largest absolute value of an element of the gradient; None: no clipping.
       weight_decay: the coefficient; 0 for none.
       decay_coupling: "learning_rate" or "schedule".
-      warmup_epochs, drop_epochs, drop_factor: see `learning_rate_schedule`.
+      warmup_epochs, drop_epochs, drop_factor: of `learning_rate_schedule`.
 
     Returns:
-      An optax transformation, whose `update` needs the parameters.
+      An optax transformation; its `update` needs the parameters.
 
-    Raises:
-      ValueError: if a name is unknown or a number out of range.
+    Raises ValueError if a name is unknown or a number is out of range.
 
     >>> tx = make_optimizer("sgd", 0.5, steps_per_epoch=10, warmup_epochs=0, weight_decay=0.1)
     >>> theta = jnp.array([1.0, 2.0])
@@ -174,7 +173,7 @@ def make_optimizer(
     return optax.chain(
         optax.identity() if clip_value is None else optax.clip(clip_value),
         DIRECTIONS[name](momentum),
-        optax.add_decayed_weights(decay),  # After the direction, which must not see it: decoupled.
+        optax.add_decayed_weights(decay),  # After the direction: decoupled from it.
         optax.scale_by_learning_rate(schedule),
     )
 

@@ -1,4 +1,4 @@
-"""Streams of frames: what they have to look like, and what is reported of them."""
+"""Streams of frames: checks of their shapes, and the metrics and outputs of a train step."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sideways_jax.training.train_state import TrainState
 
 
 class Outputs(NamedTuple):
-    """What a network shows at each of K steps of a stream: the newest output that there is."""
+    """The newest output of a network at each of K steps of a stream."""
 
     outputs: PyTree  # [K, B, ...], zero where there is none yet
-    frames: jax.Array  # int32[K, B], which frame of the run (from 0) it is of, -1 for none
+    frames: jax.Array  # int32[K, B], the frame of the run (from 0) it belongs to, -1 for none
 
 
 def check_target(target: str, target_like: PyTree) -> None:
@@ -32,7 +32,7 @@ def check_target(target: str, target_like: PyTree) -> None:
 
 
 def check_in_flight(train_state: TrainState, kind: type) -> None:
-    """Raises ValueError unless what is in flight is of this kind: each execution has its own."""
+    """Raises ValueError unless the signals in flight have the type of this execution."""
     held = train_state.in_flight
     if not isinstance(held, kind):
         what = f"has {type(held).__name__}" if held else "has nothing"
@@ -46,10 +46,10 @@ def check_in_flight(train_state: TrainState, kind: type) -> None:
 def check_stream(
     batch: int, frames: PyTree, targets: PyTree, reset: jax.Array | None, update_every: int = 1
 ) -> jax.Array:
-    """The mask of restarts, bool `[K, B]`; without one there are none.
+    """The mask of restarts, bool `[K, B]`; for None, no stream restarts.
 
     Args:
-      batch: B, of what is in flight.
+      batch: B, of the signals in flight.
       frames, targets: `[K, B, ...]`.
       reset: `[K, B]` or None.
       update_every: how many frames an update takes.
@@ -86,7 +86,7 @@ def check_stream(
 
 
 def example_metrics(task: Task, outputs: PyTree, targets: PyTree) -> dict[str, jax.Array]:
-    """`task.metrics_fn` of every example alone, `[K, B]`; of outputs and targets `[K, B, ...]`."""
+    """`task.metrics_fn` of every example, `[K, B]`, from outputs and targets `[K, B, ...]`."""
     if task.metrics_fn is None:
         return {}
     return jax.vmap(partial(each_example, partial(metrics_of, task)))(outputs, targets)
@@ -100,7 +100,7 @@ def stream_metrics(
     Args:
       losses: `[K]`, mean over the examples with an output.
       shown: int32 `[K, B]`, the frame that each output is of, -1 where there is none.
-      by_example: `[K, B]` of each metric.
+      by_example: each metric, `[K, B]`.
     """
     valid = shown >= 0
     count = valid.sum(axis=1)

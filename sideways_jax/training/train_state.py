@@ -1,4 +1,4 @@
-"""What training carries along, and the two functions that every execution trains with."""
+"""The state of training, and the two functions that train: `init` and `train_step`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sideways_jax.tools.trees import PyTree
 
 
 class TrainState(NamedTuple):
-    """All that training carries from one step to the next: one pytree, to be saved as it is."""
+    """All that training carries from one step to the next, a pytree; save it as it is."""
 
     step: jax.Array  # int32, weight updates so far
     params: PyTree  # D pytrees; on a mesh `devices.Placed`: each on the device of its module
     state: PyTree  # likewise
     opt_state: PyTree  # of the optax transformation over `params`
-    # What is between modules when weights change within a stream (`update_every`): step.InFlight,
+    # Signals between modules when weights change within a stream (`update_every`): step.InFlight,
     # ShardedInFlight on a mesh, blocking.Held for backprop; () if every episode starts empty.
     in_flight: Any
-    rng: jax.Array  # never changes; keys are folded in from `step` or the number of the frame
-    # Of each clip or stream, how many arrived so far; int32.
+    rng: jax.Array  # constant; keys fold in `step` or the number of the frame
+    # How many frames of each clip or stream arrived so far; int32.
     frames: jax.Array | np.ndarray = np.zeros((), np.int32)
 
 
@@ -30,16 +30,16 @@ def new_train_state(
     params: PyTree, state: PyTree, opt_state: PyTree, in_flight: Any, rng: Any
 ) -> TrainState:
     """A state before the first frame."""
-    # Two zeros: one array in two places could not be donated.
+    # Two arrays: one array in two places cannot be donated.
     none = [jnp.zeros((), jnp.int32) for _ in range(2)]
     return TrainState(none[0], params, state, opt_state, in_flight, rng, none[1])
 
 
 class Init(Protocol):
-    """Makes the state that training starts from."""
+    """Makes the first train state."""
 
     def __call__(self, key: jax.Array, frame: PyTree, target: PyTree = None) -> TrainState:
-        """From a batch of frames `[B, ...]`, and targets where they are carried along, or shapes.
+        """From frames `[B, ...]`, and targets if the pipeline carries them, or from their shapes.
 
         Raises:
           ValueError: if the network, the batch or the optimizer cannot be trained like that.
@@ -48,26 +48,26 @@ class Init(Protocol):
 
 
 class Step(Protocol):
-    """Trains on the next frames; pure, to be jitted with `donate_argnums=0`."""
+    """Trains on the next frames. A pure function; jit it with `donate_argnums=0`."""
 
-    # *args and **options stand for the `reset` of streams, which clips do not have; the length of
-    # what comes back depends on `with_outputs`.
+    # *args and **options stand for `reset`, which streams have and clips do not; the length of the
+    # result depends on `with_outputs`.
     def __call__(
         self, train_state: TrainState, frames: PyTree, targets: PyTree, *args: Any, **options: Any
     ) -> tuple:
         """Takes `[K, B, ...]`; a stream takes `reset`, bool `[K, B]` or None, as well.
 
         Returns:
-          `(train_state, metrics)`, and `Outputs` as a third if they were asked for.
+          `(train_state, metrics)`, or with `with_outputs`, `(train_state, metrics, Outputs)`.
 
         Raises:
-          ValueError: for frames and targets that do not fit one another or the state.
+          ValueError: if frames and targets do not fit one another or the state.
         """
         ...
 
 
 class Training(NamedTuple):
-    """`(init, train_step)`, as an optax transformation is `(init, update)`."""
+    """`(init, train_step)`, as optax has `(init, update)`."""
 
     init: Init
     train_step: Step

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from experiments.benchmarks.rig import suite
-from experiments.benchmarks.suites import table2
+from experiments.benchmarks.suites import speedup
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,7 +105,7 @@ def test_speedups_are_those_of_the_paper():
         "sideways scan": [4.0, 4.0], "group 0": [3.0, 3.0], "group 1": [1.0, 1.0],
     }  # fmt: skip
     measured = {"devices": 2, "groups": [4, 2], "times": times, "temporary_bytes": {}}
-    sideways, blocking, scan = table2.rows_of(measured, {"model": "simple_cnn"})
+    sideways, blocking, scan = speedup.rows_of(measured, {"model": "simple_cnn"})
     assert sideways["speedup_over_blocking"] == pytest.approx(1.25)
     assert sideways["ideal_speedup"] == pytest.approx(4 / 3)
     assert sideways["efficiency"] == pytest.approx(1.25 * 3 / 4)

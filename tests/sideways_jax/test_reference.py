@@ -42,7 +42,7 @@ def test_five_modules_and_nine_steps_give_the_table_of_the_paper():
         found = np.stack([episode.trace.frames[t - 1], episode.trace.origins[t - 1]], axis=1) + 1
         assert found.tolist() == [list(pair) for pair in row], f"step {t}"
     np.testing.assert_array_equal(episode.num_grads, [1, 2, 3, 4, 5])
-    # Before step 5 the pipeline fills, nobody trains.
+    # Before step 5 the pipeline fills, no module trains.
     assert (episode.trace.origins[:4] == -1).all()
     assert episode.trace.frames[:4].tolist() == [
         [0, -1, -1, -1, -1],

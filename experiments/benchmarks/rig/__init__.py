@@ -1,1 +1,1 @@
-"""How it is measured."""
+"""Measuring: processes, programs, rounds and the protocol of suites."""

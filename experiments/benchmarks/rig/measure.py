@@ -1,4 +1,4 @@
-"""How things are measured: compiled ahead, in turn, by medians."""
+"""Measuring: programs are compiled first, run in turn, and compared by medians."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ def compiled(function: Callable, *arguments) -> jax.stages.Compiled:
 
 
 def temporary_bytes(program: jax.stages.Compiled) -> int:
-    """Bytes that the program needs beside its arguments and results, per device."""
+    """Bytes per device that the program needs beside its arguments and results."""
     return program.memory_analysis().temp_size_in_bytes
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Seconds of one call, until its arrays are computed."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
 
 
 def seconds(
@@ -25,8 +32,8 @@ def seconds(
 ) -> dict[str, list[float]]:
     """Seconds of every call, by name.
 
-    The programs run in turn, one call each per round and every round in another order, so that a
-    machine whose speed drifts, as shared ones do, treats them alike. Compare them round by round.
+    The programs run in turn, one call each per round, every round in another order: a machine whose
+    speed drifts, as shared ones do, affects them alike. Compare them round by round.
     """
     names = list(programs)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -34,9 +41,7 @@ def seconds(
     for number in range(rounds + 1):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            start = time.perf_counter()
-            jax.block_until_ready(programs[name]())
-            times[name].append(time.perf_counter() - start)
+            times[name].append(seconds_of(programs[name]))
         progress.advance(task)
     progress.remove_task(task)
     return {name: all_times[1:] for name, all_times in times.items()}  # The first is the warm-up.
@@ -52,5 +57,5 @@ def clips_of(row: Mapping[str, object]) -> str:
 
 
 def ratio(times: list[float], baseline: list[float]) -> float:
-    """The median of the ratios round by round: what of two measurements in turn can be trusted."""
+    """The median of the ratios of two programs, round by round; drift of the machine cancels."""
     return statistics.median(a / b for a, b in zip(times, baseline, strict=True))

@@ -1,4 +1,4 @@
-"""The honest rig on a CPU: one process with a device and cores of its own for every device."""
+"""Measuring several devices on a CPU: every device is a process with cores of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class Settings(NamedTuple):
-    """Of a suite that is measured in processes of its own; see `suite.HELP`."""
+    """Settings of a suite that starts workers; `suite.HELP` explains them."""
 
     model: str = "simple_cnn"
     frames: int = 64
@@ -36,17 +36,17 @@ class Settings(NamedTuple):
 
 
 def clips_of(settings: Any) -> dict[str, Any]:
-    """The settings that say which clips and which network: those go to workers and into rows."""
+    """The settings of the clips and the network, for workers and rows."""
     return {name: getattr(settings, name) for name in CLIPS}
 
 
 def check(devices: int, *, forced: bool) -> None:
-    """Raises ValueError if the processes could not have a core each."""
+    """Raises ValueError if there are fewer cores than processes."""
     cores = usable_cores()
     if not forced and devices > cores:
         raise ValueError(
-            f"{devices} devices want a process with a core each, there are {cores} cores: "
-            "lower --devices, or give --forced for devices that share them (which shows how it "
+            f"{devices} devices need a process with a core each, there are {cores} cores: "
+            "lower --devices, or give --forced for devices that share them (which shows that it "
             "works, not how fast)"
         )
 
@@ -59,18 +59,18 @@ def measure(
     cores: int | None = None,
     **settings: Any,
 ) -> dict:
-    """What a worker measures on so many devices.
+    """The result of a worker on `devices` devices.
 
     Args:
       devices: N.
       forced: whether they are devices of one process that share its cores.
-      worker: the script beside this one.
-      cores: how many cores all processes together get, on Linux; all that there are by default.
+      worker: a script in `benchmarks/workers`.
+      cores: the number of cores for all processes together, on Linux; by default all.
       **settings: flags of the worker.
 
     Raises:
       ValueError: for more devices than cores.
-      RuntimeError: if a worker failed, with what it said.
+      RuntimeError: if a worker failed, with the end of its stderr.
     """
     check(devices, forced=forced)
     program = ["python", str(ROOT / "experiments" / "benchmarks" / "workers" / worker)]
@@ -101,10 +101,10 @@ def rows(
     """The rows of a suite, for every number of devices.
 
     Args:
-      rows_of: makes those of one number of devices, out of what was measured and `clips_of`.
-      kind: of the worker, see `pipeline_worker.py`.
+      rows_of: makes the rows of one number of devices from the result of the worker and `clips_of`.
+      kind: `--kind` of `pipeline_worker.py`.
       settings: of the suite.
-      progress: is told.
+      progress: shows the numbers of devices.
     """
     clips = clips_of(settings)
     task = progress.add_task("numbers of devices", total=len(settings.devices))
@@ -120,10 +120,10 @@ def rows(
 
 
 def programs(run: dict) -> Iterator[tuple[dict[str, Any], list[float]]]:
-    """What every row of a measured program has, and its seconds, round by round.
+    """The fields that every row of a measured program has, and its seconds, round by round.
 
-    The ideal speedup is the cost of all groups over that of the largest, each alone on a device;
-    it is for what runs as a pipeline, blocking backprop apart.
+    The ideal speedup is the cost of all groups over that of the largest, each alone on a device. It
+    is for pipelines, without blocking backprop.
     """
     times = run["times"]
     alone = [statistics.median(times[f"group {n}"]) for n in range(run["devices"])]

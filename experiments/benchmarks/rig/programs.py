@@ -1,16 +1,16 @@
-"""What several suites and their workers run: the loss, modules alone, and how a worker answers."""
+"""Programs that several suites and workers run: the loss, modules alone, the result of a worker."""
 
 from __future__ import annotations
 
 import functools
 import json
-import time
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.benchmarks.rig.measure import seconds_of
 from sideways_jax.rule.in_flight import numbers_of
 from sideways_jax.rule.rule import run_group
 from sideways_jax.rule.task import Task
@@ -24,12 +24,12 @@ def loss_fn(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 @functools.cache
 def initial(network, frame):
-    """Parameters and states of a network; compiled once, which takes seconds."""
+    """Parameters and states of a network; cached, since compiling takes seconds."""
     return jax.jit(lambda key: network.init(key, frame))(jax.random.key(0))
 
 
 def group_alone(network, frame, group, num_frames: int):
-    """A function that runs some modules for so many steps, as in a pipeline, on one device."""
+    """A function that runs these modules for `num_frames` steps of a pipeline, on one device."""
     params, state = initial(network, frame)
     shapes = (frame, *network.activation_shapes(params, state, frame))
     key = jax.random.key(1)
@@ -53,7 +53,7 @@ def group_alone(network, frame, group, num_frames: int):
     def run(params, state, inputs, cotangents):
         def body(carry, scale):
             state, sums, inputs, cotangents = carry
-            # Something new at every step: XLA would compute what stays the same only once.
+            # New values at every step: XLA would compute a constant step only once.
             below = inputs[0] * scale.astype(inputs[0].dtype)
             above = cotangents[-1] * scale.astype(cotangents[-1].dtype)
             steps = run_group(
@@ -67,7 +67,7 @@ def group_alone(network, frame, group, num_frames: int):
                 jnp.sum(outputs[-1].astype(jnp.float32)[:1]),
                 (jnp.sum(down[0].astype(jnp.float32)[:1]) if group[0] else 0.0),
             )
-            # Signals move by one module; what comes from outside the group stays as it was.
+            # Signals move by one module; signals from outside the group stay constant.
             state = tuple(one.state for one in steps)
             inputs, cotangents = (inputs[0], *outputs[:-1]), (*down[1:], cotangents[-1])
             return (state, sums, inputs, cotangents), kept
@@ -82,20 +82,16 @@ def group_alone(network, frame, group, num_frames: int):
 
 
 def module_costs(network, frame, num_frames: int) -> list[float]:
-    """Seconds of each module alone for so many steps, the best of three."""
+    """Seconds of each module alone for `num_frames` steps, the best of three."""
     costs = []
     for i in range(network.depth):
         run = group_alone(network, frame, (i,), num_frames)
-        seconds = []
-        for _ in range(4):
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds.append(time.perf_counter() - start)
-        costs.append(min(seconds[1:]))
+        seconds_of(run)  # Warms up.
+        costs.append(min(seconds_of(run) for _ in range(3)))
     return costs
 
 
 def tell(result: dict) -> None:
-    """Prints what a worker measured, for `rig.measure`; process 0 does."""
+    """Prints the result of a worker, in process 0; `processes.measure` reads it."""
     if jax.process_index() == 0:
         print("RESULT " + json.dumps(result), flush=True)

@@ -1,4 +1,4 @@
-"""What a suite of benchmarks has, and how flags of `experiments/benchmark.py` follow from it."""
+"""The protocol of benchmark suites, and the flags of `experiments/benchmark.py` made from it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from absl import flags
 from rich.progress import Progress
 
-Row = dict[str, Any]  # what was measured, JSON; "suite", "model", "batch" and "size" among it
+Row = dict[str, Any]  # a result, JSON, with at least "suite", "model", "batch" and "size"
 Dtype = Literal["float32", "bfloat16"]  # of activations
 
+COLOURS = {  # in pictures, by rule or schedule of backprop
+    "sideways": "tab:orange",
+    "backprop": "tab:blue",
+    "blocking": "tab:blue",
+    "gpipe": "tab:red",
+    "1f1b": "tab:green",
+    "pipelined_backprop": "tab:purple",
+}
 HELP = {
     "batch": "clips",
     "depths": "the numbers of devices N for the memory",
@@ -36,14 +44,14 @@ class Suite(NamedTuple):
 
     # A NamedTuple class. Its fields are the flags that the suite takes, with their defaults; the
     # types may be int, float, bool, str, a Literal of strings, a tuple of int, or one of these or
-    # None; `batch` and `size` are among them. `HELP` says what they mean.
+    # None; `batch` and `size` are among them. `HELP` explains them.
     settings: type
     check: Callable[[Any], None]  # check(settings): ValueError for what cannot be measured
     rows: Callable[[Any, Progress], list[Row]]  # rows(settings, progress): measures
     picture: Callable[[list[Row], str | os.PathLike[str]], None]  # picture(rows, path): a PNG
     columns: Mapping[str, str]  # of the table: names in the rows, and how to format each
-    headers: Mapping[str, str] = types.MappingProxyType({})  # of columns whose name says too little
-    shown: Callable[[list[Row]], list[Row]] = list  # the rows that the table has
+    headers: Mapping[str, str] = types.MappingProxyType({})  # of columns that need another title
+    shown: Callable[[list[Row]], list[Row]] = list  # the rows in the table
 
 
 def define_flags(suites: Mapping[str, Suite]) -> tuple[str, ...]:
@@ -71,10 +79,10 @@ def settings_of(name: str, suite: Suite, given: Mapping[str, Any]) -> Any:
     Args:
       name: of the suite.
       suite: itself.
-      given: what the user set, by name; a list of strings where a tuple of numbers is meant.
+      given: the flags that the user set; a list of strings for a tuple of numbers.
 
     Raises:
-      ValueError: for a setting that the suite does not have, or numbers that are none.
+      ValueError: for a setting that the suite does not have, or text in place of numbers.
     """
     fields = suite.settings._fields
     if others := [one for one in given if one not in fields]:

@@ -1,8 +1,8 @@
-"""Programs of several sets of processes, run one at a time: those that are not asked sleep.
+"""Several sets of processes whose programs run in turn; the other sets sleep meanwhile.
 
-For comparing frameworks that cannot share a process, in one interleaved run. A line with the name
-of a program goes to the stdin of every process of a set; each runs it and answers with a line of
-JSON. Waiting for a line takes no processor time. The end of stdin is the end of the process.
+This compares frameworks that cannot share a process in one interleaved run. The parent writes the
+name of a program to the stdin of every process of a set; each runs it and answers with a line of
+JSON. Waiting for a line takes no processor time. A process ends with its stdin.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Team(NamedTuple):
 
     children: list  # subprocess.Popen
     log_dir: Path  # with process-N.log of each
-    about: dict[str, Any]  # what process 0 said of itself when it was ready: `programs`, ...
+    about: dict[str, Any]  # the first answer of process 0: `programs` and others
 
 
 def serve(programs: Mapping[str, Callable[[], dict | None]], **about: Any) -> None:
-    """In a worker: says that it is ready, then runs what it is asked to until stdin ends.
+    """In a worker: answers that it is ready, then runs requested programs until stdin ends.
 
     Args:
-      programs: by name; what one returns, JSON, is the answer. It returns when all is computed.
-      **about: JSON that goes to the parent with the names of the programs.
+      programs: by name; each returns its answer, JSON, when all is computed.
+      **about: JSON for the parent, beside the names of the programs.
     """
     print(ANSWER + json.dumps({"programs": list(programs), **about}), flush=True)
     for line in sys.stdin:
@@ -50,10 +50,10 @@ def team(command: list[str], processes: int, log_dir: Path) -> Iterator[Team]:
     Args:
       command: a program that takes the flags of `processes/distributed.py` and calls `serve`.
       processes: how many.
-      log_dir: for what they say on stderr.
+      log_dir: for their stderr.
 
     Raises:
-      RuntimeError: if one ends, with what it said.
+      RuntimeError: if one ends, with the end of its log.
     """
     log_dir.mkdir(parents=True)
     children: list = []
@@ -63,7 +63,9 @@ def team(command: list[str], processes: int, log_dir: Path) -> Iterator[Team]:
         yield Team(children, log_dir, about)
         _close(children)
         for child in children:
-            with suppress(subprocess.TimeoutExpired):  # What was measured is worth more.
+            with suppress(
+                subprocess.TimeoutExpired
+            ):  # The results are kept even if a process hangs.
                 child.wait(GRACE_SECONDS)
     finally:
         _close(children)
@@ -73,10 +75,10 @@ def team(command: list[str], processes: int, log_dir: Path) -> Iterator[Team]:
 
 
 def ask(team: Team, program: str) -> dict | None:
-    """Runs a program in all processes of a team; what process 0 answers, when all have.
+    """Runs a program in all processes of a team; when all have answered, the answer of process 0.
 
     Raises:
-      RuntimeError: if one ends instead, with what it said.
+      RuntimeError: if one ends instead, with the end of its log.
     """
     for number, child in enumerate(team.children):
         try:
@@ -89,12 +91,12 @@ def ask(team: Team, program: str) -> dict | None:
 
 def _close(children: list) -> None:
     for child in children:
-        with suppress(BrokenPipeError):  # What was not read by one that has ended.
+        with suppress(BrokenPipeError):  # The process ended and left input unread.
             child.stdin.close()
 
 
 def _answers(team: Team) -> list:
-    """What each process answers. If one ends instead, that is raised without waiting for others."""
+    """The answer of each process. If one ends instead, it raises without waiting for the others."""
 
     def answer(child) -> str | None:
         return next((line for line in child.stdout if line.startswith(ANSWER)), None)
@@ -103,7 +105,7 @@ def _answers(team: Team) -> list:
         numbers = {pool.submit(answer, one): n for n, one in enumerate(team.children)}
         for done in as_completed(numbers):
             if done.result() is None:
-                # Those that wait for it are stopped, so that the threads that read from them end.
+                # The others wait for it: stop them, so that the threads that read from them end.
                 stop(team.children, signal.SIGTERM, grace=1.0)
                 raise _failed(team, numbers[done])
         found = {number: done.result() for done, number in numbers.items()}
@@ -111,7 +113,7 @@ def _answers(team: Team) -> list:
 
 
 def _failed(team: Team, number: int) -> RuntimeError:
-    # The others fail because one did: show all that ended badly.
+    # One failure makes the others fail: show all logs.
     ends = []
     for n in range(len(team.children)):
         text = (team.log_dir / f"process-{n}.log").read_text(errors="replace")

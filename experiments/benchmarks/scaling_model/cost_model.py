@@ -1,18 +1,18 @@
-"""What a clip costs on N devices: predicted from the costs of modules, links and steps.
+"""The predicted time of a clip on N devices, from the costs of modules, links and steps.
 
-Nothing is measured here. The library's own clock tables (`sideways_jax/rule/schedules.py`) say
-which device works on what at which step, `sideways_jax/devices/placement.py` says which modules it
-has, and the model plays that through:
+Nothing is measured here. The library's clock tables (`sideways_jax/rule/schedules.py`) say which
+device works on what at which step, `sideways_jax/devices/module_groups.py` says which modules a
+device has, and the model simulates it:
 
-* a device works at a step for as long as its modules take (`step_seconds`);
-* then it exchanges signals with its neighbours, both ways, and goes on as soon as they are done
-  with the same step (`play`): there is no barrier of all devices, and nothing overlaps, as in the
+* at a step a device works for as long as its modules take (`step_seconds`);
+* then it exchanges signals with its neighbours, both ways, and starts the next step when they have
+  finished this one (`play`): there is no barrier of all devices, and nothing overlaps, as in the
   library. `exchange = messages * (latency + bytes * seconds_per_byte)` for one message up and one
-  down, one after the other; between two devices both are one, on one there is none. All messages
-  are as long as the longest (the library pads them); links of different neighbours are independent;
-* what the library adds to every step costs `per_step`, and time for every byte of parameters and of
-  activations of the modules on the device with the most (`held_bytes`, which stands for what is
-  copied: it is fitted, not counted); an update adds `per_update`.
+  down, one after the other; two devices send one message, one device none. All messages are as long
+  as the longest (the library pads them); links of different neighbours are independent;
+* the library adds `per_step` to every step, and time for every byte of parameters and of
+  activations on the device with the most (`held_bytes`; it stands for copies, and is fitted, not
+  counted); an update adds `per_update`.
 
 So on equal devices with a cost c of the largest group, both passes, and C of all of them together,
 with x = exchange + overhead of a step, and K frames:
@@ -20,7 +20,7 @@ with x = exchange + overhead of a step, and K frames:
     Sideways   K (c + x)
     blocking   K (C + (2N-1) x)
     1f1b       (K+N-1) c + (K+2N-2) x               if all groups cost the same
-    gpipe      (K+N-1) (c + forward) + (2K+2N-3) x  likewise; it runs the forward pass again
+    gpipe      (K+N-1) (c + forward) + (2K+2N-3) x  the same; it runs the forward pass again
 
 plus `per_update`. With N = D = 1 all of them (gpipe apart) take K (c + x).
 """
@@ -34,8 +34,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from sideways_jax.devices import placement
-from sideways_jax.devices.placement import Groups
+from sideways_jax.devices import module_groups
+from sideways_jax.devices.module_groups import Groups
 from sideways_jax.rule import schedules
 
 RULES = ("sideways", *schedules.SCHEDULES)
@@ -56,41 +56,41 @@ class Modules(NamedTuple):
 
 
 class Link(NamedTuple):
-    """What a message to a neighbour costs."""
+    """The cost of a message to a neighbour."""
 
     latency: float  # seconds
     seconds_per_byte: float
 
 
 class Overhead(NamedTuple):
-    """What the library adds to the modules' work and to the messages."""
+    """The time that the library adds to the modules' work and to the messages."""
 
     per_step: float  # seconds
     per_param_byte: float  # seconds per step, for the parameters of a device's modules
-    per_signal_byte: float  # likewise, for the activations that they send
+    per_signal_byte: float  # seconds per step, for the activations that they send
     per_update: float  # seconds
 
 
 class Prediction(NamedTuple):
-    """What a clip of K frames and its update take."""
+    """The time of a clip of K frames and its update."""
 
     seconds: float
     groups: Groups
     ideal_speedup: float  # the cost of all modules over that of the largest group
     largest: float  # seconds of a step of the largest group
-    terms: dict[str, float]  # seconds, adding up to `seconds`; see `terms_of`
-    limit: str  # which of them binds
+    terms: dict[str, float]  # seconds, of `terms_of`; their sum is `seconds`
+    limit: str  # the name of the term that limits the speed
 
 
 def table_of(rule: str, num_frames: int, num_devices: int) -> schedules.ClockTable:
-    """What every device does at every step; the modules of a device count as one stage."""
+    """The frames of every device at every step; the modules of a device are one stage."""
     if rule == "sideways":
         return schedules.sideways(num_frames, num_devices)
     return schedules.make(rule, num_frames, num_devices)
 
 
 def numbers_of_devices(most: int) -> tuple[int, ...]:
-    """Powers of two up to the most that make sense, and that.
+    """Powers of two below `most`, and `most`.
 
     >>> numbers_of_devices(6)
     (1, 2, 4, 6)
@@ -100,7 +100,7 @@ def numbers_of_devices(most: int) -> tuple[int, ...]:
 
 
 def exchange_seconds(link: Link, num_bytes: int, num_devices: int) -> float:
-    """Messages up and down, one after the other: those of `layout.exchange`.
+    """Seconds of the messages of `devices.exchange`, up and down, one after the other.
 
     >>> [exchange_seconds(Link(latency=2.0, seconds_per_byte=0.5), 10, n) for n in (1, 2, 3)]
     [0.0, 7.0, 14.0]
@@ -112,9 +112,9 @@ def exchange_seconds(link: Link, num_bytes: int, num_devices: int) -> float:
 def step_seconds(rule: str, table: schedules.ClockTable, modules: Modules, groups: Groups):
     """How long every device computes at every step, `[T, N]`.
 
-    Sideways computes with bubbles as well and selects them away, so that every step costs both
-    passes. A device that has nothing to do for exact backprop waits; its backward pass uses what
-    the forward pass kept, except with gpipe, which runs the forward pass again.
+    Sideways computes bubbles as well and discards them, so every step costs both passes. With exact
+    backprop an idle device computes nothing, and a backward pass uses kept residuals, except with
+    gpipe, which runs the forward pass again.
     """
     forward = np.array([sum(modules.forward[i] for i in group) for group in groups])
     both = np.array([sum(modules.both[i] for i in group) for group in groups])
@@ -125,10 +125,10 @@ def step_seconds(rule: str, table: schedules.ClockTable, modules: Modules, group
 
 
 def held_bytes(rule: str, modules: Modules, groups: Groups) -> tuple[int, int]:
-    """What a device copies at a step: parameters, and activations.
+    """Bytes that a device copies at a step, `(parameters, activations)`, for the largest device.
 
-    Of the device with the most; activations are those that its modules send. Gpipe keeps what
-    arrives from below alone: as much as the longest message.
+    The activations are those that its modules send. Gpipe copies only the activation from below: as
+    much as the longest message.
     """
     params = max(sum(modules.param_bytes[i] for i in group) for group in groups)
     if rule == "gpipe":
@@ -138,7 +138,7 @@ def held_bytes(rule: str, modules: Modules, groups: Groups) -> tuple[int, int]:
 
 
 def message_bytes(modules: Modules, groups: Groups) -> int:
-    """Of the longest signal between devices."""
+    """Bytes of the longest signal between devices."""
     return max((modules.signal_bytes[group[-1]] for group in groups[:-1]), default=0)
 
 
@@ -148,13 +148,13 @@ def play(work: np.ndarray, between: float) -> float:
     end[t, n] = max(end[t-1, n-1], end[t-1, n], end[t-1, n+1]) + work[t, n] + between
 
     Args:
-      work: seconds `[T, N]`, see `step_seconds`.
-      between: seconds that every step takes besides.
+      work: seconds `[T, N]`, of `step_seconds`.
+      between: further seconds of every step.
 
     >>> play(np.array([[1.0, 0.0], [0.0, 3.0]]), between=0.5)
     5.0
     """
-    end = np.zeros(work.shape[1] + 2)  # A column more at either side, that is never waited for.
+    end = np.zeros(work.shape[1] + 2)  # One more column on either side, always zero.
     for now in work:
         end[1:-1] = np.maximum(np.maximum(end[:-2], end[1:-1]), end[2:]) + now + between
     return float(end.max())
@@ -169,20 +169,20 @@ def predict(
     overhead: Overhead,
     groups: Groups | None = None,
 ) -> Prediction:
-    """What a clip takes on several devices.
+    """Predicts the time of a clip on several devices.
 
     Args:
       rule: "sideways" or the schedule of backprop: "blocking", "gpipe", "1f1b".
-      modules: what they cost.
+      modules: their costs.
       num_frames: K.
       num_devices: N, at most D.
-      link: what messages cost.
-      overhead: what the library adds.
-      groups: which modules every device has; balanced by default.
+      link: the cost of messages.
+      overhead: the overhead of the library.
+      groups: the modules of every device; balanced by default.
 
     Raises:
-      ValueError: for another rule or another N; for Sideways with fewer than 2D-1 frames, of which
-        the lowest module would learn nothing.
+      ValueError: for another rule or another N; for Sideways with fewer than 2D-1 frames, which
+        would not train the lowest module.
     """
     depth = modules.depth
     if rule == "sideways" and num_frames < 2 * depth - 1:
@@ -198,7 +198,7 @@ def predict(
     added = overhead.per_step
     added += overhead.per_param_byte * params + overhead.per_signal_byte * signals
     work = step_seconds(rule, table, modules, groups)
-    # Blocking backprop has one device at work at a time.
+    # With blocking backprop one device works at a time.
     passed = (
         work.sum() + table.num_steps * (exchange + added)
         if rule == "blocking"
@@ -272,9 +272,9 @@ def fit_link(num_bytes: Sequence[int], seconds: Sequence[float], num_devices: in
     """The link whose `exchange_seconds` are nearest, in relative least squares; nothing negative.
 
     Args:
-      num_bytes: of messages.
-      seconds: that their exchanges took.
-      num_devices: between so many devices.
+      num_bytes: of every message.
+      seconds: of the exchange of every message.
+      num_devices: the number of devices in the exchanges.
 
     >>> link = fit_link([0, 1000, 4000], [4.0, 6.0, 12.0], num_devices=3)
     >>> round(link.latency, 6), round(link.seconds_per_byte, 6)
@@ -291,13 +291,13 @@ def fit_overhead(
     seconds: Sequence[float],
     per_signal_byte: float | None = None,
 ) -> Overhead:
-    """The overhead that explains what runs took besides work and messages, nothing negative.
+    """The overhead that explains the time of runs besides work and messages; nothing negative.
 
     Args:
       num_steps: of every run.
-      held: of every run, see `held_bytes`.
-      seconds: what it took besides, nearest per step in least squares.
-      per_signal_byte: if that is known already.
+      held: `held_bytes` of every run.
+      seconds: the remaining time of every run; the fit is least squares per step.
+      per_signal_byte: its value if it is known.
 
     >>> held = [(8, 8), (8, 8), (100, 8), (8, 50)]
     >>> found = fit_overhead([10, 40, 40, 40], held, [5 + 20, 5 + 80, 5 + 80 + 92, 5 + 80 + 84])
@@ -318,14 +318,14 @@ def fit_overhead(
 
 def _solved(rows, values, weights) -> list[float]:
     matrix = np.array(rows, float) * weights[:, None]
-    # Columns of one size: bytes are many, seconds few. What was never there costs nothing.
+    # Scaled columns: bytes are many, seconds few. A column of zeros gets no cost.
     size = np.where(matrix.max(0) > 0, matrix.max(0), 1.0)
     return [float(x) for x in nnls(matrix / size, np.array(values) * weights)[0] / size]
 
 
 def balanced(modules: Modules, num_devices: int) -> Groups:
-    """The groups of `placement.balance`, by both passes."""
+    """`module_groups.balance` by the cost of both passes."""
     return _balance(modules.both, num_devices)
 
 
-_balance = cache(placement.balance)  # Seconds for many modules on many devices.
+_balance = cache(module_groups.balance)  # Seconds for many modules on many devices.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-COLOURS = {
-    "sideways": "tab:orange",
-    "1f1b": "tab:green",
-    "gpipe": "tab:red",
-    "blocking": "tab:blue",
-}
+from experiments.benchmarks.rig.suite import COLOURS
+from experiments.benchmarks.scaling_model.cost_model import RULES
+
 LINKS = {"measured": "-", "given": ":"}
 
 
@@ -16,30 +13,26 @@ def draw(result: list[dict], path: str) -> None:
 
     Lines are predicted, markers measured, dashes the ideal; dots are for the user's own links.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator
 
     plots = list(dict.fromkeys((row["scaling"], row["model"]) for row in result))
-    figure, axes = plt.subplots(
-        1, len(plots), figsize=(3.4 * len(plots) + 1.6, 3.9), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(3.4 * len(plots) + 1.6, 3.9), layout="constrained")
+    axes = figure.subplots(1, len(plots), squeeze=False)
     for axis, (kind, model) in zip(axes[0], plots, strict=True):
         shown = [row for row in result if (row["scaling"], row["model"]) == (kind, model)]
-        for rule, colour in COLOURS.items():
+        for rule in RULES:
             for link, style in LINKS.items():
                 line = [r for r in shown if (r["rule_or_schedule"], r["link"]) == (rule, link)]
                 points = sorted((r["devices"], r["predicted_speedup"]) for r in line)
                 if points:
-                    axis.plot(*zip(*points, strict=True), style, color=colour, linewidth=1.4)
+                    axis.plot(*zip(*points, strict=True), style, color=COLOURS[rule], linewidth=1.4)
                 marks = [(r["devices"], r["measured_speedup"]) for r in line]
                 marks = sorted(pair for pair in marks if pair[1] is not None)
                 if marks:
                     axis.plot(
-                        *zip(*marks, strict=True), "o", color=colour, markersize=7,
+                        *zip(*marks, strict=True), "o", color=COLOURS[rule], markersize=7,
                         markerfacecolor="white", markeredgewidth=1.6, zorder=3,
                     )  # fmt: skip
         ideal = sorted({(row["devices"], row["ideal_speedup"]) for row in shown})
@@ -54,7 +47,7 @@ def draw(result: list[dict], path: str) -> None:
         axis.yaxis.set_minor_formatter("")
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("speed over Sideways on one device")
-    handles = [Line2D([], [], color=colour, label=rule) for rule, colour in COLOURS.items()]
+    handles = [Line2D([], [], color=COLOURS[rule], label=rule) for rule in RULES]
     handles.append(Line2D([], [], color="k", linestyle="--", linewidth=1, label="ideal"))
     handles.append(Line2D([], [], color="grey", label="predicted"))
     handles.append(
@@ -71,7 +64,6 @@ def draw(result: list[dict], path: str) -> None:
     here = f"; links here: {_link(first)}" if first["link"] == "measured" else ""
     figure.suptitle(settings + here, fontsize=10)
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
 def _link(row: dict) -> str:

@@ -1,6 +1,6 @@
-"""What is measured: one file for each `--suite`.
+"""The suites: one file for each `--suite`; `speedup.py` is `--suite=table2`.
 
-To add one, write a file that ends with `SUITE = Suite(...)` (`rig/suite.py` says what that is) and
-add it to `SUITES` of `experiments/benchmark.py`. A setting that no other suite has needs a line in
-`suite.HELP`, and gets its flag from there.
+To add one, write a file that ends with `SUITE = Suite(...)` (defined in `rig/suite.py`) and add it
+to `SUITES` of `experiments/benchmark.py`. A setting that no other suite has needs a line in
+`suite.HELP`, from which its flag is made.
 """

@@ -1,13 +1,13 @@
 """Suite `chip`: how much of one accelerator training uses, all frames of a clip at once.
 
-Sideways and batched backprop, `execution="time_parallel"`, in float32 and bfloat16 (activations;
-parameters, gradients and sums stay float32), in one interleaved run: training steps a second, one
-clip batch and one update each. The yardstick is the chip's own rate for a product of two square
-matrices of that type, measured in the same run: `fraction` is the floating-point operations that a
-step takes, as the compiler counts them before it optimizes, over the seconds it took, over that
-rate. Sideways takes fewer: module i goes back over gamma_i of the K frames. Counted, too, is what
-the compiler leaves out, such as the gradient of the frames. float32 is what JAX's default precision
-makes of it, for both: TensorFloat-32 on recent NVIDIA GPUs.
+It runs Sideways and batched backprop, `execution="time_parallel"`, in float32 and bfloat16
+(activations; parameters, gradients and sums stay float32), in one interleaved run. A training step
+is one batch of clips and one update. The yardstick is the chip's rate for a product of two square
+matrices of that type in the same run: `fraction` is the floating-point operations of a step,
+counted by the compiler before it optimizes, over its seconds, over that rate. Sideways has fewer:
+module i goes back over gamma_i of the K frames. The count includes operations that the compiler
+removes, such as the gradient of the frames. float32 has JAX's default precision in both:
+TensorFloat-32 on recent NVIDIA GPUs.
 
 The paper's numbers are for batch 8, 64 frames, 112x112 on one V100 per module: 6 for Simple-CNN, 8
 for VGG-8; this is one chip.
@@ -25,7 +25,7 @@ from rich.progress import Progress
 
 from experiments.benchmarks.rig import measure
 from experiments.benchmarks.rig.programs import loss_fn
-from experiments.benchmarks.rig.suite import Dtype, Suite
+from experiments.benchmarks.rig.suite import COLOURS, Dtype, Suite
 from sideways_jax import models, step
 
 SHOWN = {
@@ -53,12 +53,12 @@ PAPER = {
     ("vgg8", "sideways"): 0.6, ("vgg8", "backprop"): 0.1,
 }  # fmt: skip
 DTYPES = get_args(Dtype)
-PRODUCTS = 10  # of matrices in one call, so that starting it does not count
+PRODUCTS = 10  # of matrices in one call, so that the cost of a call does not count
 PAPER_SETTING = (8, 64, 112)  # batch, frames, size
 
 
 class Settings(NamedTuple):
-    """See `suite.HELP`."""
+    """Settings; `suite.HELP` explains them."""
 
     model: str | None = None  # simple_cnn and vgg8
     frames: int = 64
@@ -141,7 +141,7 @@ def _rows_of(clips: dict[str, Any], rounds: int, matrix: int, progress: Progress
 
 
 def product_of_matrices(size: int, dtype: str):
-    """A function that multiplies two matrices, at the precision that the network has, too."""
+    """A function that multiplies two matrices with the precision of the network."""
     a, b = (
         jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(2))
     )
@@ -165,22 +165,19 @@ def _frame(batch: int, size: int) -> jax.ShapeDtypeStruct:
 
 def picture(result: list[dict], path: str) -> None:
     """Training steps a second, and the part of the chip's matrix rate, as a PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     places = list(dict.fromkeys((row["model"], row["dtype"]) for row in result))
     for number, rule in enumerate(("backprop", "sideways")):
         some = [row for row in result if row["rule"] == rule]
         at = [place + 0.4 * number for place in range(len(some))]
-        colour = {"backprop": "tab:blue", "sideways": "tab:orange"}[rule]
         bars = left.bar(
-            at, [row["steps_per_second"] for row in some], 0.36, color=colour, label=rule
+            at, [row["steps_per_second"] for row in some], 0.36, color=COLOURS[rule], label=rule
         )
         left.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
-        bars = right.bar(at, [100 * row["fraction"] for row in some], 0.36, color=colour)
+        bars = right.bar(at, [100 * row["fraction"] for row in some], 0.36, color=COLOURS[rule])
         right.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
     for axes, label in ((left, "training steps a second"), (right, "% of the matrix rate")):
         axes.set_xticks([k + 0.2 for k in range(len(places))], ["\n".join(p) for p in places])
@@ -190,7 +187,6 @@ def picture(result: list[dict], path: str) -> None:
     first = result[0]
     figure.suptitle(f"one chip, all frames at once; {measure.clips_of(first)}")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 SUITE = Suite(

@@ -1,8 +1,8 @@
 """Suite `memory`: temporary bytes per device of training on a mesh, against K and N.
 
-From the compiled programs alone, nothing is run: what one update (an episode and plain gradient
-descent) needs on every device beside the train state, the clip and the results. The mesh is of
-forced CPU devices, also on a machine with others.
+The numbers come from the compiled programs; nothing is run. They are what one update (an episode
+and plain gradient descent) needs on every device beside the train state, the clip and the results.
+The mesh has forced CPU devices, also on a machine with accelerators.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from experiments.benchmarks.rig import measure
 from experiments.benchmarks.rig.programs import loss_fn
-from experiments.benchmarks.rig.suite import Suite
+from experiments.benchmarks.rig.suite import COLOURS, Suite
 from sideways_jax import make_mesh, models, step
 
 SHOWN = {
@@ -41,7 +41,7 @@ EXECUTIONS = (
 
 
 class Settings(NamedTuple):
-    """See `suite.HELP`."""
+    """Settings; `suite.HELP` explains them."""
 
     model: str = "simple_cnn"
     memory_frames: tuple[int, ...] = (16, 64, 256)
@@ -113,22 +113,11 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
 
 def picture(result: list[dict], path: str) -> None:
     """Memory per device against K, one plot for every N, as a PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    colours = {
-        "sideways": "tab:orange",
-        "1f1b": "tab:green",
-        "gpipe": "tab:red",
-        "blocking": "tab:blue",
-    }
     depths = sorted({row["devices"] for row in result})
-    figure, axes = plt.subplots(
-        1, len(depths), figsize=(4 * len(depths) + 2, 4), sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    figure = Figure(figsize=(4 * len(depths) + 2, 4), layout="constrained")
+    axes = figure.subplots(1, len(depths), sharey=True, squeeze=False)
     for n, (plot, depth) in enumerate(zip(axes[0], depths, strict=True)):
         for schedule, recompute in EXECUTIONS:
             points = sorted(
@@ -139,7 +128,7 @@ def picture(result: list[dict], path: str) -> None:
             )
             label = schedule + {None: "", True: ", recomputed", False: ", kept"}[recompute]
             style = "--" if recompute else "-"
-            colour = colours[schedule]
+            colour = COLOURS[schedule]
             plot.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=label)
         plot.set(xscale="log", yscale="log", xlabel="frames K", title=f"{depth} devices")
         plot.set_xticks(sorted({row["frames"] for row in result}), minor=False)
@@ -151,7 +140,6 @@ def picture(result: list[dict], path: str) -> None:
     first = result[0]
     figure.suptitle(f"{first['model']}, batch {first['batch']}, {first['size']}x{first['size']}")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 SUITE = Suite(settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN)

@@ -1,10 +1,10 @@
-"""Suite `online`: frames per second of streams at a small batch, with weights that change at each.
+"""Suite `online`: frames per second of streams at a small batch, with an update at every frame.
 
-On the same pinned devices: Sideways with an update after every frame; blocking backprop, one frame
-up and down at a time (which updates after the clip, so that it is a little faster here than it
-could be); and `stream.PipelinedModel`, depth-parallel inference, a call for every frame. The ideal
-is that of `table2`. `output_lag` is in steps, of the auto-encoder's rule: D-1 with Sideways;
-blocking backprop shows an output for 2D-1 steps, so D-1 to 3D-3.
+On the same pinned devices it runs Sideways with an update after every frame; blocking backprop, one
+frame up and down at a time (it updates after the clip, which is a little faster than after a
+frame); and `stream.PipelinedModel`, depth-parallel inference, with a call for every frame. The
+ideal is that of the suite `table2`. `output_lag` is in steps: D-1 with Sideways; blocking backprop
+shows an output for 2D-1 steps, so D-1 to 3D-3.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.progress import Progress
 from experiments.benchmarks.rig import processes
 from experiments.benchmarks.rig.processes import Settings
 from experiments.benchmarks.rig.suite import Suite
-from experiments.benchmarks.suites.table2 import picture, prepare
+from experiments.benchmarks.suites.speedup import picture, prepare
 
 SHOWN = {
     "devices": "{}",
@@ -42,12 +42,12 @@ HEADERS = {
 
 
 def rows(settings: Settings, progress: Progress) -> list[dict]:
-    """Measures; one row for each program and number of devices. See `processes.rows`."""
+    """Measures with `processes.rows`; one row for each program and number of devices."""
     return processes.rows(rows_of, "online", settings, progress)
 
 
 def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
-    """The rows of one number of devices, out of what the worker measured."""
+    """The rows of one number of devices, from the result of the worker."""
     depth = len(run["module_costs"])
     late = {"backprop": f"{depth - 1}-{3 * depth - 3}"}
     # Inference is not compared with learning.

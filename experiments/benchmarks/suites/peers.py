@@ -1,25 +1,25 @@
-"""Suite `peers`: Sideways beside what a user would pick instead, on the same devices, in one run.
+"""Suite `peers`: Sideways beside the alternatives of a user, on the same devices, in one run.
 
 JAX: this library's pipelines (Sideways; blocking, gpipe and 1f1b backprop) and plain data-parallel
 backprop. PyTorch: `torch.distributed.pipelining`, GPipe and 1F1B. One process with cores of its own
-for each device; both sets of processes stay alive, and one program runs at a time, started and
-timed by this process, so that both are on the same watch.
+for each device; both sets of processes stay alive, and one program runs at a time. This process
+starts and times all of them, so both have the same clock.
 
 The same: Simple-CNN with the same weights, groups, clip and loss (the mean over frames of the mean
 cross-entropy of the batch), float32, one SGD step a clip, messages over gloo, as many threads as
-cores. That parameters, logits, loss and the norm of the gradients agree is checked first.
+cores. First it checks that parameters, logits, loss and the norm of the gradients agree.
 
 What differs:
 
 * Sideways computes pseudo-gradients: K - 2(D-1) + i of K for module i (0-based), the same weights.
 * PyTorch keeps residuals in both schedules; here gpipe recomputes (it is faster so), 1f1b keeps.
-* SAME padding is asymmetric at stride 2, which PyTorch's convolution has no argument for: it pads a
-  copy. It computes in `channels_last`, as JAX does, which gloo does not send: messages are copied.
-  No `torch.compile`.
-* JAX begins every call with the same weights, PyTorch goes on with those of the call before.
+* SAME padding is asymmetric at stride 2; PyTorch's convolution has no argument for it, so it pads a
+  copy. It computes in `channels_last`, as JAX does; gloo does not send that, so messages are
+  copied. No `torch.compile`.
+* JAX begins every call with the same weights, PyTorch with those of the previous call.
 * The groups are balanced by their costs in JAX.
-* Data-parallel backprop splits the batch, everything else the network; with "time_parallel" all
-  frames are one batch, which needs all of a clip before it starts, as gpipe does.
+* Data-parallel backprop splits the batch, the others the network; with "time_parallel" all frames
+  are one batch, and as with gpipe the whole clip must be there before it starts.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ HEADERS = {
 
 
 def prepare(settings: Settings) -> None:
-    """Raises ValueError, with what to do, for what this suite cannot compare."""
+    """Raises ValueError, with the fix, for settings that this suite cannot compare."""
     if importlib.util.find_spec("torch") is None:
         raise ValueError(
             "--suite=peers needs PyTorch, which only the extra `peers` installs: pip install -e "
@@ -82,7 +82,7 @@ def prepare(settings: Settings) -> None:
 def rows(settings: Settings, progress: Progress) -> list[dict]:
     """Measures; one row for each program and number of devices.
 
-    A batch that the devices do not divide evenly has no data-parallel rows; it is said.
+    A batch that the devices do not divide evenly has no data-parallel rows; a message says so.
     """
     clips, result = processes.clips_of(settings), []
     for number in settings.devices:
@@ -99,7 +99,7 @@ def run(devices: int, rounds: int, clips: dict[str, Any], progress: Progress) ->
     """Starts both sets of processes and measures their programs in turn.
 
     Raises:
-      RuntimeError: if a process failed, with what it said.
+      RuntimeError: if a process failed, with the end of its log.
       ValueError: if the programs do not compute the same.
     """
     here = processes.ROOT / "experiments" / "benchmarks" / "workers"
@@ -153,7 +153,7 @@ def check_agreement(answers: dict[str, dict | None]) -> None:
 
 
 def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
-    """The rows of one number of devices, out of what was measured."""
+    """The rows of one number of devices, from the result of `run`."""
     sideways = run["times"][SIDEWAYS]
     result = []
     for (row, seconds), name in zip(
@@ -174,7 +174,7 @@ def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
                 "steps_per_second": speed,
                 "steps_per_second_best_of_three": 1 / min(seconds[:3]),
                 "clips_per_second": speed,
-                # Groups ran one after the other here, which is no yardstick; see `table2`.
+                # Groups ran one after the other here: no ideal can be computed from them.
                 **dict.fromkeys(("ideal_speedup", "efficiency", "share_of_ideal_speed")),
                 # Of the speeds: below 1 is slower than Sideways.
                 "ratio_to_sideways": measure.ratio(sideways, seconds),
@@ -185,17 +185,12 @@ def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
 
 def picture(result: list[dict], path: str) -> None:
     """Clips per second of every program, a bar each; a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     numbers = sorted({row["devices"] for row in result})
     count = max(sum(row["devices"] == number for row in result) for number in numbers)
-    figure, all_axes = plt.subplots(
-        len(numbers), figsize=(8, 1.2 + 0.42 * count * len(numbers)), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+    figure = Figure(figsize=(8, 1.2 + 0.42 * count * len(numbers)), layout="constrained")
+    all_axes = figure.subplots(len(numbers), squeeze=False)
     for number, axes in zip(numbers, all_axes[:, 0], strict=True):
         lines = [row for row in result if row["devices"] == number][::-1]
         names = [
@@ -220,7 +215,6 @@ def picture(result: list[dict], path: str) -> None:
     first = result[0]
     figure.suptitle(f"{first['model']}, {measure.clips_of(first)}")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 SUITE = Suite(

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from experiments.benchmarks.rig import measure
 from experiments.benchmarks.rig.programs import loss_fn
-from experiments.benchmarks.rig.suite import Suite
+from experiments.benchmarks.rig.suite import COLOURS, Suite
 from sideways_jax import models, step
 
 SHOWN = {
@@ -48,11 +48,10 @@ BASELINES = {
     ("pipelined_backprop", "scan"): ("sideways", "scan"),
     ("pipelined_backprop", "scan, residuals"): ("sideways", "scan"),
 }
-COLOURS = {"backprop": "tab:blue", "sideways": "tab:orange", "pipelined_backprop": "tab:green"}
 
 
 class Settings(NamedTuple):
-    """See `suite.HELP`."""
+    """Settings; `suite.HELP` explains them."""
 
     model: str = "simple_cnn"
     frames: int = 64
@@ -158,12 +157,10 @@ def _row(settings: Settings, rule, execution, num_frames, compiled) -> dict:
 
 def picture(result: list[dict], path: str) -> None:
     """Seconds per step and temporary memory against K, as a PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     timed = [line for line in result if line["seconds_per_step"] is not None]
     names = [
         "\n".join([line["rule"].replace("_", "\n"), line["execution"].replace(", ", "\n")])
@@ -176,7 +173,7 @@ def picture(result: list[dict], path: str) -> None:
     left.tick_params(axis="x", labelsize=8)
     styles = {"scan": "-", "time_parallel": "--", "scan, residuals": ":"}
     for execution, style in styles.items():
-        for rule, colour in COLOURS.items():
+        for rule in ("backprop", "sideways", "pipelined_backprop"):
             points = sorted(
                 (line["frames"], line["temporary_bytes"] / 2**20)
                 for line in result
@@ -188,7 +185,7 @@ def picture(result: list[dict], path: str) -> None:
                 *zip(*points, strict=True),
                 style,
                 marker="o",
-                color=colour,
+                color=COLOURS[rule],
                 label=f"{rule}, {execution}",
             )
     right.set(
@@ -206,7 +203,6 @@ def picture(result: list[dict], path: str) -> None:
         f"{timed[0]['model']}, batch {timed[0]['batch']}, {timed[0]['size']}x{timed[0]['size']}"
     )
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 SUITE = Suite(settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN)

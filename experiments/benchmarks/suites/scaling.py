@@ -1,20 +1,20 @@
-"""Suite `scaling`: how fast 1 to 64 devices would be, from what modules, links and steps cost here.
+"""Suite `scaling`: the predicted speed of 1 to 64 devices, from costs of modules, links and steps.
 
-For every N of `--devices`, and one, a process with its own cores for each measures the modules
-alone, the exchange of signals, what the library adds to a step, and training steps (see
-`scaling_worker.py`). The cost model (`cost_model.py`) predicts the training steps from the rest;
-`error` is predicted over measured, less 1. With the costs of the largest N measured it then
-goes where there is nothing to measure, on the links of this machine and on those of
-`--link_latency_us` and `--link_gigabytes_per_second`:
+For every N of `--devices`, and for one, `scaling_worker.py` measures, in a process with its own
+cores for each device, the modules alone, the exchange of signals, the overhead of the library, and
+training steps. The cost model (`cost_model.py`) predicts the training steps from the other three;
+`error` is predicted over measured, less 1. With the costs of the largest N it then predicts more
+devices, for
+the links of this machine and for those of `--link_latency_us` and `--link_gigabytes_per_second`:
 
 * strong scaling: one network on more and more devices: the model, a stack of `--stack` equal
   modules, and one of 64;
 * weak scaling: a stack of as many modules as devices, so that the work of a device stays the same.
 
-Stacks that were not measured have modules of the cost of a middle one, and clips of 512 frames if
-`--frames` are fewer: Sideways trains nothing of 64 modules with fewer than 127. `limit` is the
-largest part of the time (`cost_model.limit_of`); `useful_devices` are the fewest that reach 90% of
-the best speed.
+Stacks that were not measured have modules with the cost of a middle one, and clips of 512 frames if
+`--frames` are fewer: 64 modules need 127 frames, or Sideways does not train the lowest. `limit` is
+the largest part of the time (`cost_model.limit_of`); `useful_devices` is the smallest number that
+reaches 90% of the best speed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ HEADERS = {
 
 
 class Settings(NamedTuple):
-    """Those of the rig, and of what is predicted; see `suite.HELP`."""
+    """Settings of the workers and of the prediction; `suite.HELP` explains them."""
 
     model: str = "simple_cnn"
     frames: int = 64
@@ -107,7 +107,7 @@ def prepare(settings: Settings) -> None:
 
 
 def shown(result: list[dict]) -> list[dict]:
-    """The rows for the terminal: what was measured, and of the rest what the paper compares."""
+    """The rows for the terminal: all measured ones, and the comparisons of the paper."""
     return [
         row
         for row in result
@@ -122,7 +122,7 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
     clips = processes.clips_of(settings)
     numbers = sorted({1, *settings.devices})
     task = progress.add_task("numbers of devices", total=len(numbers))
-    share = max(usable_cores() // max(numbers), 1)  # A device is the same wherever it is one of.
+    share = max(usable_cores() // max(numbers), 1)  # A device has the same cores for every N.
     runs = {}
     for number in numbers:
         runs[number] = processes.measure(
@@ -136,7 +136,7 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
 
 
 def given_link(latency_us: float | None, gigabytes_per_second: float | None) -> Link | None:
-    """The link of the flags, if there is one; what is not given costs nothing.
+    """The link of the flags, or None; a number that is not given is a cost of zero.
 
     >>> given_link(8.0, 5.0)
     Link(latency=8e-06, seconds_per_byte=2e-10)
@@ -148,28 +148,28 @@ def given_link(latency_us: float | None, gigabytes_per_second: float | None) -> 
 
 
 class Case(NamedTuple):
-    """One network on more and more devices, or a deeper one on more."""
+    """One network on growing numbers of devices, or one that grows with them."""
 
     scaling: str  # "strong" or "weak"
     model: str
     frames: int
     devices: tuple[int, ...]
-    modules: Callable[[int], Modules]  # of the network for so many devices
-    measured: str | None  # what the worker calls it, if it measured it
+    modules: Callable[[int], Modules]  # of the network, by the number of devices
+    measured: str | None  # its name in the result of the worker, or None
 
 
 class Fitted(NamedTuple):
-    """What one run of the worker says, beside the costs of modules."""
+    """The costs that one run of the worker gives, beside those of modules."""
 
     link: Link | None  # None on one device
     overhead: dict[str, Overhead]  # by rule
 
 
 def rows_of(runs: dict[int, dict], settings: dict[str, Any], given: Link | None) -> list[dict]:
-    """The rows, out of what the workers measured, by number of devices, 1 among them.
+    """The rows, from the results of the workers.
 
     Args:
-      runs: see `scaling_worker.measure`.
+      runs: results of `scaling_worker.measure`, by number of devices, with 1 among them.
       settings: of the benchmark, in every row.
       given: a link that the user has, or None.
     """
@@ -186,12 +186,12 @@ def rows_of(runs: dict[int, dict], settings: dict[str, Any], given: Link | None)
 
 
 def fit(run: dict, of_one: Fitted | None = None) -> Fitted:
-    """The link and the overheads that explain the runs that hardly compute.
+    """The link and the overheads that explain the runs with almost no work.
 
     Args:
       run: of the worker.
-      of_one: the same of one device, if that is another: what it costs to copy activations is
-        taken from there, where no messages of that size disturb. Gpipe copies only what it sends.
+      of_one: the result for one device, for runs with more: the cost of copying activations comes
+        from it, since one device has no messages of that size. Gpipe copies messages alone.
     """
     link = None
     if run["link"]:
@@ -202,7 +202,7 @@ def fit(run: dict, of_one: Fitted | None = None) -> Fitted:
         steps, held, rest = [], [], []
         known = of_one and rule != "gpipe"
         per_signal_byte = of_one.overhead[rule].per_signal_byte if known else None
-        # The last one is there for the activations alone.
+        # The last network is for the cost of activations.
         for number, light in enumerate(run["light"][:-1] if known else run["light"]):
             groups, modules = tuple(map(tuple, light["groups"])), modules_of(light)
             nothing = cost_model.predict(
@@ -218,15 +218,15 @@ def fit(run: dict, of_one: Fitted | None = None) -> Fitted:
 
 
 def modules_of(measured: dict) -> Modules:
-    """The costs of a network's modules, as the worker has them."""
+    """The costs of a network's modules, from the result of the worker."""
     return Modules(*(tuple(measured[name]) for name in Modules._fields))
 
 
 def cases(runs: dict[int, dict], model: str, frames: int) -> list[Case]:
-    """The networks, and on how many devices each is looked at."""
+    """The networks, and the numbers of devices for each."""
     last = runs[max(runs)]["networks"]
 
-    def best_known(name):  # The costs of the run with as many devices at work, or the last one.
+    def best_known(name):  # From the run with n devices, or else from the last one.
         return lambda n: modules_of(runs.get(n, runs[max(runs)])["networks"][name])
 
     stack = modules_of(last["stack"])
@@ -244,7 +244,7 @@ def cases(runs: dict[int, dict], model: str, frames: int) -> list[Case]:
         measured = runs.get(devices)
         return modules_of(measured["networks"]["one each"]) if measured else equal(devices)
 
-    long = max(frames, 8 * DEEPEST)  # A quarter of it until the lowest of 64 modules learns.
+    long = max(frames, 8 * DEEPEST)  # The lowest of 64 modules learns after a quarter of it.
     up_to = cost_model.numbers_of_devices
     depth = len(last["model"]["both"])
     beyond = tuple(n for n in up_to(DEEPEST) if n not in runs)
@@ -259,14 +259,14 @@ def cases(runs: dict[int, dict], model: str, frames: int) -> list[Case]:
 
 
 class Seconds(NamedTuple):
-    """Of a clip."""
+    """Seconds of a clip."""
 
     predicted: float
     measured: float | None
 
     @property
     def best_known(self) -> float:
-        """What was measured, or else what is predicted."""
+        """Measured seconds if there are any, else predicted."""
         return self.measured or self.predicted
 
 
@@ -293,7 +293,7 @@ def rows_of_case(
 
     def predict(rule, modules, devices):
         overhead = overhead_of(rule, devices)
-        groups = None  # Of the costs, except where others ran.
+        groups = None  # None: balanced by the costs.
         if case.measured and devices in runs:
             ran = runs[devices]["networks"][case.measured]
             groups = tuple(map(tuple, ran["groups"])) if modules == modules_of(ran) else None
@@ -312,7 +312,7 @@ def rows_of_case(
             key = rule, devices
             predictions[key] = predict(rule, modules, devices)
             seconds[key] = Seconds(predictions[key].seconds, measured(rule, devices))
-        # One device with all of it. In weak scaling that is another network than was measured.
+        # All modules on one device. In weak scaling that network was not measured.
         of_one = predict("sideways", case.modules(1 if case.scaling == "strong" else devices), 1)
         same = case.scaling == "strong" or devices == 1
         one[devices] = Seconds(of_one.seconds, measured("sideways", 1) if same else None)

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sideways_jax import step
+from sideways_jax.devices.exchange import on_mesh
 from sideways_jax.devices.mesh import DATA
 from sideways_jax.network.network import Network
 from sideways_jax.one_device import per_episode
@@ -28,7 +29,7 @@ def make_train_step(
     """`step.make_train_step(rule="backprop")` on the axis `data` of a mesh.
 
     Each device back-propagates its share of every batch; the gradients are averaged once a clip.
-    For networks without state, like Simple-CNN: running statistics would differ by device.
+    It is for networks without state, like Simple-CNN: running statistics would differ by device.
 
     Args:
       network: D modules without state.
@@ -53,18 +54,13 @@ def make_train_step(
         del rng
         if jax.tree.leaves(state):
             raise ValueError("data_parallel is for networks without state; this one has some")
-        return jax.shard_map(
-            on_device,
-            mesh=mesh,
-            in_specs=(everywhere, everywhere, CLIP, CLIP),
-            out_specs=step.Episode(
-                grads=everywhere, num_grads=everywhere, loss=everywhere, outputs=CLIP,
-                valid=everywhere, state=everywhere,
-            ),
-            # Otherwise gradients would be summed over devices frame by frame, by the transposition
-            # of what makes parameters vary.
-            check_vma=False,
-        )(params, state, frames, targets)  # fmt: skip
+        # With check_vma the transposition would sum gradients over devices frame by frame.
+        result = step.Episode(
+            grads=everywhere, num_grads=everywhere, loss=everywhere, outputs=CLIP,
+            valid=everywhere, state=everywhere,
+        )  # fmt: skip
+        run = on_mesh(mesh, on_device, (everywhere, everywhere, CLIP, CLIP), result)
+        return run(params, state, frames, targets)
 
     task = Task(network, loss_fn, "backprop")
     init, train_step = per_episode.make_training(task, tx, episode)

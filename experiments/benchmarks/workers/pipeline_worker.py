@@ -1,15 +1,14 @@
 """One process of the suites `table2`, `online` and `peers`: measures, and process 0 prints JSON.
 
-Started by `rig/processes.py`, one process with a device and cores of its own for every device of
-the pipeline. All programs run in turn on the same devices; those that need one device
-only run in process 0 while the others wait. For `peers` it runs what it is asked to (`turns.py`).
+`rig/processes.py` starts one process, with a device and cores of its own, for every device of the
+pipeline. All programs run in turn on the same devices; programs for one device run in process 0
+while the other processes wait. For `peers` it runs the programs that `rig/turns.py` asks for.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,12 +25,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.benchmarks.rig import programs, turns
+from experiments.benchmarks.rig.measure import seconds_of, temporary_bytes
 from experiments.benchmarks.workers import data_parallel, reference
 from experiments.benchmarks.workers import settings as worker_settings
 from experiments.benchmarks.workers.settings import Settings
 from experiments.processes import distributed
 from sideways_jax import make_mesh, models, step
-from sideways_jax.devices import placement
+from sideways_jax.devices import module_groups
 from sideways_jax.stream import PipelinedModel
 
 _KIND = flags.DEFINE_enum(
@@ -57,22 +57,22 @@ def main(argv: list[str]) -> None:
 class Built(NamedTuple):
     """Everything that is measured, compiled."""
 
-    programs: dict[str, tuple[Any, tuple]]  # compiled, or a function, and its arguments
-    together: list[str]  # names of those that all processes run; the others are process 0's
+    programs: dict[str, tuple[Any, tuple]]  # compiled (or a function), and its arguments
+    together: list[str]  # names of programs of all processes; the others are for process 0
     groups_alone: dict[str, Any]  # "group n": runs the modules of a device of this process
     sizes: tuple[int, ...]  # of the groups
     module_costs: list[float]  # seconds
 
 
 def build(settings: Settings, kind: str, reference_file: str | None) -> Built:
-    """Compiles what `kind` asks for, and saves the network if a file is given."""
+    """Compiles the programs of this kind, and saves the network if a file is given."""
     num_devices = jax.device_count()
     network = models.make(settings.model, num_classes=10, dtype=settings.dtype)
     clip = _clip(settings)
     frame = jax.ShapeDtypeStruct(clip[0].shape[1:], np.float32)
     costs = programs.module_costs(network, frame, settings.frames)
     costs = multihost_utils.broadcast_one_to_all(np.asarray(costs)).tolist()
-    groups = placement.balance(costs, num_devices)
+    groups = module_groups.balance(costs, num_devices)
     mesh, sizes = make_mesh(num_devices), tuple(map(len, groups))
     tx, found = optax.sgd(1e-3), {}
     add = _adder(found, frame, clip)
@@ -121,7 +121,7 @@ def _clip(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
 def _adder(found: dict[str, tuple[Any, tuple]], frame, clip) -> Add:
     """A function that compiles a program and puts it into `found`.
 
-    Without `where`, a sharding of the clip, it is a program of process 0 alone.
+    `where` is the sharding of the clip; without it the program is for process 0 alone.
     """
 
     def spread(array, sharding):
@@ -144,7 +144,7 @@ def _add_clips(add: Add, make: Callable, pipeline: dict[str, Any]) -> None:
         ("sideways", None), ("backprop", "blocking"), ("backprop", "gpipe"), ("backprop", "1f1b"),
     ):  # fmt: skip
         name = " ".join(filter(None, (rule, schedule, "depth_sharded")))
-        # Residuals of gpipe are many: with them it is slower here.
+        # gpipe has many residuals; keeping them is slower here.
         recompute = schedule == "gpipe" if schedule else None
         add(name, *make(rule=rule, schedule=schedule, recompute=recompute, **pipeline))
 
@@ -166,52 +166,47 @@ def _add_data_parallel(add: Add, network, tx, num_devices: int) -> None:
 
 
 def measure(built: Built, rounds: int) -> dict:
-    """Seconds of every program, round by round, and what they are compared with.
+    """Seconds of every program and of every group of modules alone, round by round.
 
-    The groups alone, on processes of their own, run at the same time: devices that share memory are
-    slower when all of them work.
+    The groups run at the same time, each in its process: devices that share memory are slower when
+    all of them work.
     """
     compiled, together, groups_alone, sizes, costs = built
     runs = {name: partial(program, *given) for name, (program, given) in compiled.items()}
     times: dict[str, list[float]] = {name: [] for name in (*runs, *groups_alone)}
 
-    def measured(name, run):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times[name].append(time.perf_counter() - start)
-
     for _ in range(rounds + 1):
         for name in together:
             multihost_utils.sync_global_devices(name)
-            measured(name, runs[name])
+            times[name].append(seconds_of(runs[name]))
         multihost_utils.sync_global_devices("alone")
         for name in runs:
             if name not in together:
-                measured(name, runs[name])
+                times[name].append(seconds_of(runs[name]))
         for name, run in groups_alone.items():
             multihost_utils.sync_global_devices("group")
-            measured(name, run)
+            times[name].append(seconds_of(run))
     alone = np.asarray([times.pop(name) for name in groups_alone])
     alone = multihost_utils.process_allgather(alone).reshape(jax.device_count(), -1)
     times |= {f"group {n}": seconds.tolist() for n, seconds in enumerate(alone)}
     times = {name: seconds[1:] for name, seconds in times.items()}  # The first is the warm-up.
     return {
         "devices": jax.device_count(), "groups": sizes, "module_costs": costs, "times": times,
-        "temporary_bytes": temporary_bytes(compiled),
+        "temporary_bytes": bytes_of(compiled),
     }  # fmt: skip
 
 
-def temporary_bytes(compiled) -> dict[str, int]:
-    """Of each compiled program, on each device."""
+def bytes_of(compiled) -> dict[str, int]:
+    """Temporary bytes of each compiled program, on each device."""
     return {
-        name: program.memory_analysis().temp_size_in_bytes
+        name: temporary_bytes(program)
         for name, (program, _) in compiled.items()
         if isinstance(program, jax.stages.Compiled)
     }
 
 
 def pipelined(network, frame, frames, **where):
-    """A function that shows frame after frame to a `PipelinedModel`, and its argument."""
+    """A function that pushes frame after frame to a `PipelinedModel`, and its argument."""
     model = PipelinedModel(network, *programs.initial(network, frame), **where)
 
     def show(frames):
@@ -240,7 +235,7 @@ def serve(built: Built) -> None:
         | {name: partial(group, name) for name in groups},
         groups=built.sizes,
         module_costs=built.module_costs,
-        temporary_bytes=temporary_bytes(built.programs),
+        temporary_bytes=bytes_of(built.programs),
     )
 
 

@@ -1,4 +1,4 @@
-"""A network, a clip and what comes out, in a file: for the same in another framework."""
+"""A file with weights, a clip and logits, to compute the same in another framework."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sideways_jax.network.network import Network
 def save(
     path: str | Path, network: Network, key: jax.Array, frames: np.ndarray, labels: np.ndarray
 ) -> None:
-    """Writes the weights that a `TrainState` made from `key` starts with, a clip, and logits.
+    """Writes the first weights of a `TrainState` made from `key`, a clip, and logits.
 
     The file is NumPy's npz: `frames` [K, B, H, W, C], `labels` [K, B], `logits` [B, classes] of the
     first frame, and the parameters, `0/conv/kernel` for example.

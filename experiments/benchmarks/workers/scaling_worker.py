@@ -1,4 +1,4 @@
-"""One process of the suite `scaling`: measures what the cost model needs, and what it predicts.
+"""One process of the suite `scaling`: measures the inputs of the cost model and its predictions.
 
 Started by `rig/processes.py` like `pipeline_worker.py`. Three networks: the given
 model, a stack of equal convolutions, and one whose modules hardly compute, so that what is left of
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,13 +27,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.benchmarks.rig import programs
+from experiments.benchmarks.rig.measure import seconds_of
 from experiments.benchmarks.scaling_model.cost_model import RULES
 from experiments.benchmarks.workers import settings as worker_settings
 from experiments.benchmarks.workers.settings import Settings
 from experiments.processes import distributed
 from sideways_jax import Module, Network, make_mesh, models, step
-from sideways_jax.devices import placement
-from sideways_jax.devices.exchange import exchange
+from sideways_jax.devices import module_groups
+from sideways_jax.devices.exchange import exchange, on_mesh
 from sideways_jax.models.layers import Logits
 from sideways_jax.models.simple_cnn import ConvReLU
 from sideways_jax.network import network
@@ -58,16 +58,16 @@ def main(argv: list[str]) -> None:
 
 
 class Built(NamedTuple):
-    """What will be measured, and what it is."""
+    """The programs to measure, and descriptions of the networks."""
 
     together: dict[str, Run]  # all processes run them
     alone: dict[str, Run]  # a module by itself, in process 0
-    networks: dict[str, dict]  # what `describe` says
-    light: list[dict]  # likewise, of those that hardly compute
+    networks: dict[str, dict]  # results of `describe`
+    light: list[dict]  # the same for networks with almost no work
 
 
 def measure(settings: Settings, depth: int) -> dict:
-    """What everything takes; lists are by round.
+    """Seconds of everything; lists are by round.
 
     Args:
       settings: of the worker.
@@ -118,7 +118,7 @@ def build_networks(built: Built, settings: Settings, depth: int, mesh: Mesh) -> 
         if name == "stack":  # Its inner modules are equal: one of them stands for all.
             stands_for[1:-1] = [one.depth // 2] * (one.depth - 2)
         costs = time_modules(built, name, one, frame, sorted(set(stands_for)), num_frames)
-        groups = placement.balance([costs[i] for i in stands_for], devices)
+        groups = module_groups.balance([costs[i] for i in stands_for], devices)
         built.networks[name] = describe(one, frame, stands_for, groups)
         rules = [rule for rule in RULES if name == "model" or rule != "gpipe"]
         found = clips(one, frame, rules, num_frames, mesh, tuple(map(len, groups)))
@@ -126,10 +126,10 @@ def build_networks(built: Built, settings: Settings, depth: int, mesh: Mesh) -> 
 
 
 def build_light(built: Built, settings: Settings, mesh: Mesh) -> None:
-    """Adds networks of two modules a device that hardly compute.
+    """Adds networks with two modules a device and almost no work.
 
-    In a long and a short clip; with as many parameters as the model's devices hold; and with its
-    activations.
+    With a long and a short clip; with the number of parameters that the model's devices hold; and
+    with the size of its activations.
     """
     batch, num_frames, devices = settings.batch, settings.frames, mesh.devices.size
     model = built.networks["model"]
@@ -145,7 +145,7 @@ def build_light(built: Built, settings: Settings, mesh: Mesh) -> None:
         frame = jax.ShapeDtypeStruct((batch, width), np.float32)
         name, top = f"light {number}", 2 * devices - 1
         time_modules(built, name, one, frame, [0, top], num_frames)
-        groups = placement.from_sizes((2,) * devices, 2 * devices, devices)
+        groups = module_groups.from_sizes((2,) * devices, 2 * devices, devices)
         what = describe(one, frame, [0] * top + [top], groups)
         built.light.append({"frames": frames, **what})
         found = clips(one, frame, RULES, frames, mesh, (2,) * devices)
@@ -155,20 +155,21 @@ def build_light(built: Built, settings: Settings, mesh: Mesh) -> None:
 def time_modules(
     built: Built, name: str, one: Network, frame, indices: Sequence[int], num_frames: int
 ) -> dict[int, float]:
-    """Lets modules be timed later; what one call of each takes, for the groups."""
+    """Adds modules to be timed later; gives the seconds of one call of each, for the groups."""
     calls = {}
     for i in indices:
         both = programs.group_alone(one, frame, (i,), num_frames)
         built.alone[f"{name} both {i}"] = both
         built.alone[f"{name} forward {i}"] = forward_alone(one, frame, i, num_frames)
+        seconds_of(both)  # Warms up.
         calls[i] = seconds_of(both)
-    # All processes have to make the same groups.
+    # All processes must make the same groups.
     values = multihost_utils.broadcast_one_to_all(np.array(list(calls.values()))).tolist()
     return dict(zip(calls, values, strict=True))
 
 
 def describe(one: Network, frame, stands_for: list[int], groups) -> dict:
-    """What goes into the result, but for the costs."""
+    """The description of a network in the result, without its costs."""
     params, state = jax.eval_shape(one.init, jax.random.key(0), frame)
     shapes = one.activation_shapes(params, state, frame)
     return {
@@ -180,24 +181,18 @@ def describe(one: Network, frame, stands_for: list[int], groups) -> dict:
 
 
 def timed(built: Built, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every program, by round, after one that warms up."""
+    """Seconds of every program, by round, after a warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in (*built.together, *built.alone)}
-
-    def call(name, run, counts):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        if counts:
-            times[name].append(time.perf_counter() - start)
 
     for number in range(rounds + 1):
         for name, run in built.together.items():
             multihost_utils.sync_global_devices(name)
-            call(name, run, number > 0)
+            times[name].append(seconds_of(run))
         multihost_utils.sync_global_devices(f"alone {number}")
         if jax.process_index() == 0:  # The others wait.
             for name, run in built.alone.items():
-                call(name, run, number > 0)
-    return times
+                times[name].append(seconds_of(run))
+    return {name: seconds[1:] for name, seconds in times.items()}  # The first is the warm-up.
 
 
 def num_bytes(tree) -> int:
@@ -206,9 +201,9 @@ def num_bytes(tree) -> int:
 
 
 def stack(depth: int, dtype=None):
-    """A network of so many modules that cost the same: 3x3 convolutions of as many channels.
+    """A network of `depth` modules of equal cost: 3x3 convolutions with equal channels.
 
-    The last of them gives logits as well, and the first has no pseudo-gradient to send down.
+    The last module also has the logits; the first sends no pseudo-gradient down.
     """
     types = {"dtype": dtype, "param_dtype": "float32"}
     one = ConvReLU(WIDTH, stride=1, first=False, **types)
@@ -217,9 +212,9 @@ def stack(depth: int, dtype=None):
 
 
 def light_stack(depth: int, num_params: int):
-    """A network of modules with so many parameters each, nearly all of them without use.
+    """A network of modules with `num_params` parameters each, nearly all of them unused.
 
-    Frames are vectors of any width; the last module leaves logits of them.
+    Frames are vectors of any width; the last module cuts them to the width of logits.
     """
 
     def init(key, x):
@@ -248,7 +243,7 @@ def clips(one: Network, frame, rules, num_frames, mesh, groups) -> dict:
     arguments, result = None, {}
     for rule in rules:
         options = {"rule": "sideways"}
-        if rule != "sideways":  # As in `table2`: what is kept for gpipe would be too much.
+        if rule != "sideways":  # As in `table2`: gpipe would keep too many residuals.
             options = {"rule": "backprop", "schedule": rule, "recompute": rule == "gpipe"}
         init, train_step = step.make_train_step(
             one, programs.loss_fn, optax.sgd(1e-3), execution="depth_sharded", mesh=mesh,
@@ -261,7 +256,7 @@ def clips(one: Network, frame, rules, num_frames, mesh, groups) -> dict:
 
 
 def exchanges(length: int, times: int, mesh):
-    """A function that exchanges so many bytes with the neighbours, as the library does."""
+    """A function that exchanges `length` bytes with the neighbours, as the library does."""
     devices = mesh.devices.size
 
     def on_device(x):
@@ -271,23 +266,14 @@ def exchanges(length: int, times: int, mesh):
         signals = {"float32": x}, {"float32": x + 1}
         return jax.lax.scan(body, signals, None, length=times)[0]
 
-    one = jax.sharding.PartitionSpec()
-    run = jax.shard_map(on_device, mesh=mesh, in_specs=one, out_specs=one, check_vma=False)
-    everywhere = jax.sharding.NamedSharding(mesh, one)
+    run = on_mesh(mesh, on_device, PartitionSpec(), PartitionSpec())
+    everywhere = NamedSharding(mesh, PartitionSpec())
     x = jax.jit(lambda: jnp.ones((length // 4,)), out_shardings=everywhere)()
     return partial(jax.jit(run).lower(x).compile(), x)
 
 
-def seconds_of(run) -> float:
-    """What the second call takes."""
-    jax.block_until_ready(run())
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
-
-
 def forward_alone(one: Network, frame, index: int, num_frames: int) -> Run:
-    """A function that runs the forward pass of one module for so many steps."""
+    """A function that runs the forward pass of one module for `num_frames` steps."""
     params, state = programs.initial(one, frame)
     shapes = (frame, *one.activation_shapes(params, state, frame))
     x = jax.random.uniform(jax.random.key(1), shapes[index].shape).astype(shapes[index].dtype)

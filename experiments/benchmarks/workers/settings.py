@@ -1,4 +1,4 @@
-"""What the workers share: their flags, as the rig gives them, and how they find their devices."""
+"""What the workers share: their flags, which the rig sets, and how they find their devices."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Settings(NamedTuple):
 
 
 def given() -> Settings:
-    """What the flags say; for `main`."""
+    """The settings of the flags; called by `main`."""
     return Settings(
         model=_MODEL.value,
         batch=_BATCH.value,
@@ -45,11 +45,10 @@ def given() -> Settings:
 
 
 def find_devices(forced: int, cluster: distributed.Cluster | None) -> None:
-    """Finds the devices: so many forced ones of this process, or those of all processes."""
+    """Finds the devices: `forced` devices of this process, or those of all processes."""
     if forced:
         jax.config.update("jax_num_cpu_devices", forced)
     elif cluster is not None:
         distributed.initialize(cluster)
-        # The first message needs all processes within half a minute; compilation may keep one
-        # busy for longer.
+        # The first message needs all processes within half a minute; compilation may take longer.
         multihost_utils.sync_global_devices("start")

@@ -1,6 +1,6 @@
 """One process of the suite `peers` in PyTorch: Simple-CNN in `torch.distributed.pipelining`.
 
-Started by `peers.py`, which tells it through stdin what to run (see `turns.py`). Each process has
+`peers.py` starts it and requests programs through stdin (`rig/turns.py`). Each process has
 the modules of one device, and as many threads as it has cores. The only file that imports torch.
 """
 
@@ -170,7 +170,7 @@ def make_step(
 
 
 def main(argv: list[str]) -> None:
-    """Builds the programs, and runs what it is asked to."""
+    """Builds the programs, and runs those that are requested."""
     del argv
     place = Place(_PROCESS.value, _PROCESSES.value)
     torch.set_num_threads(children.usable_cores())

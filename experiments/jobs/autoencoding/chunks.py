@@ -1,4 +1,4 @@
-"""Streams in chunks of K steps, as batches of clips are: what a train step takes at once."""
+"""Streams in chunks of K steps, the batches of a train step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from data import BadVideo, Streams
 
 class Chunks:
     """An iterator over `{"frames": uint8 [B, K, H, W, 3], "reset": bool [B, K], "playing": bool
-    [B, K]}`; a stream that has ended while others go on is not playing.
+    [B, K]}`; a stream that has ended before others is not playing.
 
-    It ends with the first of the streams, and what does not fill a last chunk is left out; with
-    `keep_rest` it ends with the last of them, and nothing is left out. When the source fails after
-    something was delivered, that is the end; `failure` then says what happened.
+    It ends with the first stream that ends, without an incomplete last chunk; with `keep_rest` it
+    ends with the last stream, and nothing is left out. A source that fails after the first chunk
+    ends the iteration, and `failure` holds its error.
     """
 
     def __init__(self, streams: Streams, num_frames: int, *, keep_rest: bool = False):
@@ -50,11 +50,11 @@ class Chunks:
         return {"frames": frames, "reset": reset, "playing": stream >= 0}
 
     def get_state(self) -> dict[str, Any]:
-        """Where the next chunk begins."""
+        """The position of the next chunk."""
         return self._streams.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to where the state was taken."""
+        """Goes to the position of the state."""
         self._streams.set_state(state)
 
     def start_prefetch(self) -> None:

@@ -1,8 +1,8 @@
-"""The other job: an auto-encoder learns a stream of frames while it comes (sections 4.1 and 4.5).
+"""The other job: an auto-encoder learns a stream of frames as it arrives (sections 4.1 and 4.5).
 
-One step of the training loop is a chunk of K frames of each of B streams. Within it weights change
-as `config.online` says, and the pipeline goes on from chunk to chunk. As in the main job, the same
-command again goes on from the last checkpoint.
+One step of the training loop is a chunk of K frames of each of B streams. Within a chunk the
+weights change as `config.online` says; the pipeline continues from chunk to chunk. As in the main
+job, the same command resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UPDATES_PER_EPOCH = 1000  # a stream has no epochs; schedules count in thousands
 
 
 class StreamEvaluation(NamedTuple):
-    """The scores over the test streams, and some of their middle frames with what was shown."""
+    """The scores over the test streams, and some of their middle frames with the outputs."""
 
     scores: Scores
     shown: report.ShownFrames
@@ -53,15 +53,15 @@ def train_and_evaluate(
     """Learns from `config.train.num_steps` chunks, or until the stream ends, and tests.
 
     Args:
-      config: see `experiments/configs/autoencoder.py`.
-      workdir: gets what `experiments.running.run` writes, `strips/`, `summary.json`,
+      config: with the fields of `experiments/configs/autoencoder.py`.
+      workdir: for the files of `experiments.running.run`, `strips/`, `summary.json`,
         `training_curves.png` and `middle_frames.png`.
-      console: where progress and results are shown; the standard output by default.
+      console: for progress and results; the standard output by default.
 
     Raises:
-      ValueError: for a config that makes no sense or is not the one of this workdir; and, once the
+      ValueError: for an invalid config, or another one than that of this workdir; and, after the
         results so far are written, for a stream that failed.
-      NonFiniteError, Stopped: see `experiments.running.run.run`.
+      NonFiniteError, Stopped: as `experiments.running.run.run` does.
     """
     return run.run(prepare, config, workdir, console)
 
@@ -70,7 +70,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     """Makes the job.
 
     Raises:
-      ValueError: for a config that makes no sense.
+      ValueError: for a config whose values are invalid or do not fit together.
     """
     del workdir
     update_every, chunk = config.online.update_every, config.online.chunk
@@ -99,7 +99,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         return init(key, frame, frame)
 
     key = jax.random.key(config.seed)
-    jax.eval_shape(init_on_frames, key)  # Raises what is wrong with the network.
+    jax.eval_shape(init_on_frames, key)  # Raises ValueError if the network does not fit the frames.
     return Job(
         config=config,
         introduction=_introduction(config, network),
@@ -132,13 +132,13 @@ def frame_shape(data: ConfigDict) -> jax.ShapeDtypeStruct:
 
 
 def on_chunks(learn: Callable) -> Callable:
-    """`train_step(train_state, batch) -> (train_state, metrics)` for what `Chunks` gives.
+    """`train_step(train_state, batch) -> (train_state, metrics)` for the batches of `Chunks`.
 
     Args:
-      learn: see `rules.make_learning`.
+      learn: the train step of `rules.make_learning`.
 
-    The metrics are "loss" (what is shown at a step against the frame that it is paired with), "lag"
-    (of what is shown, steps), "grad_norm" and "finite".
+    The metrics are "loss" (the output at a step against the frame that it is paired with), "lag"
+    (of the outputs, in steps), "grad_norm" and "finite".
     """
 
     def train_step(train_state, batch):
@@ -155,7 +155,7 @@ def on_chunks(learn: Callable) -> Callable:
 
 
 def make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) -> Callable:
-    """`Job.evaluate`: scores on the test streams, with the weights as they are, and a strip."""
+    """`Job.evaluate`: scores on the test streams with constant weights, and a strip."""
     start, show = rules.make_showing(config.rule, network)
     show, frame = jax.jit(show), frame_shape(config.data)
     pixel_range, count_missing = config.model.pixel_range, config.eval.count_missing
@@ -187,7 +187,7 @@ def make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) ->
 
 
 def _make_finish(config: ConfigDict, execution: str) -> Callable:
-    """`Job.finish`: the summary, its pictures, and what went wrong with the stream."""
+    """`Job.finish`: the summary, its pictures, and the error of a stream that failed."""
     rule, chunk, batch_size = config.rule, config.online.chunk, config.data.batch_size
 
     def finish(result: Result, workdir: Path, console: Console | None) -> report.StreamSummary:

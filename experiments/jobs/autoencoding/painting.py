@@ -1,6 +1,6 @@
-"""Learns to paint a stream while it plays, and keeps what it painted in a video.
+"""Learns to reconstruct a stream while it plays, and writes the outputs into a video.
 
-The internals of `experiments/live.py`.
+These are the internals of `experiments/live.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MEMORY = 0.98  # of the running means
 
 
 class Settings(NamedTuple):
-    """What is watched, how it is learned, and where the video goes."""
+    """The source, the learning and the new video."""
 
     source: str  # a video file, a camera, or an address
     out: Path  # the new video

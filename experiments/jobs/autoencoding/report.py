@@ -34,16 +34,16 @@ class StreamSummary(NamedTuple):
 
 
 class ShownFrames(NamedTuple):
-    """Consecutive frames of one stream, uint8 `[n, H, W, 3]`, and what was shown meanwhile."""
+    """Consecutive frames of one stream and the outputs at their steps, uint8 `[n, H, W, 3]`."""
 
     frames: np.ndarray
     outputs: np.ndarray
 
 
 class MiddleFrames:
-    """Finds the frames in the middle of the first stream, whose length is not known before.
+    """Finds the frames in the middle of the first stream, whose length is not known in advance.
 
-    Of a long one, in the middle of its beginning: all of it would not fit into memory.
+    It keeps at most `MOST_KEPT` frames, and takes the middle of those.
     """
 
     def __init__(self):
@@ -59,7 +59,7 @@ class MiddleFrames:
             self._outputs.append(output)
 
     def result(self, pixel_range: tuple[float, float]) -> ShownFrames:
-        """The `NUM_MIDDLE` of them in the middle, or as many as there are."""
+        """The `NUM_MIDDLE` frames in the middle, or all if there are fewer."""
         start = max(0, (len(self._frames) - NUM_MIDDLE) // 2)
         chosen = slice(start, start + NUM_MIDDLE)
         outputs = np.stack(self._outputs[chosen])
@@ -67,7 +67,7 @@ class MiddleFrames:
 
 
 def as_uint8(outputs: np.ndarray, pixel_range: tuple[float, float]) -> np.ndarray:
-    """Outputs in `pixel_range` as pixels 0 ... 255; what lies outside is cut off.
+    """Outputs in `pixel_range` as pixels 0 ... 255; values outside are clipped.
 
     >>> as_uint8(np.array([-1.0, 0.0, 2.0]), (-1.0, 1.0))
     array([  0, 128, 255], dtype=uint8)
@@ -103,7 +103,7 @@ def write(summary: StreamSummary, shown: ShownFrames | None, workdir: Path) -> N
 
 
 def print_table(summary: StreamSummary, console: Console) -> None:
-    """Prints the summary, the last thing that a run prints."""
+    """Prints the summary, at the end of a run."""
     row = {"rule": summary.rule, "frames": f"{summary.frames:,}"}
     if summary.scores is not None:
         scores = summary.scores

@@ -1,4 +1,4 @@
-"""The two ways to live with a stream that does not wait, in one form: Sideways and blocking BP."""
+"""Learning and inference on a stream, with Sideways and with blocking backprop."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def make_learning(
     target: str = "stream",
     **execution: Any,
 ) -> Training:
-    """A train step for a stream that also returns what is shown, of `step.make_train_step`.
+    """`step.make_train_step` for a stream; the train step also returns the outputs.
 
     Args:
       rule: "sideways", "pipelined_backprop", or "backprop", which blocks.
       network: D modules.
       loss_fn: `loss_fn(output, target) -> scalar`, the mean over the batch.
       tx: the optimizer.
-      update_every: frames from one update of Sideways to the next; backprop has its own pace.
+      update_every: frames from one update of Sideways to the next; backprop takes 2D-1.
       target: "stream" or "origin": which frame's target Sideways compares an output with.
       **execution: "execution", "mesh" and "groups" of Sideways.
 
@@ -52,7 +52,7 @@ def frames_per_update(rule: str, depth: int, update_every: int) -> int:
 
 
 def make_showing(rule: str, network: Network) -> tuple[Callable, Callable]:
-    """Inference with weights that stay as they are: pipelined for Sideways, else blocking.
+    """Inference with constant weights: pipelined for Sideways, else blocking.
 
     Returns:
       `init(params, state, frame) -> carry`, and

@@ -1,8 +1,8 @@
-"""Streaming evaluation: at every step the newest output there is, against the frame of now.
+"""Streaming evaluation: at every step the newest output is compared with the frame of that step.
 
-As in the literature on streaming perception, and as "fair(er) asynchronous evaluation" asks for: a
-late output is compared with the frame that has arrived meanwhile. Beside it, the error against the
-frame that the output is of, which leaves the lateness out.
+This is the evaluation of streaming perception, and the "fair(er) asynchronous evaluation": a late
+output is compared with the frame that has arrived meanwhile. The compensated error compares it with
+the frame that it belongs to, without the delay.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Scores(NamedTuple):
     """The result over a stream, or several; errors are mean squares, with black 0 and white 1."""
 
     streaming_mse: float  # the output shown at each step against the frame of that step
-    compensated_mse: float  # the same outputs against the frames that they are of
+    compensated_mse: float  # the same outputs against the frames that they belong to
     mean_lag: float  # steps from a frame to a step at which its output is shown
     max_lag: int
     frames: int  # that arrived, over all streams
     frames_used: int  # whose output was shown
-    frames_dropped: int  # whose output was not, although that of a later one was
+    frames_dropped: int  # whose output was not shown, although that of a later frame was
 
 
 class StreamScore:

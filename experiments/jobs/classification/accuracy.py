@@ -40,12 +40,12 @@ class Evaluation(NamedTuple):
 def make_evaluate(network: Network, average: str) -> Callable[..., Evaluation]:
     """Makes `evaluate(params, state, batches, num_videos, num_classes, shown=()) -> Evaluation`.
 
-    The network sees frame after frame, synchronously (`Network.apply` with `train=False`): nothing
-    is late at test time. What is averaged over all frames of a video are its logits, or with
+    The network sees frame after frame, synchronously (`Network.apply` with `train=False`), without
+    the delay of a pipeline. The logits of all frames of a video are averaged, or with
     `average="probabilities"` their softmax; the prediction is the largest average.
 
     Args:
-      network: it gives logits `[B, classes]`.
+      network: its output is logits `[B, classes]`.
       average: "logits" or "probabilities".
 
     Raises:
@@ -67,10 +67,10 @@ def make_evaluate(network: Network, average: str) -> Callable[..., Evaluation]:
 
         Args:
           params, state: of the network.
-          batches: `{"frames", "label", "video", "mask"}`, see `data.Source.test`.
-          num_videos: how many test videos there are.
-          num_classes: how many classes.
-          shown: the videos whose beginning is wanted back.
+          batches: `{"frames", "label", "video", "mask"}` of `data.Source.test`.
+          num_videos: the number of test videos.
+          num_classes: the number of classes.
+          shown: the videos whose first frames are returned.
 
         Raises:
           ValueError: if there are no videos, or some video got no frame.
@@ -98,7 +98,7 @@ def _make_sums(network: Network, average: str) -> Callable:
             frame, is_real = inputs
             logits = network.apply(params, state, frame, train=False)[0].astype(jnp.float32)
             scores = jax.nn.softmax(logits) if average == "probabilities" else logits
-            # Selected, not multiplied: what padding gives may be anything.
+            # `where`, not a product: scores of padding may be NaN.
             return jnp.where(is_real[:, None], scores, jnp.zeros_like(scores))
 
         # One step of the batch after the other: memory does not grow with the clip.
@@ -109,7 +109,7 @@ def _make_sums(network: Network, average: str) -> Callable:
 
 
 class _Tally:
-    """What has been seen of every video."""
+    """Sums of the scores and the number of frames so far, for every video."""
 
     def __init__(self, num_videos: int, num_classes: int, shown: Collection[int]):
         self._scores = np.zeros((num_videos, num_classes))

@@ -1,7 +1,7 @@
-"""The main job: train a network on videos, evaluate it, and leave everything in a workdir.
+"""The main job: train a network on videos, evaluate it, and write everything into a workdir.
 
-Running the same experiment again in the same workdir goes on from its last checkpoint; on the CPU
-the result is that of an uninterrupted run, bit for bit.
+The same experiment in the same workdir resumes from its last checkpoint; on the CPU the result is
+that of an uninterrupted run, bit for bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -39,16 +38,16 @@ NUM_SHOWN = 8  # test clips in the picture
 def train_and_evaluate(
     config: ConfigDict, workdir: os.PathLike[str] | str, console: Console | None = None
 ) -> report.Summary:
-    """Trains, or goes on, until `config.train.num_steps`, and evaluates on the test videos.
+    """Trains, or resumes, until `config.train.num_steps`, and evaluates on the test videos.
 
     Args:
-      config: see `experiments.configs.common.base_config`.
-      workdir: gets what `experiments.running.run` writes, `summary.json`, `training_curves.png` and
+      config: with the fields of `experiments.configs.common.base_config`.
+      workdir: for the files of `experiments.running.run`, `summary.json`, `training_curves.png` and
         `test_clips.png`.
-      console: where progress and results are shown; the standard output by default.
+      console: for progress and results; the standard output by default.
 
     Raises:
-      ValueError, NonFiniteError, Stopped: see `experiments.running.run.run`.
+      ValueError, NonFiniteError, Stopped: as `experiments.running.run.run` does.
     """
     return run.run(prepare, config, workdir, console)
 
@@ -57,13 +56,13 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     """Makes the job; example videos, if the config asks for them, go into the workdir.
 
     Raises:
-      ValueError: for a config that makes no sense.
+      ValueError: for a config whose values are invalid or do not fit together.
     """
     config = archives.with_examples(config, workdir / "example_videos")
     execution = choose(config, make_network(config.model, num_classes=2).depth)
     share = {"process_index": execution.share, "process_count": execution.num_shares}
     source = load(config.data, seed=config.seed, **share)
-    # Every process tests on all videos, and all of them get the same result.
+    # Every process tests on all videos, with the same result.
     whole = source if execution.num_shares == 1 else load(config.data, seed=config.seed)
     network = make_network(config.model, len(source.classes))
     tx = make_tx(config.optimizer, source.steps_per_epoch)
@@ -108,13 +107,13 @@ def make_train_step(
     tx: optax.GradientTransformation,
     execution: Execution,
 ) -> tuple[Callable, Callable]:
-    """`sideways_jax.step.make_train_step` for batches as the data come.
+    """`sideways_jax.step.make_train_step` for the batches of `data.load`.
 
     Returns:
       `(init, train_step)`: `init(key) -> TrainState`, and `train_step(train_state, batch) ->
       (train_state, metrics)` with a batch `{"frames": uint8 [B, K, H, W, 3], "label": int32 [B]}`.
       The metrics are "loss" (cross-entropy per computation step), "accuracy", "grad_norm", and
-      "finite": whether all that was learned is.
+      "finite": whether the whole train state is finite.
     """
     init, train_step = step.make_train_step(
         network,
@@ -155,7 +154,7 @@ def _make_evaluate(
             batches,
             num_videos=source.num_test,
             num_classes=len(source.classes),
-            shown=_spread(source.num_test, NUM_SHOWN) if last else (),
+            shown=report.spread(source.num_test, NUM_SHOWN) if last else (),
         )
 
     return test
@@ -203,15 +202,6 @@ def _batch_shape(data: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
         "frames": jax.ShapeDtypeStruct(frames, jnp.uint8),
         "label": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32),
     }
-
-
-def _spread(size: int, count: int) -> list[int]:
-    """At most `count` of the numbers 0 to `size - 1`, evenly spread.
-
-    >>> _spread(10, 4)
-    [0, 3, 6, 9]
-    """
-    return np.linspace(0, size - 1, min(count, size)).astype(int).tolist()
 
 
 def _introduction(

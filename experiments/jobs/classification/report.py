@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at: a table, and two pictures."""
+"""The results of a run for readers: a table and two pictures."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def draw_curves(lines: Sequence[dict], title: str) -> Figure:
 
 
 def draw_clips(clips: Sequence[ShownClip], classes: Sequence[str]) -> Figure:
-    """Draws a row for every clip: some of its frames, what was predicted and what it is.
+    """Draws a row for every clip: some of its frames, the prediction and the label.
 
     Args:
       clips: at least one, with frames of one size.
@@ -102,7 +102,7 @@ def draw_clips(clips: Sequence[ShownClip], classes: Sequence[str]) -> Figure:
     )
     for row, clip in enumerate(clips):
         top = row * (height + gap)
-        for column, frame in enumerate(clip.frames[_spread(len(clip.frames), SHOWN_FRAMES)]):
+        for column, frame in enumerate(clip.frames[spread(len(clip.frames), SHOWN_FRAMES)]):
             left = column * (width + gap)
             mosaic[top : top + height, left : left + width] = frame
 
@@ -133,8 +133,13 @@ def draw_clips(clips: Sequence[ShownClip], classes: Sequence[str]) -> Figure:
     return figure
 
 
-def _spread(size: int, count: int) -> np.ndarray:
-    return np.linspace(0, size - 1, min(count, size)).astype(int)
+def spread(size: int, count: int) -> list[int]:
+    """At most `count` of the numbers 0 to `size - 1`, evenly spread.
+
+    >>> spread(10, 4)
+    [0, 3, 6, 9]
+    """
+    return np.linspace(0, size - 1, min(count, size)).astype(int).tolist()
 
 
 def _short(name: str, length: int = 22) -> str:

@@ -19,6 +19,7 @@ from experiments.processes.children import free_port
 from experiments.running import execution
 from tests.experiments import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 CPU = {"JAX_PLATFORMS": "cpu"}
 MESH = {"execution": "depth_sharded", "mesh__depth": 2}
 
@@ -271,7 +272,8 @@ def test_interrupted_all_stop_at_the_same_step_and_save(tmp_path):
 
 def test_launched_by_the_launcher(tmp_path):
     workdir = tmp_path / "run"
-    command = _launch(workdir, *flags(workdir, **MESH))
+    every = {"train__checkpoint_every": 3, "train__eval_every": 3}
+    command = _launch(workdir, *flags(workdir, **every, **MESH))
     done = subprocess.run(
         command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False,
         env=os.environ | CPU,
@@ -281,7 +283,5 @@ def test_launched_by_the_launcher(tmp_path):
     assert {"config.json", "metrics.jsonl", "checkpoints", "summary.json", "test_clips.png",
             "training_curves.png"} <= {path.name for path in workdir.iterdir()}  # fmt: skip
     alone = tmp_path / "alone"
-    train_and_evaluate(
-        tiny.config(train__log_every=2, train__checkpoint_every=1, train__eval_every=1), alone
-    )
+    train_and_evaluate(tiny.config(train__log_every=2, **every), alone)
     assert_close(workdir, alone)

@@ -61,7 +61,7 @@ def test_nothing_to_pack():
 
 
 def test_keys_lie_as_their_data():
-    """In vectors of their own, which nobody takes for numbers, and come out as what they were."""
+    """They lie in vectors of their own, apart from numbers, and come back unchanged."""
     trees = (
         {"key": jax.random.key(1), "more": jax.random.split(jax.random.key(2), (2, 3))},
         {"other": jax.random.key(3, impl="rbg"), "count": jnp.uint32(4)},

@@ -269,7 +269,7 @@ def test_compiled_loop_holds_canonical_convolutions_only():
     assert len(layouts(reference)) > 1
 
 
-def test_no_work_for_the_gradient_that_nobody_wants():
+def test_no_work_for_an_unused_gradient():
     x, k = arrays((8, 8), (3, 3))
     ours, _ = both((2, 2), "SAME")
 

@@ -143,7 +143,7 @@ def test_a_mesh_of_the_user():
     assert_close(actual, episode(network, *start, *frames), 1e-10)
 
 
-# What nobody may look at --------------------------------------------------------------------------
+# What must have no effect -------------------------------------------------------------------------
 
 
 def _poisoned(network, start, frames, *, num_devices, bubble=jnp.nan, **options):

@@ -182,7 +182,7 @@ def test_a_run_starts_as_on_one_device():
     assert_close(many.to_modules(start), expected, 1e-12)
 
 
-# What nobody may look at --------------------------------------------------------------------------
+# What must have no effect -------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("x64", "quick_compile")

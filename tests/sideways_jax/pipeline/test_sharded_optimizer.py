@@ -341,11 +341,15 @@ def _on_mesh(optimizers, num_devices, params, grads, num_grads, hold):
             results.append(jax.lax.scan(update, (params, state), (sums, num_grads)))
         return jax.tree.map(lambda x: x[None], results)
 
-    rows = [pack(packing, groups, jax.tree.map(lambda x, t=t: x[t], grads)) for t in range(UPDATES)]
-    rows = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *rows)
     one, by_device = PartitionSpec(), PartitionSpec(DEPTH)
     run = on_mesh(make_mesh(num_devices), on_device, (by_device, by_device, one), by_device)
-    results = run(pack(packing, groups, params), rows, num_grads)
+
+    @jax.jit  # One program: a mesh compiles every operation outside of jit alone.
+    def packed(params, grads, num_grads):
+        rows = jax.vmap(lambda one: pack(packing, groups, one), out_axes=1)(grads)
+        return run(pack(packing, groups, params), rows, num_grads)
+
+    results = jax.device_get(packed(params, grads, num_grads))
     device_of = {i: n for n, group in enumerate(groups) for i in group}
     found = []
     for ((params, states), norms), plan in zip(results, plans, strict=True):
@@ -391,23 +395,25 @@ def _on_one_device(tx, params, grads, num_grads, hold):
 
 def _assert_agree(optimizers, num_devices, hold=False, finite=True):
     params, grads = _tree(0), _tree(1, UPDATES)
-    num_grads = jnp.asarray([[1, 2, 3, 4], [2, 1, 0, 1], [5, 1, 1, 1]])
+    num_grads = np.asarray([[1, 2, 3, 4], [2, 1, 0, 1], [5, 1, 1, 1]])
+    grads = jax.tree.map(np.array, grads)
     if hold:
-        num_grads = num_grads.at[0, 0].set(0).at[2, 1:].set(0)
-        grads = jax.tree.map(jnp.asarray, grads)
+        num_grads[0, 0] = 0
+        num_grads[2, 1:] = 0
         grads = tuple(
-            jax.tree.map(lambda g, i=i: jnp.where(_row(num_grads[:, i], g) > 0, g, 0.0), one)
+            jax.tree.map(lambda g, i=i: np.where(_row(num_grads[:, i], g) > 0, g, 0.0), one)
             for i, one in enumerate(grads)
         )
     if not finite:
-        grads[3]["kernel"] = grads[3]["kernel"].at[1, 0, 0].set(jnp.nan)
-    arguments = params, grads, num_grads, hold
-    expected = jax.jit(lambda: [_on_one_device(tx, *arguments) for tx in optimizers.values()])()
+        grads[3]["kernel"][1, 0, 0] = np.nan
+    arguments = params, *jax.tree.map(jnp.asarray, (grads, num_grads)), hold
+    one_device = jax.jit(lambda: [_on_one_device(tx, *arguments) for tx in optimizers.values()])
+    expected = jax.device_get(one_device())
     actual = _on_mesh(optimizers.values(), num_devices, *arguments)
     for name, one, other in zip(optimizers, actual, expected, strict=True):
         print(name)  # Of the one that fails.
         if not finite:
-            one, other = jax.tree.map(lambda x: jnp.nan_to_num(x, nan=123.0), (one, other))
+            one, other = jax.tree.map(lambda x: np.nan_to_num(x, nan=123.0), (one, other))
         assert_close(one, other, 1e-10)
         assert any(
             np.abs(a - b).max(initial=0) > 1e-6
@@ -497,8 +503,12 @@ def test_a_device_holds_its_own_part_of_the_state():
 
 
 def test_the_squared_norm():
+    @jax.jit
+    def squared(tree):
+        return squared_norm(tree, like=tree)
+
     tree = _tree(1)
-    assert squared_norm(tree, like=tree) == pytest.approx(float(optax.tree.norm(tree)) ** 2)
-    half = jax.tree.map(lambda x: 300 * jnp.ones(x.shape, jnp.float16), tree)
-    assert squared_norm(half, like=half) == 300**2 * _size(tree)  # More than float16 can hold.
+    assert squared(tree) == pytest.approx(float(jax.jit(optax.tree.norm)(tree)) ** 2)
+    half = jax.tree.map(lambda x: np.full(x.shape, 300, np.float16), tree)
+    assert squared(half) == 300**2 * _size(tree)  # More than float16 can hold.
     assert squared_norm((), like=half).dtype == jnp.float32

@@ -219,7 +219,7 @@ def test_a_state_that_lies_in_another_way():
 
 
 @pytest.mark.usefixtures("quick_compile")
-def test_an_optimiser_that_would_differ_is_refused():
+def test_an_optimizer_that_would_differ_is_refused():
     network, frame = case("normalised", "float32")
     tx = optax.flatten(optax.sgd(0.1, momentum=0.9))
     init, _ = step.make_train_step(

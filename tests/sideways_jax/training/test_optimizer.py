@@ -1,4 +1,4 @@
-"""Updates of the optimisers, and the learning rate, against exact numbers."""
+"""Updates of the optimizers, and the learning rate, against exact numbers."""
 
 import jax
 import jax.numpy as jnp

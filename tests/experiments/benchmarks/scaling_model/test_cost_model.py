@@ -53,7 +53,7 @@ def test_the_largest_group_and_the_longest_message_count():
 
 @pytest.mark.parametrize("rule", ["blocking", "gpipe", "1f1b"])
 def test_unequal_devices_by_the_clock_table(rule):
-    """Without a barrier no step takes longer than its slowest stage; somebody sets the pace."""
+    """Without a barrier no step takes longer than its slowest stage; one stage sets the pace."""
     costs = np.array([1.0, 5.0, 2.0])
     modules = Modules(tuple(costs / 4), tuple(costs), (8, 8), (4, 4, 4))
     table = schedules.make(rule, 7, 3)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sideways_jax.devices import placement
+from sideways_jax.devices import module_groups
 from tests.sideways_jax import networks
 
 
@@ -23,7 +23,7 @@ def test_no_other_groups_are_better(seed):
     depth = int(draw.integers(1, 9))
     costs = draw.integers(0, 6, depth) if seed % 2 else draw.exponential(size=depth)
     for num_devices in range(1, depth + 1):
-        groups = placement.balance(costs, num_devices)
+        groups = module_groups.balance(costs, num_devices)
         assert groups in set(_all_groups(depth, num_devices))
         largest = min(
             max(costs[list(group)].sum() for group in other)
@@ -35,13 +35,13 @@ def test_no_other_groups_are_better(seed):
 @pytest.mark.parametrize("num_devices", [0, 4])
 def test_every_device_needs_a_module(num_devices):
     with pytest.raises(ValueError, match=rf"3 modules .* {num_devices} devices.* 1 to 3"):
-        placement.balance([1, 1, 1], num_devices)
+        module_groups.balance([1, 1, 1], num_devices)
 
 
 @pytest.mark.parametrize("sizes", [(3,), (2, 2), (3, 0), (1, 1, 1)])
 def test_groups_that_do_not_use_up_the_modules(sizes):
     with pytest.raises(ValueError, match="give 2 sizes of at least 1 that add up to 3"):
-        placement.from_sizes(sizes, depth=3, num_devices=2)
+        module_groups.from_sizes(sizes, depth=3, num_devices=2)
 
 
 def test_costs_are_counted_operations():
@@ -51,7 +51,7 @@ def test_costs_are_counted_operations():
     network = Network([networks.dense(30), networks.counter(), networks.linear(3)])
     frame = jax.ShapeDtypeStruct((4, 12), jnp.float32)
     variables = jax.eval_shape(lambda: network.init(jax.random.key(0), frame))
-    first, nothing, last = placement.count_costs(network, *variables, frame)
+    first, nothing, last = module_groups.count_costs(network, *variables, frame)
     assert first == pytest.approx(3 * 2 * 4 * 12 * 30, rel=0.2)
     assert last == pytest.approx(3 * 2 * 4 * 30 * 3, rel=0.2)
     assert nothing < 0.1 * last
@@ -67,6 +67,6 @@ def test_costs_of_inference_are_those_of_the_forward_pass():
     network = Network([networks.dense(30), Module(lambda key, x: ((), ()), apply)])
     frame = jax.ShapeDtypeStruct((4, 12), jnp.float32)
     variables = jax.eval_shape(lambda: network.init(jax.random.key(0), frame))
-    first, second = placement.count_costs(network, *variables, frame, train=False)
+    first, second = module_groups.count_costs(network, *variables, frame, train=False)
     assert first == pytest.approx(2 * 4 * 12 * 30, rel=0.2)
     assert second > 0

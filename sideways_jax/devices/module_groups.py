@@ -15,7 +15,7 @@ Groups = tuple[tuple[int, ...], ...]  # for every device, the modules (0-based) 
 def balance(costs: Sequence[float], num_devices: int) -> Groups:
     """Cuts D modules into `num_devices` contiguous groups whose largest cost is the least possible.
 
-    The slowest device sets the pace of a pipeline, so that is what counts; the ideal speedup is
+    The slowest device sets the pace of a pipeline: the ideal speedup is
     `sum(costs) / (cost of the largest group)`.
 
     Args:
@@ -38,8 +38,8 @@ def balance(costs: Sequence[float], num_devices: int) -> Groups:
     sums = [0.0]
     for cost in costs:
         sums.append(sums[-1] + float(cost))
-    # best[n][i]: the least largest cost of the first i modules on n devices, and where the last
-    # group of them starts.
+    # best[n][i]: for the first i modules on n devices, the least possible cost of the largest
+    # group, and the first module of the last group.
     best = [{0: (0.0, 0)}]
     for n in range(1, num_devices + 1):
         best.append(
@@ -64,7 +64,7 @@ def from_sizes(sizes: Sequence[int], depth: int, num_devices: int) -> Groups:
     """Groups by hand: how many consecutive modules each device takes.
 
     Raises:
-      ValueError: unless there is one size for every device and they use up the modules.
+      ValueError: unless there is one size for every device and they add up to `depth`.
 
     >>> from_sizes((2, 1), depth=3, num_devices=2)
     ((0, 1), (2,))
@@ -84,14 +84,14 @@ def count_costs(
 ) -> tuple[float, ...]:
     """Counts the floating-point operations of each module's forward and backward pass.
 
-    The compiler counts them, on one frame batch; nothing is run.
+    The compiler counts them for one batch of frames; nothing is run.
 
     Args:
       network: D modules.
       params, state: tuples of D pytrees, of arrays or their shapes.
       frame: a batch of frames `[B, ...]`, or its shape.
-      train: whether there is a backward pass. Without it, as in inference, nothing is
-        differentiated, so that modules need not be differentiable (with a `while_loop`, say).
+      train: whether there is a backward pass. Without it, as in inference, modules need not be
+        differentiable (they may contain a `while_loop`).
     """
     outputs = network.activation_shapes(params, state, frame)
     inputs = network.inputs(shape_of(frame), outputs)
@@ -116,7 +116,7 @@ def count_costs(
 
 
 def table(groups: Groups, costs: Sequence[float]) -> str:
-    """Who has what, and the share of the work, as text.
+    """The modules of every device and their share of the work, as text.
 
     >>> print(table(((0, 1), (2,)), [1.0, 1.0, 2.0]))
     device  modules  share
