@@ -14,7 +14,7 @@ from jax.extend import core
 
 from sideways_jax.devices.mesh import DATA
 from sideways_jax.network.network import Module, Network
-from sideways_jax.tools.programs import inline_calls, part
+from sideways_jax.tools.programs import dependent, inline_calls, part
 from sideways_jax.tools.trees import PyTree, shape_of
 
 
@@ -66,8 +66,8 @@ def check_counters(
 class _Traced:
     """The program that computes the new state of a module in training.
 
-    Calls, such as `jax.checkpoint`, are inlined. The result of a loop or a conditional with data
-    among its inputs counts as dependent on data.
+    Calls, such as `jax.checkpoint`, are inlined. The result of a `while` loop or a conditional with
+    data among its inputs counts as dependent on data.
     """
 
     def __init__(self, module: Module, params: PyTree, state: PyTree, x: PyTree):
@@ -84,20 +84,12 @@ class _Traced:
         first, after = counts[0], counts[0] + counts[1]
         data = set(inputs[after:])  # Frames, and keys: each replica has its own.
         while True:  # The next step reads the states that this one made dependent on data.
-            reached = self._reached(data)
-            outputs = [isinstance(v, core.Var) and v in reached for v in self._program.outputs]
+            outputs = dependent(self._program, data)
             more = {v for v, out in zip(inputs[first:after], outputs, strict=True) if out}
             if more <= data:
                 break
             data |= more
         self.depends_on_data = {k for k, out in enumerate(outputs) if out}
-
-    def _reached(self, data: set) -> set:
-        reached = set(data)
-        for eqn in self._program.equations:
-            if any(isinstance(v, core.Var) and v in reached for v in eqn.invars):
-                reached.update(eqn.outvars)
-        return reached
 
     def program_of(self, k: int) -> list:
         """The program of the k-th leaf of the new state, in a form that can be compared."""

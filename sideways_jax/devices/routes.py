@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sideways_jax.devices.packing import Packed, Packing, filled
 from sideways_jax.devices.module_groups import Groups
+from sideways_jax.devices.packing import Packed, Packing, filled
 from sideways_jax.network.wiring import FRAME, Wiring
 from sideways_jax.tools.trees import PyTree
 

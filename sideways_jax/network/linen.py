@@ -25,6 +25,7 @@ from sideways_jax.network.adapters import (
     wrong_mode,
 )
 from sideways_jax.network.network import Module
+from sideways_jax.tools.programs import dependent, inline_calls
 from sideways_jax.tools.trees import PyTree, same_structure, shape_of
 
 INTERMEDIATES = "intermediates"  # The collection that Linen modules sow into for inspection.
@@ -327,7 +328,8 @@ def _init_variables(
         return True
 
     try:
-        variables, failed = module.lazy_init(rngs, x, *args, mutable=without(), **keywords), None
+        variables = module.lazy_init(rngs, x, *args, mutable=without(), **keywords)
+        failed: Exception | None = None
     except errors.LazyInitError as error:
         variables, failed = shapes(), error
     for collection in sorted(set(variables) - {"params", "batch_stats"}):
@@ -337,7 +339,10 @@ def _init_variables(
                 "sent on; a loss in there would be forgotten. Make it a part of the output, or, if "
                 f"training does not need it, give ignore=({collection!r},)"
             ) from failed
-    if failed is not None:
+    # From Flax 0.12.9 on `lazy_init` takes zeros for the input, and says nothing.
+    traced = jax.make_jaxpr(lambda x: module.init(rngs, x, *args, mutable=without(), **keywords))
+    program = inline_calls(traced(x))
+    if failed is not None or any(dependent(program, program.inputs)):
         raise ValueError(
             "a variable has an initial value that depends on the values of the input, of which "
             "only the shape and the dtype are known. A module with a memory must not write it "

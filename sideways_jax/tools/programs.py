@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from sideways_jax.tools.jaxprs import body_of, scan_sizes
+
 Atom = core.Var | core.Literal
 
 
@@ -82,6 +84,50 @@ def has_primitive(equations: Sequence[core.JaxprEqn], name: str) -> bool:
         or any(has_primitive(inner.eqns, name) for inner in core.jaxprs_in_params(eqn.params))
         for eqn in equations
     )
+
+
+def dependent(program: Program, on: Collection[core.Var]) -> list[bool]:
+    """Which outputs of a program are computed from some of its inputs.
+
+    Loops over axes (`lax.scan`) are followed; whatever a conditional or another loop gives counts
+    as computed from all that goes in.
+    """
+    return _dependent(program.equations, set(on), program.outputs)
+
+
+def _dependent(equations: Sequence[core.JaxprEqn], found: set, outputs: Sequence) -> list[bool]:
+    def among(atoms: Sequence) -> list[bool]:
+        return [isinstance(v, core.Var) and v in found for v in atoms]
+
+    for eqn in equations:
+        reached = among(eqn.invars)
+        if any(reached):
+            inner = _callee(eqn)
+            if eqn.primitive.name == "scan":
+                after = _of_scan(eqn, reached)
+            elif inner is not None:
+                body = getattr(inner, "jaxpr", inner)
+                marked = {v for v, one in zip(body.invars, reached, strict=True) if one}
+                after = _dependent(body.eqns, marked, body.outvars)
+            else:
+                after = [True] * len(eqn.outvars)
+            found.update(v for v, one in zip(eqn.outvars, after, strict=True) if one)
+    return among(outputs)
+
+
+def _of_scan(eqn: core.JaxprEqn, reached: Sequence[bool]) -> list[bool]:
+    """Likewise of a scan: what one step makes dependent the next one reads."""
+    body = body_of(eqn).jaxpr
+    num_consts, num_carry = scan_sizes(eqn)
+    marked = list(reached)
+    while True:
+        inside = {v for v, one in zip(body.invars, marked, strict=True) if one}
+        outputs = _dependent(body.eqns, inside, body.outvars)
+        carry = slice(num_consts, num_consts + num_carry)
+        more = [a or b for a, b in zip(marked[carry], outputs[:num_carry], strict=True)]
+        if more == marked[carry]:
+            return outputs
+        marked[carry] = more
 
 
 def part(

@@ -36,6 +36,9 @@ def test_suite_rules(tmp_path):
         ("sideways", "time_parallel"),
         ("backprop", "scan"),
         ("sideways", "scan"),
+        ("pipelined_backprop", "time_parallel"),
+        ("pipelined_backprop", "scan"),
+        ("pipelined_backprop", "scan, residuals"),
     }
     assert all(row["temporary_bytes"] > 0 and row["suite"] == "rules" for row in result["rows"])
     assert path.with_suffix(".png").stat().st_size > 5000
