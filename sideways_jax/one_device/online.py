@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from sideways_jax.one_device.scan import steps
+from sideways_jax.rule.fifo import Remembered
 from sideways_jax.rule.in_flight import InFlight, following, init_in_flight
 from sideways_jax.rule.rule import empty_fifos
 from sideways_jax.rule.task import Task
@@ -24,13 +25,6 @@ from sideways_jax.training.streams import (
     stream_metrics,
 )
 from sideways_jax.training.train_state import Training, new_train_state
-
-
-class Remembered(NamedTuple):
-    """What is in flight in pipelined backprop, and what modules keep for it."""
-
-    in_flight: InFlight
-    fifos: tuple
 
 
 def make_training(

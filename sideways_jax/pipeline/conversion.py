@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sideways_jax.devices.layout import share_of
 from sideways_jax.devices.mesh import DEPTH, check_mesh, grid
 from sideways_jax.devices.packing import Packed, Packing
 from sideways_jax.network.network import Network
@@ -24,8 +25,12 @@ from sideways_jax.pipeline.in_flight import (
     signals_from_modules,
     signals_to_modules,
 )
+from sideways_jax.pipeline.kept import keeps_inputs
 from sideways_jax.pipeline.plan import Plan, close_state, groups_of, make_plan, open_state
-from sideways_jax.tools.trees import PyTree
+from sideways_jax.pipeline.sideways_stage import packing_of_kept
+from sideways_jax.rule.fifo import Remembered
+from sideways_jax.rule.task import Task
+from sideways_jax.tools.trees import PyTree, shape_of
 from sideways_jax.training.train_state import TrainState
 
 
@@ -52,16 +57,25 @@ def per_module(
     replicas, _ = check_mesh(mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
+    def packing_of(task: Task, plan: Plan, rng: jax.Array, recompute: bool) -> Packing:
+        share = share_of(shape_of(frame), mesh)
+        return packing_of_kept(task, plan.layout, share, rng, recompute=recompute)
+
     def to_modules(train_state: TrainState) -> TrainState:
         sizes = groups_of(train_state, groups)
         plan = make_plan(network, tx, mesh, sizes, frame)
         held = open_state(plan, train_state)
         in_flight = train_state.in_flight
         if in_flight:
-            check_signals(plan.layout, replicas, in_flight)
-            in_flight = jax.jit(partial(signals_to_modules, plan.layout), out_shardings=everywhere)(
-                in_flight
-            )
+            task = Task(network, _no_loss, rule=in_flight.made_for.value[0])
+            for recompute in (True, False):  # Inputs are kept, or residuals.
+                packing = packing_of(task, plan, train_state.rng, recompute)
+                if packing.signature == in_flight.made_for.value[-1]:
+                    break
+            check_signals(task, plan.layout, packing, replicas, in_flight)
+            in_flight = jax.jit(
+                partial(signals_to_modules, task, plan.layout, packing), out_shardings=everywhere
+            )(in_flight)
         if jax.process_count() > 1:
             params, state, opt_state = jax.jit(partial(_modules, plan), out_shardings=everywhere)(
                 *held
@@ -77,8 +91,14 @@ def per_module(
         plan = make_plan(network, tx, mesh, groups, frame)
         in_flight = train_state.in_flight
         if in_flight:
+            exact = isinstance(in_flight, Remembered)
+            task = Task(network, _no_loss, "pipelined_backprop" if exact else "sideways")
+            packing = packing_of(task, plan, train_state.rng, True)
+            if exact and replicas == 1:
+                inputs = keeps_inputs(task, plan.layout, packing, in_flight.fifos)
+                packing = packing_of(task, plan, train_state.rng, inputs)
             in_flight = jax.jit(
-                partial(signals_from_modules, plan.layout, replicas),
+                partial(signals_from_modules, task, plan.layout, packing, replicas),
                 out_shardings=shardings(mesh),
             )(jax.device_put(in_flight, everywhere))
         rows = [partial(_row, plan, train_state, n) for n in range(plan.layout.num_devices)]
@@ -88,6 +108,10 @@ def per_module(
         return close_state(plan, train_state, *_put(mesh, rows))
 
     return to_modules, from_modules
+
+
+def _no_loss(output: PyTree, target: PyTree) -> jax.Array:
+    raise NotImplementedError("conversions compute no loss")
 
 
 def _modules(plan: Plan, params: Packed, state: Packed, opt_state: Packed) -> tuple:

@@ -141,7 +141,7 @@ def episode_on_device(
         num_frames = jax.tree.leaves(frames)[0].shape[0]
         paired = paired_targets(task, targets)
         if task.is_pipelined:
-            sums, _ = sideways_steps(
+            sums, _, _ = sideways_steps(
                 task, layout, params, state, no_signals(layout, bubble), frames, paired,
                 episode_numbers(num_frames, task.depth), rng=rng, keep_outputs=keep_outputs,
                 replicas=replicas, bubble=bubble, recompute=schedule.recompute,

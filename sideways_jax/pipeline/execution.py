@@ -92,10 +92,11 @@ class Pipeline:
           ValueError: for backprop, which blocks: on a mesh it trains on clips.
         """
         self._schedule(task)
-        if task.rule == "pipelined_backprop":
+        if task.is_pipelined and self.recompute is False and check_mesh(self.mesh)[0] > 1:
             raise ValueError(
-                f"update_every={update_every} with rule='pipelined_backprop' is for one device, "
-                "set execution='scan': on a mesh it trains on clips, with update_every=None"
+                f"recompute=False with data={check_mesh(self.mesh)[0]} on a stream: residuals of "
+                "replicas cannot be put together for a checkpoint; leave recompute out, or set "
+                "data=1"
             )
         if task.rule == "backprop":
             raise ValueError(
@@ -104,7 +105,7 @@ class Pipeline:
             )
         return online.make_training(
             task, tx, mesh=self.mesh, groups=self.groups, update_every=update_every,
-            with_outputs=with_outputs, bubble=bubble,
+            with_outputs=with_outputs, recompute=self.recompute is not False, bubble=bubble,
         )  # fmt: skip
 
     def _schedule(self, task: Task) -> Schedule:

@@ -10,10 +10,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sideways_jax.devices.layout import Layout
 from sideways_jax.devices.mesh import DEPTH, data_axis
-from sideways_jax.devices.packing import filled
+from sideways_jax.devices.packing import Packing, filled
 from sideways_jax.devices.routes import added, from_above, from_below, send_up
+from sideways_jax.pipeline.kept import Kept, fifos_of, kept_of, nothing_kept
 from sideways_jax.pipeline.sideways_stage import Signals
+from sideways_jax.rule.fifo import Remembered
 from sideways_jax.rule.in_flight import InFlight, no_frames
+from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, Static, shape_of, zeros
 
 
@@ -27,16 +30,19 @@ class ShardedInFlight(NamedTuple):
     activation_frames: jax.Array  # int32[D-1, B], sharded over data; as in InFlight
     pseudo_gradient_frames: jax.Array
     targets: tuple  # [B, ...] each, sharded over data; as in InFlight
-    made_for: Static  # replicas, and the shapes of the signals
+    kept: Kept  # rows [N, data, 2(D-1), length], sharded over both; none with Sideways
+    made_for: Static  # the rule, replicas, and the shapes of the signals and of what is kept
 
 
 def specs(data: str | None) -> ShardedInFlight:
     """How it lies on the mesh; `data` is the axis of replicas, if there are any."""
     spec: Any = PartitionSpec  # Any: records that hold arrays hold specifications too.
     if data is None:  # Not P(..., None): that is the same, but another key to compiled programs.
-        return ShardedInFlight(spec(DEPTH), spec(), spec(), spec(), spec())
-    numbers = spec(None, data)
-    return ShardedInFlight(spec(DEPTH, data), numbers, numbers, spec(data), spec())
+        return ShardedInFlight(
+            spec(DEPTH), spec(), spec(), spec(), Kept(spec(DEPTH), spec()), spec()
+        )
+    numbers, by_both = spec(None, data), spec(DEPTH, data)
+    return ShardedInFlight(by_both, numbers, numbers, spec(data), Kept(by_both, spec()), spec())
 
 
 def shardings(mesh: Mesh) -> ShardedInFlight:
@@ -49,12 +55,14 @@ def shardings(mesh: Mesh) -> ShardedInFlight:
 
 
 def empty_pipeline(
-    layout: Layout, replicas: int, batch: int, target: PyTree = None
+    task: Task, layout: Layout, packing: Packing, replicas: int, batch: int, target: PyTree = None
 ) -> ShardedInFlight:
     """The empty pipeline.
 
     Args:
+      task: what is trained.
       layout: of the share of one replica.
+      packing: of what is kept (`kept.py`).
       replicas: along `data`.
       batch: B, over all replicas.
       target: a batch of targets, or its shape, if they are carried along; else None.
@@ -69,30 +77,42 @@ def empty_pipeline(
     signals = Signals(vectors(layout.inner), up, down)
     targets = () if target is None else (zeros(shape_of(target)),) * (depth - 1)
     nothing = no_frames(depth, batch), no_frames(depth, batch)
-    return ShardedInFlight(signals, *nothing, targets, _made_for(layout, replicas))
+    kept = jax.tree.map(
+        lambda row: jnp.broadcast_to(row, (layout.num_devices, replicas, *row.shape)),
+        nothing_kept(task, packing).rows,
+    )
+    kept = Kept(kept, jnp.zeros((), jnp.int32))
+    made_for = _made_for(task, layout, packing, replicas)
+    return ShardedInFlight(signals, *nothing, targets, kept, made_for)
 
 
-def _made_for(layout: Layout, replicas: int) -> Static:
+def _made_for(task: Task, layout: Layout, packing: Packing, replicas: int) -> Static:
     routes = tuple(route.packing.signature for route in layout.routes)
-    return Static((replicas, layout.inner.signature, routes))
+    return Static((task.rule, replicas, layout.inner.signature, routes, packing.signature))
 
 
-def check_signals(layout: Layout, replicas: int, in_flight: ShardedInFlight) -> None:
-    """Raises ValueError if what is in flight came from frames of another size, or another mesh."""
-    if in_flight.made_for != _made_for(layout, replicas):
+def check_signals(
+    task: Task, layout: Layout, packing: Packing, replicas: int, in_flight: ShardedInFlight
+) -> None:
+    """Raises ValueError if what is in flight came from other frames, another mesh or rule."""
+    if in_flight.made_for != _made_for(task, layout, packing, replicas):
         raise ValueError(
-            "what is in flight in this train state came from frames of another shape, or another "
-            f"mesh than one with data={replicas}: a pipeline is carried on with frames like those "
-            "that `init` was called with; step.per_module takes it to another mesh"
+            "what is in flight in this train state came from frames of another shape, another mesh "
+            f"than one with data={replicas}, or another rule than {task.rule!r}: a pipeline is "
+            "carried on with frames like those that `init` was called with; step.per_module takes "
+            "it to another mesh"
         )
 
 
-def signals_from_modules(layout: Layout, replicas: int, in_flight: InFlight) -> ShardedInFlight:
+def signals_from_modules(
+    task: Task, layout: Layout, packing: Packing, replicas: int, in_flight: InFlight | Remembered
+) -> ShardedInFlight:
     """An `InFlight` with frame numbers per example, on its way to the devices.
 
     The loss of a replica is the mean over its share of the batch, so that pseudo-gradients are as
     many times larger there as there are replicas.
     """
+    in_flight, fifos = in_flight if isinstance(in_flight, Remembered) else (in_flight, ())
 
     def pack(activations, pseudo_gradients):
         by_module = dict(enumerate(activations))
@@ -119,10 +139,16 @@ def signals_from_modules(layout: Layout, replicas: int, in_flight: InFlight) -> 
     both = in_flight.activations, scaled
     rows = [pack(*share(both, replica)) for replica in range(replicas)]
     signals = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *rows)
-    return ShardedInFlight(signals, *in_flight[2:], _made_for(layout, replicas))
+    kept = Kept({}, jnp.zeros((), jnp.int32))
+    if fifos:
+        kept = kept_of(task, layout, packing, replicas, fifos)
+    made_for = _made_for(task, layout, packing, replicas)
+    return ShardedInFlight(signals, *in_flight[2:], kept, made_for)
 
 
-def signals_to_modules(layout: Layout, in_flight: ShardedInFlight) -> InFlight:
+def signals_to_modules(
+    task: Task, layout: Layout, packing: Packing, in_flight: ShardedInFlight
+) -> InFlight | Remembered:
     """The inverse of `signals_from_modules`."""
 
     def unpack(signals):
@@ -148,7 +174,10 @@ def signals_to_modules(layout: Layout, in_flight: ShardedInFlight) -> InFlight:
     ]
     activations, scaled = jax.tree.map(lambda *x: jnp.concatenate(x), *shares)
     pseudo_gradients = jax.tree.map(lambda x: x / replicas, scaled)
-    return InFlight(activations, pseudo_gradients, *in_flight[1:4])
+    signals = InFlight(activations, pseudo_gradients, *in_flight[1:4])
+    if task.rule != "pipelined_backprop":
+        return signals
+    return Remembered(signals, fifos_of(task, layout, packing, in_flight.kept))
 
 
 def _stack(*rows):

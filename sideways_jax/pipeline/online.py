@@ -11,8 +11,9 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from sideways_jax.devices.exchange import key_of_replica, on_mesh, own
+from sideways_jax.devices.layout import share_of
 from sideways_jax.devices.mesh import DATA, DEPTH, check_mesh, data_axis
-from sideways_jax.network.wiring import Wiring
+from sideways_jax.devices.packing import Packing
 from sideways_jax.pipeline.in_flight import (
     ShardedInFlight,
     check_signals,
@@ -27,7 +28,7 @@ from sideways_jax.pipeline.plan import (
     make_plan,
     open_state,
 )
-from sideways_jax.pipeline.sideways_stage import sideways_steps
+from sideways_jax.pipeline.sideways_stage import packing_of_kept, sideways_steps
 from sideways_jax.pipeline.start import init_state
 from sideways_jax.pipeline.sums import reduced
 from sideways_jax.pipeline.update import update_on_device
@@ -64,7 +65,14 @@ class _Run(NamedTuple):
     groups: tuple[int, ...] | None
     update_every: int
     with_outputs: bool
+    recompute: bool
     bubble: float
+
+    def kept(self, plan: Plan, frame: PyTree) -> Packing:
+        """How what modules keep lies in vectors; `frame` is a whole batch, or its shape."""
+        share = share_of(shape_of(frame), self.mesh)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return packing_of_kept(self.task, plan.layout, share, key, recompute=self.recompute)
 
     @property
     def replicas(self) -> int:
@@ -80,9 +88,10 @@ def make_training(
     groups: tuple[int, ...] | None,
     update_every: int,
     with_outputs: bool,
+    recompute: bool = True,
     bubble: float = 0.0,
 ) -> Training:
-    """Sideways with an update every `update_every` frames, on a mesh.
+    """A pipeline with an update every `update_every` frames, on a mesh.
 
     One program for a whole call: a scan over updates, in it one over the steps between two of them
     and then the optimizer, on the device of the parameters.
@@ -92,9 +101,10 @@ def make_training(
       mesh, groups: where.
       update_every: frames from one update to the next.
       with_outputs: whether `train_step` returns `(train_state, metrics, Outputs)`.
+      recompute: of pipelined backprop: whether modules keep inputs, or residuals.
       bubble: the value of the padding of signals; tests put NaN there.
     """
-    run = _Run(task, tx, mesh, groups, update_every, with_outputs, bubble)
+    run = _Run(task, tx, mesh, groups, update_every, with_outputs, recompute, bubble)
 
     def init(key, frame, target=None):
         check_target(task.target, target)
@@ -106,7 +116,8 @@ def make_training(
 
         def empty():
             carried = shape_of(target) if task.target == "origin" else None
-            return empty_pipeline(plan.layout, run.replicas, batch, carried)
+            packing = run.kept(plan, frame)
+            return empty_pipeline(task, plan.layout, packing, run.replicas, batch, carried)
 
         make = jax.jit(empty, out_shardings=shardings(mesh))
         return train_state._replace(in_flight=make())
@@ -125,17 +136,16 @@ def _train_step(run: _Run, train_state: TrainState, frames, targets, reset):
     sizes = groups_of(train_state, run.groups)
     plan = make_plan(run.task.network, run.tx, run.mesh, sizes, first_of(frames))
     held = open_state(plan, train_state)
-    check_signals(plan.layout, run.replicas, train_state.in_flight)
+    packing = run.kept(plan, first_of(frames))
+    check_signals(run.task, plan.layout, packing, run.replicas, train_state.in_flight)
     first_frame_id = jnp.asarray(train_state.frames, jnp.int32)
-    in_flight, numbers = _numbers(
-        run.task.network.wiring, train_state.in_flight, reset, first_frame_id
-    )
+    in_flight, numbers = _numbers(run.task, train_state.in_flight, reset, first_frame_id)
     in_flight, paired = _pair(in_flight, targets)
     inputs = jax.tree.map(
         lambda x: x.reshape((-1, run.update_every, *x.shape[1:])), (frames, paired, numbers)
     )
-    held, shown, signals, norms = _on_all_devices(run, plan)(
-        *held, in_flight.signals, inputs, train_state.rng
+    held, shown, signals, kept, norms = _on_all_devices(run, plan)(
+        *held, in_flight.signals, in_flight.kept, inputs, train_state.rng
     )
     num_frames = len(reset)
     outputs, losses, by_example = jax.tree.map(
@@ -148,7 +158,7 @@ def _train_step(run: _Run, train_state: TrainState, frames, targets, reset):
     train_state = train_state._replace(
         step=train_state.step + num_frames // run.update_every,
         in_flight=jax.lax.with_sharding_constraint(
-            in_flight._replace(signals=signals), shardings(run.mesh)
+            in_flight._replace(signals=signals, kept=kept), shardings(run.mesh)
         ),
         frames=following(first_frame_id, num_frames),
     )
@@ -157,24 +167,26 @@ def _train_step(run: _Run, train_state: TrainState, frames, targets, reset):
 
 
 def _on_all_devices(run: _Run, plan: Plan) -> Callable:
-    """The function `(params, state, opt_state, signals, inputs, rng)` over the mesh.
+    """The function `(params, state, opt_state, signals, kept, inputs, rng)` over the mesh.
 
     Its `inputs` are frames, targets by computation step, and `Numbers`, each with the axes
-    `[updates, update_every]`; it gives `(held, shown, signals, norms)`.
+    `[updates, update_every]`; it gives `(held, shown, signals, kept, norms)`.
     """
 
-    def on_device(params, state, opt_state, signals, inputs, rng):
-        signals = jax.tree.map(lambda x: x[0, 0], signals)
+    def on_device(params, state, opt_state, signals, kept, inputs, rng):
+        signals, rows = jax.tree.map(lambda x: x[0, 0], (signals, kept.rows))
         rng = key_of_replica(rng, run.replicas)
-        (*held, signals), (shown, norms) = jax.lax.scan(
+        (*held, signals, kept), (shown, norms) = jax.lax.scan(
             lambda carry, one: _one_update(run, plan, carry, one, rng),
-            (*own((params, state, opt_state)), signals),
+            (*own((params, state, opt_state)), signals, kept._replace(rows=rows)),
             inputs,
         )
-        rows = jax.tree.map(lambda x: x[None], (tuple(held), shown))
-        return *rows, jax.tree.map(lambda x: x[None, None], signals), norms
+        held, shown = jax.tree.map(lambda x: x[None], (tuple(held), shown))
+        signals, rows = jax.tree.map(lambda x: x[None, None], (signals, kept.rows))
+        return held, shown, signals, kept._replace(rows=rows), norms
 
-    data, signals = data_axis(run.mesh), specs(data_axis(run.mesh)).signals
+    data, in_flight = data_axis(run.mesh), specs(data_axis(run.mesh))
+    signals, kept = in_flight.signals, in_flight.kept
     by_device = SPEC(DEPTH)
     steps, shown = SPEC(None, None, data), SPEC(DEPTH, None, None, data)
     by_example = SPEC(None, None, None, data)
@@ -182,18 +194,19 @@ def _on_all_devices(run: _Run, plan: Plan) -> Callable:
     return on_mesh(
         run.mesh,
         on_device,
-        (by_device, by_device, by_device, signals, (steps, steps, numbers), SPEC()),
-        (by_device, shown, signals, SPEC()),
+        (by_device, by_device, by_device, signals, kept, (steps, steps, numbers), SPEC()),
+        (by_device, shown, signals, kept, SPEC()),
     )
 
 
 def _one_update(run: _Run, plan: Plan, carry: tuple, inputs: tuple, rng: jax.Array):
     """The steps between two updates and the second of these, on one device."""
-    params, state, opt_state, signals = carry
+    params, state, opt_state, signals, kept = carry
     frames, targets, numbers = inputs
-    sums, signals = sideways_steps(
+    sums, signals, kept = sideways_steps(
         run.task, plan.layout, params, state, signals, frames, targets, numbers,
         rng=rng, keep_outputs=run.with_outputs, replicas=run.replicas, bubble=run.bubble,
+        recompute=run.recompute, kept=kept,
     )  # fmt: skip
     # The loss is a mean over this share of the batch; the gradient one over valid examples.
     share = numbers.frames.shape[-1]
@@ -205,17 +218,19 @@ def _one_update(run: _Run, plan: Plan, carry: tuple, inputs: tuple, rng: jax.Arr
         state = reduced(state)
     params, opt_state, norm = update_on_device(plan, params, opt_state, grads, num_grads, hold=True)
     shown = sums.outputs, sums.losses, sums.metrics
-    return (params, state, opt_state, signals), (shown, norm)
+    return (params, state, opt_state, signals, kept), (shown, norm)
 
 
 def _numbers(
-    wiring: Wiring, in_flight: ShardedInFlight, reset: jax.Array, first_frame_id: jax.Array
+    task: Task, in_flight: ShardedInFlight, reset: jax.Array, first_frame_id: jax.Array
 ) -> tuple[ShardedInFlight, Numbers]:
     """What every module works on while frames with these resets, `[K, B]`, come in."""
 
     def body(numbers, inputs):
         frame_id, reset = inputs
-        return tick(wiring, restart(numbers, reset), jnp.full(reset.shape, frame_id))
+        frame_id = jnp.full(reset.shape, frame_id)
+        exact = task.rule == "pipelined_backprop"
+        return tick(task.network.wiring, restart(numbers, reset), frame_id, keeps_inputs=exact)
 
     frame_ids = frame_numbers(first_frame_id, len(reset))
     before = in_flight.activation_frames, in_flight.pseudo_gradient_frames

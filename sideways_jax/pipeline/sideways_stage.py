@@ -1,7 +1,6 @@
 """Sideways on one device of a pipeline: its modules, at every step, on what has arrived.
 
-And pipelined backprop, which keeps past inputs too. Those of all modules of a device lie in one row
-for each of the last 2(D-1) steps, and a module looks as many rows back as its cotangents are late.
+And pipelined backprop, whose modules look back at what they kept (`kept.py`).
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from sideways_jax.devices.mesh import DATA
 from sideways_jax.devices.packing import Packed, Packing, filled
 from sideways_jax.devices.routes import added, from_above, from_below, send_down, send_up
 from sideways_jax.network.wiring import FRAME, heard, returned
+from sideways_jax.pipeline.kept import Kept, kept_packing, looking_back, nothing_kept, with_row
 from sideways_jax.pipeline.sums import Sums, metrics_on_mesh
 from sideways_jax.rule import schedules
-from sideways_jax.rule.fifo import Past, passes_of
 from sideways_jax.rule.in_flight import Numbers, numbers_of
 from sideways_jax.rule.rule import ModuleStep, run_group, show
 from sideways_jax.rule.task import Task
@@ -41,7 +40,7 @@ class _Carry(NamedTuple):
     state: Packed
     grads: Packed  # sums
     signals: Signals
-    past: Packed  # [2(D-1), length], what modules kept at step t in row t mod 2(D-1); or {}
+    kept: Kept
 
 
 def episode_numbers(num_frames: int, depth: int) -> Numbers:
@@ -72,7 +71,8 @@ def sideways_steps(
     replicas: int = 1,
     bubble: float = 0.0,
     recompute: bool = True,
-) -> tuple[Sums, Signals]:
+    kept: Kept | None = None,
+) -> tuple[Sums, Signals, Kept]:
     """Several steps of `rule.run_group` on one device; to be called inside `shard_map`.
 
     Args:
@@ -87,22 +87,23 @@ def sideways_steps(
       replicas: along `data`.
       bubble: the value of the padding of signals; tests put NaN there.
       recompute: of pipelined backprop: whether modules keep inputs, or residuals.
+      kept: likewise, what they have kept; by default nothing yet.
 
     Returns:
-      Sums, with losses and metrics `[K, B]` if every example has a clock of its own; and the last
-      signals.
+      Sums, with losses and metrics `[K, B]` if every example has a clock of its own; the last
+      signals; and what is kept.
     """
     per_example = numbers.frames.ndim == 3
     first = first_of((targets, numbers))
     shown = jax.eval_shape(lambda *args: show(task, *args), layout.output, *first)
     axis = DATA if replicas > 1 else None
-    kept = _kept(task, layout, signals, first_of(frames), rng, recompute=recompute)
-    num_rows = task.network.wiring.first_trained(0)
+    packing = packing_of_kept(task, layout, first_of(frames), rng, recompute=recompute)
+    kept = nothing_kept(task, packing, bubble) if kept is None else kept
 
-    def branch(n, state, signals, past, t, frame, target, numbers):
+    def branch(n, state, signals, kept, frame, target, numbers):
         own_params, own_state = layout.params.unpack(n, params), layout.state.unpack(n, state)
         inputs, incoming = _received(task, layout, n, signals, frame)
-        fifos = _looking_back(task, layout, kept, n, past, t)
+        fifos = looking_back(task, layout, packing, n, kept)
         steps = run_group(
             task, layout.groups[n], own_params, own_state, inputs, incoming, target, numbers, rng,
             axis, fifos=fifos, recompute=recompute,
@@ -113,77 +114,41 @@ def sideways_steps(
         grads = cast_like(tuple(one.grads for one in steps), layout.grads.trees[n])
         new_state = layout.state.pack(n, tuple(one.state for one in steps))
         sent = _sent(task, layout, n, steps, bubble)
-        row = kept.pack(n, tuple(one.fifo for one in steps), padding=bubble)
+        row = packing.pack(n, tuple(one.fifo for one in steps), padding=bubble)
         return new_state, layout.grads.pack(n, grads), sent, row, output, loss
 
     branches = [partial(branch, n) for n in range(layout.num_devices)]
 
     def body(carry, inputs):
         state, grads, sent, row, output, loss = run_branch(
-            branches, carry.state, carry.signals, carry.past, *inputs
+            branches, carry.state, carry.signals, carry.kept, *inputs
         )
         signals = exchanged(layout, sent)
         # Added and written here, in place: what goes through a branch is copied.
         sums = accumulate(carry.grads, grads)
-        t, _, target, _ = inputs
-        past = {
-            name: jax.lax.dynamic_update_index_in_dim(rows, row[name], t % num_rows, axis=0)
-            for name, rows in carry.past.items()
-        }
+        kept = with_row(task, carry.kept, row)
+        _, target, _ = inputs
         metrics = metrics_on_mesh(task, output, target, replicas, per_example=per_example)
         outputs = output if keep_outputs else ()
-        return _Carry(state, sums, signals, past), (outputs, loss, metrics)
+        return _Carry(state, sums, signals, kept), (outputs, loss, metrics)
 
-    past = {
-        name: jnp.tile(row, (num_rows, 1)) for name, row in filled(kept, bubble).items()
-    }  # fmt: skip
-    start = _Carry(state, filled(layout.grads, 0), signals, past)
-    clock = jnp.arange(numbers.frames.shape[0], dtype=jnp.int32)
-    end, by_step = jax.lax.scan(body, start, (clock, frames, targets, numbers))
-    return Sums(end.grads, end.state, *by_step), end.signals
+    start = _Carry(state, filled(layout.grads, 0), signals, kept)
+    end, by_step = jax.lax.scan(body, start, (frames, targets, numbers))
+    return Sums(end.grads, end.state, *by_step), end.signals, end.kept
 
 
-def _kept(
-    task: Task, layout: Layout, signals: Signals, frame: PyTree, rng: jax.Array | None,
-    *, recompute: bool,
-) -> Packing:  # fmt: skip
-    """What the modules of each device keep of a step: nothing with Sideways, or in the top one."""
+def packing_of_kept(
+    task: Task, layout: Layout, frame: PyTree, rng: jax.Array | None, *, recompute: bool
+) -> Packing:
+    """How what is kept lies in vectors; `frame` is the shape of a batch of one replica."""
 
-    def of_device(n):
-        if task.rule != "pipelined_backprop":
-            return ((),) * len(layout.groups[n])
-        inputs = jax.eval_shape(lambda *x: _received(task, layout, n, *x)[0], signals, frame)
-        variables = layout.params.trees[n], layout.state.trees[n], inputs
-        found: list[PyTree] = []
-        for i, own_params, own_state, x in zip(layout.groups[n], *variables, strict=True):
-            one = passes_of(
-                task.network.modules[i], own_params, own_state, x, rng,
-                train=task.train, recompute=recompute,
-            )  # fmt: skip
-            found.append(one.kept if i < task.depth - 1 else ())
-        return tuple(found)
+    def inputs(n):
+        def received(frame):
+            return _received(task, layout, n, no_signals(layout), frame)[0]
 
-    return Packing.of([of_device(n) for n in range(layout.num_devices)])
+        return jax.eval_shape(received, frame)
 
-
-def _looking_back(
-    task: Task, layout: Layout, kept: Packing, n: int, past: Packed, t: jax.Array
-) -> tuple | None:
-    """For every module of device n, what it kept when the input of now's cotangents came."""
-    if task.rule != "pipelined_backprop":
-        return None
-    found: list[Past | tuple] = []
-    for k, i in enumerate(layout.groups[n]):
-        late = task.network.wiring.first_trained(i)
-        if late == 0:
-            found.append(())  # The gradient of the top module is there at once.
-            continue
-        row = {
-            name: jax.lax.dynamic_index_in_dim(rows, (t - late) % rows.shape[0], keepdims=False)
-            for name, rows in past.items()
-        }
-        found.append(Past(kept.unpack(n, row)[k]))
-    return tuple(found)
+    return kept_packing(task, layout, inputs, rng, recompute=recompute)
 
 
 def _received(

@@ -2,9 +2,9 @@
 
 Sideways back-propagates through the current input of a module, because it keeps nothing. Pipelined
 backprop (Petrowski, Dreyfus, Girault 1993; Kosson et al. 2021) keeps, in a first-in first-out
-buffer, the last 2(D-1-i)+1 inputs of module i (0-based), and back-propagates through the oldest:
-that of the very frame whose cotangent arrives. Clock, messages and gamma stay as they are, nothing
-waits, and Sideways is the case of one input.
+buffer, the last 2(D-1-i) inputs of module i (0-based) besides the one of now, and back-propagates
+through the oldest: that of the very frame whose cotangent arrives. Clock, messages and gamma stay
+as they are, nothing waits, and Sideways is the case without a buffer.
 
 A shortcut from module j to module k is faster than the main path in both directions. Its cotangent
 would reach module j 2(k-1-j) steps before that of the main path for the same frame, so module k
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from sideways_jax.network.module import Module
 from sideways_jax.network.wiring import FRAME, Wiring
+from sideways_jax.rule.in_flight import InFlight
 from sideways_jax.rule.kept import Passes, passes
 from sideways_jax.tools.trees import PyTree, select, shape_of, zeros
 
@@ -31,8 +32,15 @@ class Fifo(NamedTuple):
     """What one module keeps; its place in the buffers goes round with the steps."""
 
     step: jax.Array  # int32[], how many steps were made, from 0 again after a multiple of n and m
-    kept: PyTree  # [n, ...], of the last n = 2(D-1-i)+1 steps
-    held_back: tuple  # of every source of the module: [m, B, ...], m = 2(i-1-j)+1; () for the frame
+    kept: PyTree  # [n, ...], of the last n = 2(D-1-i) steps
+    held_back: tuple  # of every source of the module: [m, B, ...], m = 2(i-1-j); () for the frame
+
+
+class Remembered(NamedTuple):
+    """What is in flight in pipelined backprop on a stream, and what modules keep for it."""
+
+    in_flight: InFlight
+    fifos: tuple  # of every module a `Fifo`, or ()
 
 
 class Past(NamedTuple):
@@ -71,10 +79,10 @@ def empty_fifo(wiring: Wiring, i: int, one: Passes, x: PyTree) -> Fifo | tuple:
     sources = wiring.sources[i]
     parts = x if len(sources) > 1 else (x,)
     held_back = tuple(
-        () if j == FRAME else _places(part, wait + 1)
+        () if j == FRAME else places(part, wait)
         for j, part, wait in zip(sources, parts, wiring.held_back(i), strict=True)
     )
-    return Fifo(jnp.zeros((), jnp.int32), _places(one.kept, wiring.first_trained(i) + 1), held_back)
+    return Fifo(jnp.zeros((), jnp.int32), places(one.kept, wiring.first_trained(i)), held_back)
 
 
 def module_step(
@@ -143,9 +151,9 @@ def forget(fifo: Fifo | tuple, reset: jax.Array) -> Fifo | tuple:
     return fifo._replace(held_back=jax.tree.map(clear, fifo.held_back))
 
 
-def _places(entry: PyTree, count: int) -> PyTree:
-    """Room for so many entries; none where an entry is used at once."""
-    if count == 1:
+def places(entry: PyTree, count: int) -> PyTree:
+    """Room for so many entries, like an array or its shape; `()` for none."""
+    if count == 0:
         return ()
     return zeros(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), shape_of(entry))
@@ -153,16 +161,15 @@ def _places(entry: PyTree, count: int) -> PyTree:
 
 
 def _pass_through(buffer: PyTree, newest: PyTree, step: jax.Array) -> tuple[PyTree, PyTree]:
-    """The buffer with a new entry, and the entry that has been there for longest, now."""
+    """The buffer, with a new entry in the place of the oldest, and the oldest."""
     if not jax.tree.leaves(buffer):
         return buffer, newest
-    count = jax.tree.leaves(buffer)[0].shape[0]
+    place = step % jax.tree.leaves(buffer)[0].shape[0]
 
-    def put(entries: jax.Array, entry: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(entries, entry, step % count, axis=0)
+    def read(entries: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(entries, place, keepdims=False)
 
-    def oldest(entries: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(entries, (step + 1) % count, keepdims=False)
+    def write(entries: jax.Array, entry: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(entries, entry, place, axis=0)
 
-    buffer = jax.tree.map(put, buffer, newest)
-    return buffer, jax.tree.map(oldest, buffer)
+    return jax.tree.map(write, buffer, newest), jax.tree.map(read, buffer)

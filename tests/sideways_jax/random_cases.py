@@ -247,7 +247,7 @@ def _training_program(case):
         return _Training(_jit(train_step), _unchanged, _unchanged, empty)
     if place.on_mesh and isinstance(case, StreamCase):
         _, train_step = step.Pipeline(place.mesh(), place.groups).stream_training(
-            Task(network, loss_fn, target=case.target, metrics_fn=options["metrics_fn"]), tx,
+            Task(network, loss_fn, case.rule, case.target, metrics_fn=options["metrics_fn"]), tx,
             update_every=case.update_every, with_outputs=True, bubble=jnp.nan,
         )  # fmt: skip
     else:

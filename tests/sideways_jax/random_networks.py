@@ -19,7 +19,7 @@ import numpy as np
 
 from sideways_jax import Module, Network
 from sideways_jax.one_device import blocking
-from sideways_jax.one_device.online import Remembered
+from sideways_jax.rule.fifo import Remembered
 from tests.sideways_jax import networks
 
 WIDTH = 3  # of frames

@@ -190,8 +190,10 @@ def _stream_case(choose, *, mixing=False):
     places = "scan", "depth_sharded", "scan", "depth_sharded", "blocking"
     execution = "depth_sharded" if mixing else choose.of(*places)
     in_step = execution == "blocking"  # No example is a bubble while others are not.
+    exact = not mixing and not in_step and choose.of(False, False, True)
     problem = _problem(
         choose,
+        between=not exact or execution == "scan",
         mixing=in_step,
         # Nor with examples that mix: the norm of two equal ones is zero.
         singular=in_step or (not mixing and "singular bubbles" not in random_cases.KNOWN_FAILURES),
@@ -213,9 +215,7 @@ def _stream_case(choose, *, mixing=False):
         -(-frames // update_every) * update_every,
         update_every,
         choose.of(*OPTIMIZERS),
-        choose.of("sideways", "pipelined_backprop")
-        if execution == "scan" and not mixing
-        else "sideways",
+        "pipelined_backprop" if exact else "sideways",
     )
 
 

@@ -14,7 +14,7 @@ from experiments.running.optimizer import make_tx
 from experiments.running.stopping import NonFiniteError
 from experiments.workdir.checkpoints import Checkpoints
 from sideways_jax.models.autoencoder import squared_error
-from sideways_jax.one_device.online import Remembered
+from sideways_jax.rule.fifo import Remembered
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

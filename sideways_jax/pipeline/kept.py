@@ -1,0 +1,199 @@
+"""What modules keep for pipelined backprop, on a mesh.
+
+The modules of a device keep their inputs (or residuals) of a step in one row of vectors; there is a
+row for each of the last 2(D-1) steps, written in turn. A module looks as many rows back as its
+cotangents are late. On one device every module has a buffer of its own (`rule/fifo.py`); the rows
+are converted to these buffers for checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sideways_jax.devices.layout import Layout
+from sideways_jax.devices.packing import Packed, Packing, filled
+from sideways_jax.rule.fifo import Fifo, Past, passes_of, places
+from sideways_jax.rule.task import Task
+from sideways_jax.tools.trees import PyTree, first_of, same_structure, shape_of
+
+
+class Kept(NamedTuple):
+    """The rows, and where the next one goes."""
+
+    rows: Packed  # [2(D-1), length]; no vectors with Sideways
+    place: jax.Array  # int32[]
+
+
+def kept_packing(
+    task: Task, layout: Layout, inputs: Callable[[int], tuple], rng: jax.Array | None,
+    *, recompute: bool,
+) -> Packing:  # fmt: skip
+    """What the modules of each device keep of a step: nothing with Sideways, or in the top one.
+
+    Args:
+      task: what is trained.
+      layout: where its modules are.
+      inputs: gives, for a device, the shapes of the inputs of its modules.
+      rng: a key, if there are keys.
+      recompute: whether inputs are kept, or residuals.
+    """
+
+    def of_device(n):
+        if task.rule != "pipelined_backprop":
+            return ((),) * len(layout.groups[n])
+        variables = layout.params.trees[n], layout.state.trees[n], inputs(n)
+        found: list[PyTree] = []
+        for i, own_params, own_state, x in zip(layout.groups[n], *variables, strict=True):
+            one = passes_of(
+                task.network.modules[i], own_params, own_state, x, rng,
+                train=task.train, recompute=recompute,
+            )  # fmt: skip
+            found.append(one.kept if i < task.depth - 1 else ())
+        return tuple(found)
+
+    return Packing.of([of_device(n) for n in range(layout.num_devices)])
+
+
+def nothing_kept(task: Task, packing: Packing, bubble: float = 0.0) -> Kept:
+    """The rows of one device before the first step; `bubble` is what stands there."""
+    count = task.network.wiring.first_trained(0)
+    rows = {name: jnp.tile(row, (count, 1)) for name, row in filled(packing, bubble).items()}
+    return Kept(rows, jnp.zeros((), jnp.int32))
+
+
+def looking_back(task: Task, layout: Layout, packing: Packing, n: int, kept: Kept) -> tuple | None:
+    """For every module of device n, what it kept when the input of now's cotangents came."""
+    if task.rule != "pipelined_backprop":
+        return None
+    found: list[Past | tuple] = []
+    for k, i in enumerate(layout.groups[n]):
+        late = task.network.wiring.first_trained(i)
+        if late == 0:  # The gradient of the top module is there at once.
+            found.append(())
+            continue
+        row = {
+            name: jax.lax.dynamic_index_in_dim(
+                rows, (kept.place - late) % rows.shape[0], keepdims=False
+            )
+            for name, rows in kept.rows.items()
+        }
+        found.append(Past(packing.unpack(n, row)[k]))
+    return tuple(found)
+
+
+def with_row(task: Task, kept: Kept, row: Packed) -> Kept:
+    """The rows with a new one in the place of the oldest."""
+    rows = {
+        name: jax.lax.dynamic_update_index_in_dim(old, row[name], kept.place, axis=0)
+        for name, old in kept.rows.items()
+    }
+    return Kept(rows, (kept.place + 1) % max(task.network.wiring.first_trained(0), 1))
+
+
+def fifos_of(task: Task, layout: Layout, packing: Packing, kept: Kept) -> tuple:
+    """The buffer of every module, out of rows `[N, data, 2(D-1), length]`.
+
+    Batches of replicas are joined. States, which are kept beside inputs, become means.
+    """
+    fifos: list[Fifo | tuple] = []
+    replicas = max((rows.shape[1] for rows in kept.rows.values()), default=1)
+    for n, group in enumerate(layout.groups):
+        for k, i in enumerate(group):
+            late = task.network.wiring.first_trained(i)
+            if late == 0:
+                fifos.append(())
+                continue
+            # Newest last: with a step of 0 the next entry takes the place of the oldest.
+            ages = (kept.place - jnp.arange(late, 0, -1)) % (2 * (task.depth - 1))
+            parts = []
+            for r in range(replicas):
+                rows = {name: v[n, r][ages] for name, v in kept.rows.items()}
+                parts.append(jax.vmap(lambda row, n=n, k=k: packing.unpack(n, row)[k])(rows))
+            held_back = ((),) * len(task.network.wiring.sources[i])  # None: no such shortcuts.
+            fifos.append(Fifo(jnp.zeros((), jnp.int32), _joined(parts), held_back))
+    return tuple(fifos)
+
+
+def kept_of(
+    task: Task, layout: Layout, packing: Packing, replicas: int, fifos: tuple
+) -> Kept:  # fmt: skip
+    """The inverse of `fifos_of`."""
+    count = task.network.wiring.first_trained(0)
+    rows = []
+    for n, group in enumerate(layout.groups):
+        of_replicas = []
+        for r in range(replicas):
+            buffers = []
+            for k, i in enumerate(group):
+                if not isinstance(fifos[i], Fifo):
+                    buffers.append(())
+                    continue
+                late = task.network.wiring.first_trained(i)
+                order = (fifos[i].step + jnp.arange(late)) % late  # The oldest first.
+                entries = jax.tree.map(lambda x, order=order: x[order], fifos[i].kept)
+                entries = _share(entries, packing.trees[n][k], r, replicas)
+                before = places(packing.trees[n][k], count - late)
+                buffers.append(_after(before, entries))
+            pack = jax.vmap(lambda *entries, n=n: packing.pack(n, entries))
+            there = any(jax.tree.leaves(buffers))
+            nothing = nothing_kept(task, packing).rows
+            of_replicas.append(pack(*buffers) if there else nothing)
+        rows.append(jax.tree.map(_stack, *of_replicas))
+    return Kept(jax.tree.map(_stack, *rows), jnp.zeros((), jnp.int32))
+
+
+def _after(before: PyTree, entries: PyTree) -> PyTree:
+    if not jax.tree.leaves(before):
+        return entries
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, entries)
+
+
+def _joined(parts: list) -> PyTree:
+    """`(state, x)` of all replicas, `[n, ...]` and `[n, B, ...]`, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    state = jax.tree.map(_mean, *(state for state, _ in parts))
+    return state, jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *(x for _, x in parts))
+
+
+def _share(entries: PyTree, like: PyTree, r: int, replicas: int) -> PyTree:
+    """What replica r has of them."""
+    if replicas == 1:
+        return entries
+    state, x = entries
+    return state, jax.tree.map(lambda leaf: jnp.split(leaf, replicas, axis=1)[r], x)
+
+
+def _mean(*leaves: Any) -> jax.Array:
+    """Of floating-point numbers; integers agree."""
+    if jnp.issubdtype(leaves[0].dtype, jnp.inexact):
+        return sum(leaves[1:], leaves[0]) / len(leaves)
+    return leaves[0]
+
+
+def _stack(*rows):
+    return jnp.stack(rows)
+
+
+def keeps_inputs(task: Task, layout: Layout, inputs_kept: Packing, fifos: tuple) -> bool:
+    """Whether these buffers hold what `inputs_kept` has room for, or residuals.
+
+    Args:
+      task: what is trained.
+      layout: where its modules are, on a mesh without replicas.
+      inputs_kept: the packing with `recompute=True`.
+      fifos: of every module.
+    """
+    for n, group in enumerate(layout.groups):
+        for k, i in enumerate(group):
+            if isinstance(fifos[i], Fifo) and task.network.wiring.first_trained(i):
+                entry, room = first_of(shape_of(fifos[i].kept)), inputs_kept.trees[n][k]
+                if not same_structure(entry, room) or jax.tree.leaves(entry) != jax.tree.leaves(
+                    room
+                ):
+                    return False
+    return True
