@@ -7,14 +7,20 @@ arguments, `--config=experiments/configs/quickstart.py:rule=backprop`. The same 
 on from the last checkpoint.
 """
 
+import os
 import sys
-from pathlib import Path
+
+# Run from a checkout: `experiments` and `data` are packages of the repository, not installed ones.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from experiments.processes import interrupts
+
+if __name__ == "__main__":  # Before the imports, which take seconds; not in worker processes.
+    interrupts.end_at_once(
+        "Stopped. Nothing new was there to be saved; run the same command again to go on."
+    )
 
 from absl import app, flags
 from ml_collections import config_flags
-
-# Run from a checkout: `experiments` and `data` are packages of the repository, not installed ones.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:ARGUMENT=VALUE,...")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run, for all it writes.")
@@ -48,9 +54,6 @@ def main(argv: list[str]) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal_number
-    except KeyboardInterrupt:
-        print("Stopped, without saving. Run the same command again to go on.", file=sys.stderr)
-        return 130
     except (ValueError, OSError, BadVideo, NonFiniteError, jax.errors.JaxRuntimeError) as error:
         if _DEBUG.value:
             raise

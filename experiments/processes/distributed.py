@@ -51,6 +51,8 @@ def initialize(cluster: Cluster) -> None:
       ValueError: if the environment should name the others and does not.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would put a handler for SIGTERM in the place of ours.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             *cluster, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=120

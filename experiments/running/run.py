@@ -58,7 +58,6 @@ def run(
 
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(contextlib.closing(job.open_batches()))
-        stop = stack.enter_context(StopSignal())
         checkpoints = stack.enter_context(
             Checkpoints(workdir, job.to_modules, job.from_modules, check_saved)
         )
@@ -76,7 +75,7 @@ def run(
             progress=stack.enter_context(
                 Progress(console, position.step, options.num_steps, options.log_every)
             ),
-            stop=stop,
+            stop=StopSignal(),
         )
         result = loop.run(options, job, session, batches, position)
     return job.finish(result, workdir, console if is_first else None)

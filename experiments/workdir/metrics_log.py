@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+_FLUSH_SECONDS = 10.0  # from one time that TensorBoard can see more to the next
 
 
 def read(file: Path) -> Iterator[dict[str, Any]]:
@@ -45,10 +50,8 @@ class MetricsLog:
         os.replace(new, self._file)
         with contextlib.ExitStack() as stack:
             self._lines = stack.enter_context(open(self._file, "a", encoding="utf-8"))
-            # TensorBoard hides what an earlier run wrote from this step on.
-            purge = {"purge_step": step + 1} if step else {}
-            self._writer = SummaryWriter(os.fspath(workdir / "tensorboard"), **purge)
-            stack.callback(self._writer.close)
+            self._events = _Events(workdir / "tensorboard", step)
+            stack.callback(self._events.close)
             self._close = stack.pop_all().close
 
     def __enter__(self) -> MetricsLog:
@@ -64,7 +67,7 @@ class MetricsLog:
         if split == "test":
             self.evaluated.add(step)
         for name, value in (metrics | unrepeatable).items():
-            self._writer.add_scalar(f"{split}/{name}", value, step)
+            self._events.add(summary.scalar(f"{split}/{name}", value), step)
 
     def write_clips(self, name: str, frames: np.ndarray, step: int, *, shown: int = 8):
         """Draws clips `uint8 [B, K, H, W, 3]` as one picture: a row a clip, some of its frames."""
@@ -73,12 +76,42 @@ class MetricsLog:
         grid = frames[: min(shown, clips), columns]
         grid = np.pad(grid, [(0, 0), (0, 0), (1, 1), (1, 1), (0, 0)], constant_values=128)
         rows = np.concatenate(np.moveaxis(grid, 1, 0), axis=2)  # Frames side by side: [B, H, W, 3].
-        self._writer.add_image(name, np.concatenate(rows), step, dataformats="HWC")
+        self._events.add(summary.image(name, np.concatenate(rows), dataformats="HWC"), step)
 
     def flush(self) -> None:
         """Puts what was written on the disk, where it survives a crash."""
         os.fsync(self._lines.fileno())
+        self._events.flush()
+
+
+class _Events:
+    """An event file of TensorBoard, written by the thread that calls.
+
+    The `SummaryWriter` of tensorboardX writes in a thread of its own. When the disk is full that
+    thread dies, and the caller waits for ever.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        is_new = not any(folder.iterdir())
+        self._writer = EventsWriter(os.fspath(folder / "events"))
+        if not is_new:  # TensorBoard hides what an earlier run wrote from this step on.
+            first = step + 1 if step else 0
+            start = SessionLog(status=SessionLog.SessionStatus.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=first, session_log=start))
+        self._flushed = time.monotonic()
+
+    def add(self, what: Any, step: int) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=what))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._flushed = time.monotonic()
         self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _dump(line: dict[str, Any]) -> str:

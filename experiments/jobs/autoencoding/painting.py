@@ -21,6 +21,7 @@ from rich.live import Live
 
 from data import BadVideo, default_config, load_streams
 from experiments.jobs.autoencoding import report, rules
+from experiments.processes import interrupts
 from sideways_jax import models
 from sideways_jax.models.autoencoder import squared_error
 
@@ -51,6 +52,7 @@ class Seen(NamedTuple):
     lag: float = float("nan")  # steps, running mean
     # Mean square against the frame of now, black 0 and white 1, running mean.
     error: float = float("nan")
+    signal_number: int | None = None  # what ended it, of Ctrl-C and SIGTERM
 
     def __str__(self) -> str:
         return (
@@ -69,7 +71,9 @@ def watch(settings: Settings, console: Console) -> Seen:
     config = default_config("video_file")
     config.path, config.size, config.stride = settings.source, settings.size, settings.stride
     config.repeat = settings.repeat
-    with contextlib.ExitStack() as stack:
+    asked = interrupts.Asked(notice="", again="Stopped before the video was finished.")
+    # `asked` ends last: the video is finished meanwhile.
+    with contextlib.ExitStack() as listening, contextlib.ExitStack() as stack:
         streams = stack.enter_context(
             contextlib.closing(load_streams(config, seed=settings.seed, split="all"))
         )
@@ -79,7 +83,6 @@ def watch(settings: Settings, console: Console) -> Seen:
         learn = _learner(settings)
         write = stack.enter_context(_video(settings))
         live = stack.enter_context(Live(console=console)) if console.is_terminal else None
-        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         seen, started = Seen(), None
         while batch is not None and not (0 < settings.frames <= seen.frames):
             frame = batch["frames"][0]
@@ -88,6 +91,7 @@ def watch(settings: Settings, console: Console) -> Seen:
             write(np.concatenate([frame, report.as_uint8(painted, (0, 1))], axis=1))
             if started is None:  # The first step was compiled.
                 started = time.perf_counter()
+                listening.enter_context(asked)
             speed = seen.frames / max(time.perf_counter() - started, 1e-9)
             seen = Seen(seen.frames + 1, speed, _mean(seen.lag, lag), _mean(seen.error, error))
             if live is not None:
@@ -95,7 +99,10 @@ def watch(settings: Settings, console: Console) -> Seen:
             elif seen.frames % LINE_EVERY == 0:
                 console.print(f"frame {seen.frames}  {seen}", highlight=False)
             try:
-                batch = next(streams, None)
+                with asked.interrupting():  # A camera may have no frame for ever.
+                    batch = next(streams, None)
+            except KeyboardInterrupt:
+                return seen._replace(signal_number=asked.number)
             except BadVideo as failure:
                 raise BadVideo(
                     failure.path, f"{failure.reason}. {seen.frames} frames so far: {settings.out}"

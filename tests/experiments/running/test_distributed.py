@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 from data import load
@@ -135,6 +136,7 @@ import sys
 sys.path.insert(0, {root!r})
 from absl import app
 import numpy as np
+import psutil
 from experiments.processes import distributed
 from experiments.running import execution
 from tests.experiments import tiny
@@ -245,7 +247,7 @@ def _launch(workdir, *flags):
 
 def test_interrupted_all_stop_at_the_same_step_and_save(tmp_path):
     workdir = tmp_path / "run"
-    arguments = flags(workdir, train__checkpoint_every=3, **MESH)
+    arguments = flags(workdir, train__checkpoint_every=3, train__eval_every=0, **MESH)
     arguments = [flag.replace("num_steps=6", "num_steps=100000") for flag in arguments]
     launcher = subprocess.Popen(
         _launch(workdir, *arguments), cwd=tiny.ROOT, text=True, env=os.environ | CPU,
@@ -262,7 +264,7 @@ def test_interrupted_all_stop_at_the_same_step_and_save(tmp_path):
     finally:
         launcher.kill()
         launcher.communicate()
-    assert launcher.returncode == 130
+    assert launcher.returncode == 143
     (stopped,) = re.findall(r"Stopped at step (\d+) of 100000, and saved", errors)
     assert int(stopped) % 2 == 0  # train.log_every: where they agree
     assert (workdir / "checkpoints" / stopped).exists()
@@ -285,3 +287,36 @@ def test_launched_by_the_launcher(tmp_path):
         tiny.config(train__log_every=2, train__checkpoint_every=1, train__eval_every=1), alone
     )
     assert_close(workdir, alone)
+
+
+@pytest.mark.full
+def test_one_asked_by_sigterm_all_save_within_seconds(tmp_path):
+    """Long before the next line of the log: they ask one another every few seconds."""
+    workdir = tmp_path / "run"
+    arguments = flags(workdir, train__checkpoint_every=3, train__eval_every=0, **MESH)
+    arguments = [flag.replace("num_steps=6", "num_steps=100000") for flag in arguments]
+    arguments = [flag.replace("log_every=2", "log_every=100000") for flag in arguments]
+    launcher = subprocess.Popen(
+        _launch(workdir, *arguments), cwd=tiny.ROOT, text=True, env=os.environ | CPU,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 150
+    while not (workdir / "checkpoints" / "3").exists():
+        assert launcher.poll() is None, launcher.stderr.read()
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.02)
+    try:
+        [second] = [
+            child for child in psutil.Process(launcher.pid).children()
+            if "--process_id=1" in child.cmdline()
+        ]  # fmt: skip
+        second.send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        _, errors = launcher.communicate(timeout=60)
+        assert time.monotonic() - asked < 15
+    finally:
+        launcher.kill()
+        launcher.communicate()
+    assert launcher.returncode == 143
+    (stopped,) = set(re.findall(r"Stopped at step (\d+) of 100000, and saved", errors))
+    assert (workdir / "checkpoints" / stopped).exists()
