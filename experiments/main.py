@@ -2,7 +2,8 @@
 
 python experiments/main.py --config=experiments/configs/quickstart.py --workdir=/tmp/quickstart
 
-Every field of the config can be overridden, `--config.train.num_steps=50`, and configs take
+Every field of the config can be overridden, `--config.train.num_steps=50` (`--help` behind a
+`--config` lists them all), and configs take
 arguments, `--config=experiments/configs/quickstart.py:rule=backprop`. The same command again goes
 on from the last checkpoint.
 """
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
     import jax
 
     from data import BadVideo
+    from experiments.configs.checks import check_fields
     from experiments.jobs.autoencoding import job as autoencoding
     from experiments.jobs.classification import job as classification
     from experiments.processes import distributed
@@ -45,6 +47,7 @@ def main(argv: list[str]) -> int:
 
     jobs = {"classification": classification, "autoencoding": autoencoding}
     try:
+        check_fields(_CONFIG.value)
         cluster = distributed.given()
         if cluster is None:
             execution.force_cpu_devices(_CONFIG.value)
@@ -71,4 +74,5 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
+    flags.register_validator("workdir", lambda value: value != "", "give a directory, not nothing")
     app.run(main, flags_parser=_parse_flags)

@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from experiments.configs.checks import check_fields
 from experiments.running import loop
 from experiments.running.checks import check_saved, check_steps
 from experiments.running.protocol import Job
@@ -51,6 +52,7 @@ def run(
     """
     workdir = Path(workdir)
     console = console or Console()
+    check_fields(config)
     check_steps(config.train)
     workdirs.check(config, workdir)
     job = prepare(config, workdir)

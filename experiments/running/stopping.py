@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from experiments.processes.interrupts import SIGNALS, Asked
 
-AGREE_SECONDS = 4.0  # between two messages to all; what is saved then has to be there within 10
+AGREE_SECONDS = 3.0  # between two messages to all; what is saved then has to be there within 10
 
 
 class Stopped(Exception):
@@ -72,7 +72,8 @@ class Agreement:
         if self._calls_left:
             return False
         seconds = max(time.monotonic() - self._since, 1e-6)
-        calls = min(AGREE_SECONDS / seconds * self._calls, at_most)
+        # Not more than twice as many as before: there may be none with a checkpoint among them yet.
+        calls = min(min(AGREE_SECONDS / seconds, 2.0) * self._calls, at_most)
         told = multihost_utils.process_allgather(np.array([self._stop.number or 0, -calls], "f4"))
         number, fewest = told.max(axis=0)
         if number:  # Otherwise a signal may have come meanwhile, that the others do not know of.

@@ -221,10 +221,10 @@ def _introduction(
     params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
     size = sum(x.size for x in jax.tree.leaves(params))
     text = (
-        f"{config.rule} ({config.execution}) with {config.model.name}, {network.depth} modules, "
-        f"{size:,} parameters, on {jax.devices()[0].device_kind}; {config.data.name}: "
-        f"{len(source.classes)} classes, {source.num_train} videos to train on and "
-        f"{source.num_test} to test, {source.steps_per_epoch} steps an epoch"
+        f"{config.rule} ({execution.chosen(config.execution)}) with {config.model.name}, "
+        f"{network.depth} modules, {size:,} parameters, on {jax.devices()[0].device_kind}; "
+        f"{config.data.name}: {len(source.classes)} classes, {source.num_train} videos to train on "
+        f"and {source.num_test} to test, {source.steps_per_epoch} steps an epoch"
         + (f"; bad files left out: {len(source.skipped)}" if source.skipped else "")
         + "."
     )

@@ -124,9 +124,16 @@ def test_what_the_machine_or_the_network_lacks_is_said(fields, said, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_the_valid_names_of_executions_are_told():
+    with pytest.raises(ValueError, match=r"unknown execution 'aut'; did you mean 'auto'\?"):
+        execution.choose(tiny.config(execution="aut"), depth=2)
+
+
 def test_auto_takes_what_is_there():
     chosen = execution.choose(tiny.config(execution="auto"), depth=2)
     assert chosen.name == "depth_sharded"
+    assert chosen.chosen("auto") == "auto: depth_sharded"
+    assert chosen.chosen("depth_sharded") == "depth_sharded"
     assert chosen.mesh.shape == {"data": 1, "depth": 2}
     assert jax.device_count() == 8
 
