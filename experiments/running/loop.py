@@ -23,10 +23,11 @@ from experiments.running.stopping import (
     check_finite,
 )
 from experiments.terminal.progress import Clock, Progress
-from experiments.workdir.checkpoints import Checkpoints
+from experiments.workdir.checkpoints import Checkpoints, DamagedError
 from experiments.workdir.metrics_log import MetricsLog
 from sideways_jax.step import TrainState
 
+_PLAIN = {"highlight": False, "markup": False, "soft_wrap": True}
 ASKED_IN_TESTS = 1000  # test batches, at most, from one question whether to stop to the next
 
 
@@ -57,7 +58,7 @@ def go_on(
     num_steps: int,
     console: Console,
 ) -> Position:
-    """Where the last session stopped; the beginning if there was none.
+    """Where the last session stopped, by the newest checkpoint that is whole; or the beginning.
 
     Args:
       checkpoints: of the workdir.
@@ -67,7 +68,8 @@ def go_on(
       console: is told.
 
     Raises:
-      ValueError: if more steps than that have been made, or with other data.
+      ValueError: if more steps than that have been made, with other data, or if there are
+        checkpoints and none is whole.
     """
     start = checkpoints.latest or 0
     if start > num_steps:
@@ -75,11 +77,29 @@ def go_on(
             f"{checkpoints.directory.parent} has been trained for {start} steps already, "
             f"train.num_steps={num_steps} are fewer; use another workdir, or more steps"
         )
-    if not start:
-        return Position(train_state, 0, [])
-    restored = checkpoints.restore(start, train_state, batches)
-    console.print(f"Going on from step {start}.", highlight=False)
-    return Position(restored.train_state, start, restored.progress["window"])
+    damaged: dict[int, DamagedError] = {}
+    for step in checkpoints.steps:
+        try:
+            restored = checkpoints.restore(step, train_state, batches)
+        except DamagedError as error:
+            damaged[step] = error
+            continue
+        if damaged:
+            folder = checkpoints.set_aside(list(damaged))
+            console.print(
+                *damaged.values(),
+                f"Going back from step {start} to step {step}, the newest checkpoint that is "
+                f"whole; the {start - step} steps after it are lost, and made again. What is "
+                f"damaged is in {folder} now.", sep="\n", **_PLAIN
+            )  # fmt: skip
+        console.print(f"Going on from step {step}.", highlight=False)
+        return Position(restored.train_state, step, restored.progress["window"])
+    if damaged:
+        raise ValueError(
+            f"no checkpoint is whole: {'; '.join(map(str, damaged.values()))}. Put the files back; "
+            f"or remove {checkpoints.directory}, to start from the beginning"
+        )
+    return Position(train_state, 0, [])
 
 
 def run(

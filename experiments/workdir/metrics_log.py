@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +20,29 @@ _FLUSH_SECONDS = 10.0  # from one time that TensorBoard can see more to the next
 
 
 def read(file: Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a `metrics.jsonl`; a last line that a killed run cut off is left out."""
+    """Yields the lines of a `metrics.jsonl`.
+
+    Left out are lines that are damaged, and a last one that a killed run cut off.
+    """
+    return (line for _, line in _numbered(file) if line is not None)
+
+
+def _numbered(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yields the number of every whole line, from 1, and what is in it; None if it is damaged."""
     if not file.exists():
         return
-    with open(file, encoding="utf-8") as lines:
-        for line in lines:
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
             if line.endswith("\n"):
-                yield json.loads(line)
+                yield number, _parsed(line)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+        return values if isinstance(values["step"], int) and values["split"] else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 class MetricsLog:
@@ -38,10 +55,14 @@ class MetricsLog:
     Args:
       workdir: the directory of the run.
       step: the step that training goes on from.
+
+    Attributes:
+      damage: what is lost of an earlier session; None if nothing is.
     """
 
     def __init__(self, workdir: Path, step: int):
         self._file = workdir / "metrics.jsonl"
+        self.damage = self._set_damage_aside()
         kept = [line for line in read(self._file) if line["step"] <= step]
         self.evaluated = {line["step"] for line in kept if line["split"] == "test"}
         workdir.mkdir(parents=True, exist_ok=True)
@@ -59,6 +80,19 @@ class MetricsLog:
 
     def __exit__(self, *error) -> None:
         self._close()
+
+    def _set_damage_aside(self) -> str | None:
+        """Copies a damaged file, and says which lines are lost."""
+        damaged = [str(number) for number, line in _numbered(self._file) if line is None]
+        if not damaged:
+            return None
+        copy = self._file.with_suffix(".damaged")
+        shutil.copyfile(self._file, copy)
+        return (
+            f"{self._file}: {'line' if len(damaged) == 1 else 'lines'} {', '.join(damaged)} cannot "
+            f"be read, and {'is' if len(damaged) == 1 else 'are'} left out; {copy.name} has the "
+            "file as it was. Nothing else is lost."
+        )
 
     def write(self, step: int, split: str, metrics: dict[str, float], **unrepeatable: float):
         """Writes one line; `unrepeatable` numbers, such as speeds, go to TensorBoard alone."""
