@@ -289,13 +289,16 @@ def _advised(checkpoints: Checkpoints) -> Iterator[None]:
 
 def _advice(checkpoints: Checkpoints) -> str:
     last = checkpoints.latest
-    kept = (
-        "No checkpoint had been saved yet"
+    kept, where = (
+        ("No checkpoint had been saved yet", "in this workdir, too")
         if last is None
-        else f"The last good checkpoint, of step {last}, is kept in {checkpoints.directory}"
+        else (
+            f"The last good checkpoint, of step {last}, is kept in {checkpoints.directory}",
+            "in another workdir",
+        )
     )
     return (
         f"Training has stopped, nothing of this step was saved. {kept}. Try a smaller "
         "optimizer.learning_rate, more optimizer.warmup_epochs or a smaller optimizer.clip_value, "
-        "in another workdir"
+        f"{where}"
     )

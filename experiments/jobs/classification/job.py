@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -29,10 +29,12 @@ from experiments.running.execution import Execution, choose, conversions, on_thi
 from experiments.running.optimizer import make_schedule, make_tx
 from experiments.running.protocol import Job, Result
 from experiments.running.stopping import hidden_from_children
+from experiments.terminal.names import printable
 from sideways_jax import Network, models, step
 from sideways_jax.devices import report as devices_report
 from sideways_jax.tools.names import check_name
 
+SHOWN_NAMES = 5  # of classes, in a warning
 NUM_SHOWN = 8  # test clips in the picture
 
 
@@ -214,6 +216,25 @@ def _spread(size: int, count: int) -> list[int]:
     return np.linspace(0, size - 1, min(count, size)).astype(int).tolist()
 
 
+def _warnings(source: Source) -> Iterator[str]:
+    """What makes no sense to learn, or to test on."""
+    if len(source.classes) == 1:
+        yield (
+            f"there is one class, {printable(source.classes[0])}: nothing is learned by telling it "
+            "from others; is the folder of classes one level higher?"
+        )
+    if not source.num_test:
+        return
+    tested = set(map(int, source.videos["test"].labels))
+    missing = [printable(name) for n, name in enumerate(source.classes) if n not in tested]
+    if missing:
+        yield (
+            f"no test video of {len(missing)} of {len(source.classes)} classes "
+            f"({', '.join(missing[:SHOWN_NAMES])}{', ...' * (len(missing) > SHOWN_NAMES)}): the "
+            "test accuracy is that of the others"
+        )
+
+
 def _introduction(
     config: ConfigDict, source: Source, network: Network, execution: Execution
 ) -> str:
@@ -227,6 +248,7 @@ def _introduction(
         f"and {source.num_test} to test, {source.steps_per_epoch} steps an epoch"
         + (f"; bad files left out: {len(source.skipped)}" if source.skipped else "")
         + "."
+        + "".join(f"\nWarning: {warning}." for warning in _warnings(source))
     )
     if execution.mesh is None:
         return text

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from data import load
 from experiments.jobs.classification.job import train_and_evaluate
+from experiments.processes import distributed
 from experiments.processes.children import free_port
 from experiments.running import execution
 from tests.experiments import tiny
@@ -245,6 +247,22 @@ def test_half_of_the_flags_is_an_error(tmp_path):
     done = tiny.run_main(*flags(tmp_path / "new"), "--num_processes=2")
     assert done.returncode == 1
     assert "belong together" in done.stderr
+
+
+def test_a_port_in_use_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = tiny.run_main(*flags(tmp_path / "new"), f"--coordinator_address=127.0.0.1:{port}",
+                             "--num_processes=2", "--process_id=0")  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: port {port} of --coordinator_address=127.0.0.1:{port} ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("address", ["node0", "node0:", "node0:x", ":99", "node0:99999"])
+def test_an_address_without_a_port(address):
+    with pytest.raises(ValueError, match="must be HOST:PORT"):
+        distributed.initialize(distributed.Cluster(address, 2, 0))
 
 
 def _launch(workdir, *flags):
