@@ -22,19 +22,23 @@ def explained(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
       folder: that is written into.
       needed: tells the bytes of the largest that is written, a checkpoint.
     """
+    # Several tasks of Orbax fail at once, and it looks at one: asyncio logs the others' tracebacks.
+    logger = logging.getLogger("asyncio")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     except Exception as error:
         if not is_full(error):
             raise
-        # Orbax's tasks that failed as well would be told of when Python ends.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         free = shutil.disk_usage(folder).free
         raise OSError(
             f"there is no space left in {folder}: a checkpoint takes about {_megabytes(needed())}, "
             f"{_megabytes(free)} are free. Make room, and run the same command again to go on from "
             "the last checkpoint"
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def size_of(folder: Path) -> int:
