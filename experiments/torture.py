@@ -104,6 +104,7 @@ def main(argv: list[str]) -> int:
     valid = *TRIALS, "interrupts"
     if len(argv) != 2 or argv[1] not in valid:
         raise app.UsageError(f"give one of {', '.join(valid)}, not {argv[1:]}")
+    command_line.quiet()
     settings = Settings(
         what=argv[1],
         count=_COUNT.value,
