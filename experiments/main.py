@@ -19,6 +19,8 @@ if __name__ == "__main__":  # Before the imports, which take seconds; not in wor
     interrupts.end_at_once(
         "Stopped. Nothing new was there to be saved; run the same command again to go on."
     )
+elif __name__ == "__mp_main__":
+    interrupts.end_with_parent()
 
 from absl import app, flags
 from ml_collections import config_flags

@@ -27,6 +27,7 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 _SOON = "\nStopping soon, between two steps. Ctrl-C again stops at once, without saving.\n"
 _AT_ONCE = "Stopped at once, without saving. Run the same command again to go on."
 _PATIENCE = 10.0  # seconds for the thread, which ends the process in about one
+_PARENT_SECONDS = 1.0  # from one look at the parent to the next
 _FLUSH_SECONDS = 1.0  # for what was printed; a pipe that is full never takes it
 
 
@@ -52,6 +53,14 @@ def end_at_once(line: str) -> None:
         threading.Thread(target=_watch, args=(woken,), name="interrupts", daemon=True).start()
     for number in SIGNALS:
         signal.signal(number, _wait)
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, of SIGKILL perhaps.
+
+    For workers of `multiprocessing`, which import the program: they would wait for ever.
+    """
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def take_along(children: Sequence[subprocess.Popen]) -> None:
@@ -143,6 +152,12 @@ def _watch(woken: int) -> None:
         asked = _Ending.asked
         if number in SIGNALS and (asked is None or not asked.take(number)):
             _end(number, _Ending.line if asked is None else asked.again)
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_SECONDS)
+    os._exit(1)
 
 
 def _end(number: int, line: str | None) -> None:

@@ -12,9 +12,10 @@ another number of processes would not find).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from jax.experimental import multihost_utils
 
 from experiments.workdir import checksums
@@ -103,14 +105,15 @@ class Checkpoints:
             return
         modules = self._to_modules(train_state)
         self._check(step, modules)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                train_state=ocp.args.StandardSave(modules),
-                data=ocp.args.JsonSave(data.get_state()),
-                progress=ocp.args.JsonSave(progress),
-            ),
-        )
+        with _silently():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    train_state=ocp.args.StandardSave(modules),
+                    data=ocp.args.JsonSave(data.get_state()),
+                    progress=ocp.args.JsonSave(progress),
+                ),
+            )
         if jax.process_index() == 0:
             checksums.write(self.directory / str(step))
 
@@ -133,8 +136,9 @@ class Checkpoints:
             raise DamagedError(damage)
         abstract = jax.tree.map(_abstract, self._to_modules(train_state))
         try:
-            earlier = self._is_earlier(step)
-            restored = None if earlier else self._read(step, abstract)
+            with _silently():
+                earlier = self._is_earlier(step)
+                restored = None if earlier else self._read(step, abstract)
         except (ValueError, KeyError, TypeError, OSError) as error:
             if checksums.written(folder):  # It is as it was saved: something else is wrong.
                 raise
@@ -179,6 +183,17 @@ class Checkpoints:
         """Whether the train state lacks the number of frames that had arrived."""
         saved = self._manager.item_metadata(step)["train_state"]
         return saved is not None and "frames" not in saved
+
+
+@contextlib.contextmanager
+def _silently() -> Iterator[None]:
+    """Without what Orbax logs: what goes wrong is raised as well, and has one line then."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _first_line(error: Exception) -> str:

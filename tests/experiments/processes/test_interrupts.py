@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from experiments.trials import interrupts as trial
@@ -17,6 +18,8 @@ from experiments.processes import interrupts
 
 if __name__ == "__main__":
     interrupts.end_at_once("Stopped.")
+elif __name__ == "__mp_main__":
+    interrupts.end_with_parent()
 import ctypes, multiprocessing, time
 
 class Swallows:
@@ -92,7 +95,8 @@ def test_the_first_is_a_flag_the_second_ends_it(tmp_path):
     assert [line for line in errors.splitlines() if line] == ["soon", "at once"]
 
 
-def test_workers_are_ended(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_are_ended(number, tmp_path):
     worker = """
     worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
     worker.start()
@@ -103,11 +107,17 @@ def test_workers_are_ended(tmp_path):
         PROGRAM.format(root=str(tiny.ROOT), wait="pass", start=worker.strip()), tmp_path
     )
     pid = int(process.stdout.readline().split()[1])
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, errors = ended(process)
-    assert (process.returncode, errors) == (130, "Stopped.\n")
-    assert not trial._left_over([pid], "no folder")
+    time.sleep(1.0)
+    process.send_signal(number)
+    process.wait(20)
+    if number == signal.SIGINT:
+        assert (process.returncode, process.stderr.read()) == (130, "Stopped.\n")
+    process.stdout.close()
+    process.stderr.close()
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < deadline, "the worker is still there"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
