@@ -95,6 +95,8 @@ def contact_sheet(clips: Sequence, labels: Sequence[int], classes: Sequence[str]
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from experiments.terminal.names import draw_plainly
+
     columns = min(SHOWN_FRAMES, len(clips[0]))
     figure = Figure(figsize=(1.3 * columns + 2.4, 1.3 * len(clips)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -107,8 +109,10 @@ def contact_sheet(clips: Sequence, labels: Sequence[int], classes: Sequence[str]
             axes.set_yticks([])
             if axes in grid[0]:
                 axes.set_title(f"frame {frame}", fontsize=8)
-        row[0].set_ylabel(
-            classes[label], rotation="horizontal", ha="right", va="center", fontsize=9
+        draw_plainly(
+            row[0].set_ylabel(
+                classes[label], rotation="horizontal", ha="right", va="center", fontsize=9
+            )
         )
     return figure
 
@@ -176,12 +180,15 @@ def _check(config, settings: Settings, scratch: Path) -> int:
 
 def _print_counts(console, name: str, rows: list[Count]) -> None:
     from rich.table import Table
+    from rich.text import Text
+
+    from experiments.terminal.names import printable
 
     table = Table(title=f"{name}: {len(rows)} classes")
     for column in ("class", "train videos", "frames", "test videos", "frames"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(Text(printable(row.name)), *map(str, row[1:]))
     table.add_section()
     table.add_row("all", *(str(sum(row[column] for row in rows)) for column in range(1, 5)))
     console.print(table)

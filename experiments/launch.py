@@ -5,20 +5,27 @@ python experiments/launch.py --processes=2 -- python experiments/main.py --confi
 Each process gets cores of its own (Linux), and the arguments that `experiments/main.py` needs to
 find the others. What process 0 prints is shown as it is; what the others print goes to
 `--logs/process-N.log`. When one fails, the others are stopped at once and the last lines that it
-printed are shown. Ctrl-C asks all of them to save and stop. This is the honest way to measure a
+printed are shown. Ctrl-C, or SIGTERM, asks all of them to save and stop (with SIGTERM, which ends a
+program that has not come to handle it yet). This is the honest way to measure a
 pipeline on a CPU: devices of one process share its threads.
 """
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from experiments.processes import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once("Stopped before anything was started.")
+
+import signal
 import tempfile
 from pathlib import Path
 
 from absl import app, flags
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.processes.children import start, stop, wait
 
@@ -37,22 +44,21 @@ def main(argv: list[str]) -> int:
     log_dir.mkdir(parents=True, exist_ok=True)
     if command[0] == "python":  # That of this environment.
         command[0] = sys.executable
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     children: list = []
-    try:
-        start(command, _PROCESSES.value, log_dir, children, pin=_PIN.value)
-        process, code = wait(children, grace=_GRACE.value)
-    except OSError as error:
-        print(f"Error: {error.filename or command[0]} cannot be started: {error.strerror or error}",
-              file=sys.stderr)  # fmt: skip
-        return 127
-    except KeyboardInterrupt:
+    interrupts.take_along(children)
+    with interrupts.Asked(notice="", again="Stopped at once; all processes were killed.") as asked:
         try:
-            stop(children, signal.SIGINT, _GRACE.value)
-        finally:  # Also after a second Ctrl-C.
-            for child in children:
-                child.kill()
-        return 130
+            start(command, _PROCESSES.value, log_dir, children, pin=_PIN.value)
+            process, code = wait(children, grace=_GRACE.value, asked=lambda: bool(asked))
+        except OSError as error:
+            print(f"Error: {error.filename or command[0]} cannot be started: "
+                  f"{error.strerror or error}", file=sys.stderr)  # fmt: skip
+            return 127
+        if asked.number:
+            stop(children, signal.SIGTERM, _GRACE.value)
+            if children[0].returncode == -signal.SIGTERM:  # It could not say so itself.
+                print("Stopped while the processes were starting.", file=sys.stderr)
+            return 128 + asked.number
     if code:
         how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
         print(f"Process {process} of {_PROCESSES.value} {how}; the others were stopped.",

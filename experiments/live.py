@@ -11,18 +11,26 @@ is kept.
 
 from __future__ import annotations
 
+import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from experiments.processes import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once("Stopped before the first frame.")
+
 from pathlib import Path
 
 from absl import app, flags
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 _SOURCE = flags.DEFINE_string(
     "source", None, "a video file, a camera (0, /dev/video0), or http, https, rtsp://..."
 )
 _OUT = flags.DEFINE_string("out", None, "the video that is written: .mp4, .mkv, .avi or .gif")
-_RULE = flags.DEFINE_enum("rule", "sideways", ["sideways", "backprop"], "how it learns")
+_RULE = flags.DEFINE_enum(
+    "rule", "sideways", ["sideways", "pipelined_backprop", "backprop"], "how it learns"
+)
 _FRAMES = flags.DEFINE_integer(
     "frames", 0, "stop after so many; 0: at the end, or never", lower_bound=0
 )
@@ -64,9 +72,6 @@ def main(argv: list[str]) -> int:
     console = Console()
     try:
         seen = painting.watch(settings, console)
-    except KeyboardInterrupt:
-        print("Stopped before the first frame.", file=sys.stderr)
-        return 130
     except (BadVideo, ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -75,7 +80,7 @@ def main(argv: list[str]) -> int:
         f"{seen.lag:.1f}, error {seen.error:.4f}; written to {settings.out}",
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
-    return 0
+    return 128 + seen.signal_number if seen.signal_number else 0
 
 
 if __name__ == "__main__":

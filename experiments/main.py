@@ -2,19 +2,28 @@
 
 python experiments/main.py --config=experiments/configs/quickstart.py --workdir=/tmp/quickstart
 
-Every field of the config can be overridden, `--config.train.num_steps=50`, and configs take
+Every field of the config can be overridden, `--config.train.num_steps=50` (`--help` behind a
+`--config` lists them all), and configs take
 arguments, `--config=experiments/configs/quickstart.py:rule=backprop`. The same command again goes
 on from the last checkpoint.
 """
 
+import os
 import sys
-from pathlib import Path
+
+# Run from a checkout: `experiments` and `data` are packages of the repository, not installed ones.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from experiments.processes import interrupts
+
+if __name__ == "__main__":  # Before the imports, which take seconds; not in worker processes.
+    interrupts.end_at_once(
+        "Stopped. Nothing new was there to be saved; run the same command again to go on."
+    )
+elif __name__ == "__mp_main__":
+    interrupts.end_with_parent()
 
 from absl import app, flags
 from ml_collections import config_flags
-
-# Run from a checkout: `experiments` and `data` are packages of the repository, not installed ones.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE or FILE:ARGUMENT=VALUE,...")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run, for all it writes.")
@@ -31,6 +40,7 @@ def main(argv: list[str]) -> int:
     import jax
 
     from data import BadVideo
+    from experiments.configs.checks import check_fields
     from experiments.jobs.autoencoding import job as autoencoding
     from experiments.jobs.classification import job as classification
     from experiments.processes import distributed
@@ -39,6 +49,7 @@ def main(argv: list[str]) -> int:
 
     jobs = {"classification": classification, "autoencoding": autoencoding}
     try:
+        check_fields(_CONFIG.value)
         cluster = distributed.given()
         if cluster is None:
             execution.force_cpu_devices(_CONFIG.value)
@@ -48,9 +59,6 @@ def main(argv: list[str]) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal_number
-    except KeyboardInterrupt:
-        print("Stopped, without saving. Run the same command again to go on.", file=sys.stderr)
-        return 130
     except (ValueError, OSError, BadVideo, NonFiniteError, jax.errors.JaxRuntimeError) as error:
         if _DEBUG.value:
             raise
@@ -68,4 +76,5 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
+    flags.register_validator("workdir", lambda value: value != "", "give a directory, not nothing")
     app.run(main, flags_parser=_parse_flags)

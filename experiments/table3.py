@@ -21,12 +21,20 @@ move faster. Rows that are in the JSON file already are not computed again.
 
 from __future__ import annotations
 
+import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from experiments.processes import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once(
+        "Stopped. The rows so far are in the file; run the same command again to go on."
+    )
+
 from pathlib import Path
 
 from absl import app, flags
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 _SOURCES = flags.DEFINE_list("sources", ["moving_solids"], "moving_solids, or video files")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "how many", lower_bound=1)

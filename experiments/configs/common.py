@@ -79,15 +79,15 @@ def base_config(given: ConfigDict | None = None) -> ConfigDict:
             "model": {"name": "simple_cnn"},
             "data": {},
             "optimizer": {
-                "name": "adam",
-                "learning_rate": 1e-3,
-                "momentum": 0.9,
+                "name": "adam",  # or sgd, momentum
+                "learning_rate": 1e-3,  # after the warm-up
+                "momentum": 0.9,  # of name=momentum
                 "clip_value": 1.0,  # of every entry of the averaged gradient; 0 for no clipping
-                "weight_decay": 0.0,
-                "decay_coupling": "learning_rate",
-                "warmup_epochs": 5.0,
-                "drop_epochs": (100.0, 200.0),
-                "drop_factor": 0.1,
+                "weight_decay": 0.0,  # how fast parameters decay
+                "decay_coupling": "learning_rate",  # or schedule: what the decay is multiplied by
+                "warmup_epochs": 5.0,  # in which the rate grows from 0
+                "drop_epochs": (100.0, 200.0),  # after which the rate drops ...
+                "drop_factor": 0.1,  # ... to this part of it
             },
             "train": {
                 "num_steps": 1000,  # weight updates in all; may grow later

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -110,13 +110,20 @@ def _start_all(command, processes, log_dir, children, *, pin, pipes) -> None:
             log.close()
 
 
-def wait(children: list, *, grace: float) -> tuple[int, int]:
+def wait(
+    children: list, *, grace: float, asked: Callable[[], bool] = lambda: False
+) -> tuple[int, int]:
     """Waits until all are done, or one fails: then the others are asked to stop, and killed.
+
+    Args:
+      children: the processes.
+      grace: seconds to stop in.
+      asked: whether to wait no longer.
 
     Returns:
       `(process, exit code)` of the first that failed, or `(0, 0)`.
     """
-    while True:
+    while not asked():
         codes = [child.poll() for child in children]
         failed = [n for n, code in enumerate(codes) if code]
         if failed:
@@ -125,6 +132,7 @@ def wait(children: list, *, grace: float) -> tuple[int, int]:
         if all(code == 0 for code in codes):
             return 0, 0
         time.sleep(0.2)
+    return 0, 0
 
 
 def stop(children: list, number: signal.Signals, grace: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from typing import NamedTuple
 
@@ -48,9 +49,14 @@ def initialize(cluster: Cluster) -> None:
     """Connects to the other processes. Has to be called before JAX is first asked for a device.
 
     Raises:
-      ValueError: if the environment should name the others and does not.
+      ValueError: if the environment should name the others and does not, or if the address is no
+        HOST:PORT, or its port is in use.
     """
+    if cluster.coordinator_address is not None:
+        _check_port(cluster.coordinator_address, bind=cluster.process_id == 0)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would put a handler for SIGTERM in the place of ours.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             *cluster, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=120
@@ -59,6 +65,24 @@ def initialize(cluster: Cluster) -> None:
         raise ValueError(
             f"--distributed found no cluster environment ({error}): start the program with srun, "
             "mpirun or the like, or give --coordinator_address, --num_processes and --process_id"
+        ) from error
+
+
+def _check_port(address: str, *, bind: bool) -> None:
+    """Raises ValueError for an address without a port, or, where it is bound, with one in use."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError(f"--coordinator_address={address} must be HOST:PORT, such as node0:1234")
+    if not bind:
+        return
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    try:
+        socket.create_server(("", int(port)), family=family,
+                             dualstack_ipv6=family == socket.AF_INET6).close()  # fmt: skip
+    except OSError as error:
+        raise ValueError(
+            f"port {port} of --coordinator_address={address} cannot be had on this machine "
+            f"({error.strerror}): give another one"
         ) from error
 
 

@@ -13,7 +13,10 @@ from ml_collections import ConfigDict
 from sideways_jax import Network, make_mesh
 from sideways_jax.devices.mesh import DATA, DEPTH
 from sideways_jax.step import per_module
+from sideways_jax.tools.names import check_name
 from sideways_jax.training.train_state import TrainState
+
+EXECUTIONS = ("auto", "scan", "time_parallel", "depth_sharded")
 
 
 class Execution(NamedTuple):
@@ -36,6 +39,10 @@ class Execution(NamedTuple):
             return self.name
         shape = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
         return " ".join(filter(None, (self.name, schedule, f"({shape})")))
+
+    def chosen(self, asked: str) -> str:
+        """The name, and that "auto" chose it if that was asked for."""
+        return f"auto: {self.name}" if asked == "auto" else self.name
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Hands a batch to the devices, this process's share of it `[B / num_shares, ...]`.
@@ -79,9 +86,11 @@ def choose(config: ConfigDict, depth: int) -> Execution:
     than one, and else takes "time_parallel". `mesh.depth=0` stands for as many as there are.
 
     Raises:
-      ValueError: for a mesh that is not used, or that needs more devices than there are.
+      ValueError: for an unknown name, and for a mesh that is not used, or that needs more devices
+        than there are.
     """
     name, mesh = config.execution, config.mesh
+    check_name("execution", name, EXECUTIONS)
     wanted = max(mesh.depth, 1) * max(mesh.data, 1)
     if name == "auto":
         several = wanted > 1 or jax.device_count() > 1

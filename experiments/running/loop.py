@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,20 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments.running.protocol import Evaluation, Job, Result
-from experiments.running.stopping import NonFiniteError, Stopped, StopSignal, check_finite
+from experiments.running.stopping import (
+    Agreement,
+    NonFiniteError,
+    Stopped,
+    StopSignal,
+    check_finite,
+)
 from experiments.terminal.progress import Clock, Progress
-from experiments.workdir.checkpoints import Checkpoints
+from experiments.workdir.checkpoints import Checkpoints, DamagedError
 from experiments.workdir.metrics_log import MetricsLog
 from sideways_jax.step import TrainState
+
+_PLAIN = {"highlight": False, "markup": False, "soft_wrap": True}
+ASKED_IN_TESTS = 1000  # test batches, at most, from one question whether to stop to the next
 
 
 class Session(NamedTuple):
@@ -48,7 +58,7 @@ def go_on(
     num_steps: int,
     console: Console,
 ) -> Position:
-    """Where the last session stopped; the beginning if there was none.
+    """Where the last session stopped, by the newest checkpoint that is whole; or the beginning.
 
     Args:
       checkpoints: of the workdir.
@@ -58,7 +68,8 @@ def go_on(
       console: is told.
 
     Raises:
-      ValueError: if more steps than that have been made, or with other data.
+      ValueError: if more steps than that have been made, with other data, or if there are
+        checkpoints and none is whole.
     """
     start = checkpoints.latest or 0
     if start > num_steps:
@@ -66,11 +77,29 @@ def go_on(
             f"{checkpoints.directory.parent} has been trained for {start} steps already, "
             f"train.num_steps={num_steps} are fewer; use another workdir, or more steps"
         )
-    if not start:
-        return Position(train_state, 0, [])
-    restored = checkpoints.restore(start, train_state, batches)
-    console.print(f"Going on from step {start}.", highlight=False)
-    return Position(restored.train_state, start, restored.progress["window"])
+    damaged: dict[int, DamagedError] = {}
+    for step in checkpoints.steps:
+        try:
+            restored = checkpoints.restore(step, train_state, batches)
+        except DamagedError as error:
+            damaged[step] = error
+            continue
+        if damaged:
+            folder = checkpoints.set_aside(list(damaged))
+            console.print(
+                *damaged.values(),
+                f"Going back from step {start} to step {step}, the newest checkpoint that is "
+                f"whole; the {start - step} steps after it are lost, and made again. What is "
+                f"damaged is in {folder} now.", sep="\n", **_PLAIN
+            )  # fmt: skip
+        console.print(f"Going on from step {step}.", highlight=False)
+        return Position(restored.train_state, step, restored.progress["window"])
+    if damaged:
+        raise ValueError(
+            f"no checkpoint is whole: {'; '.join(map(str, damaged.values()))}. Put the files back; "
+            f"or remove {checkpoints.directory}, to start from the beginning"
+        )
+    return Position(train_state, 0, [])
 
 
 def run(
@@ -105,15 +134,21 @@ class _Loop:
         self._options, self._job, self._session, self._batches = options, job, session, batches
         self._train_state, self._step, self._window = position
         self._clock = Clock()
+        self._agreement = Agreement(session.stop)
         self._train_step = jax.jit(job.train_step, donate_argnums=0)
 
     def run(self) -> Result:
         """All steps that are left."""
-        num_steps, clock = self._options.num_steps, self._clock
         if self._step:  # What an interrupted run did not get to.
             self._between_steps(stop=False)
+        with ExitStack() as stack:
+            # Before the first step there is nothing to save: Ctrl-C ends the compilation.
+            return self._steps(partial(stack.enter_context, self._session.stop))
+
+    def _steps(self, listen: Callable[[], object]) -> Result:
+        num_steps, clock = self._options.num_steps, self._clock
         self._session.progress.say("compiling")
-        waiting = None
+        waiting, listens = None, False
         while self._step < num_steps:
             with self._job.fetching():
                 batch = next(self._batches, None)
@@ -139,6 +174,9 @@ class _Loop:
             if first or pause or self._step == num_steps:
                 self._look_at(*waiting)
                 waiting = None
+                if not listens:
+                    listen()
+                    listens = True
                 clock.stop()
                 self._between_steps(stop)
                 clock.start()
@@ -188,9 +226,7 @@ class _Loop:
         if job.evaluate is None:
             return None
         session.progress.say("evaluating")
-        batches = job.test_batches()
-        if jax.process_count() == 1:
-            batches = _until(session.stop, batches)
+        batches = _until(Agreement(session.stop), job.test_batches())
         try:
             evaluation = job.evaluate(self._train_state, batches, last=last, folder=session.folder)
         except _Interrupted:
@@ -204,10 +240,8 @@ class _Loop:
         return any(every > 0 and self._step % every == 0 for every in intervals)
 
     def _asked_to_stop(self) -> bool:
-        # Several processes have to stop at the same step. Agreeing on it takes a message to all.
-        if jax.process_count() == 1:
-            return bool(self._session.stop)
-        return self._due(self._options.log_every) and self._session.stop.agreed()
+        log_every = self._options.log_every
+        return self._agreement.reached(log_every - self._step % log_every)
 
     def _between_steps(self, stop: bool) -> None:
         options, step = self._options, self._step
@@ -220,6 +254,9 @@ class _Loop:
         evaluated = step in self._session.log.evaluated
         if self._due(options.eval_every) and step < options.num_steps and not evaluated:
             self._test()
+        if jax.process_count() == 1 and self._session.stop:  # While this was saved.
+            self._save()
+            raise self._stopped()
         self._session.progress.say("training")
 
     def _stopped(self) -> Stopped:
@@ -234,9 +271,9 @@ class _Interrupted(Exception):
     pass
 
 
-def _until(stop: StopSignal, batches: Iterable[dict]) -> Iterator[dict]:
+def _until(agreement: Agreement, batches: Iterable[dict]) -> Iterator[dict]:
     for batch in batches:
-        if stop:
+        if agreement.reached(ASKED_IN_TESTS):
             raise _Interrupted
         yield batch
 
@@ -252,13 +289,16 @@ def _advised(checkpoints: Checkpoints) -> Iterator[None]:
 
 def _advice(checkpoints: Checkpoints) -> str:
     last = checkpoints.latest
-    kept = (
-        "No checkpoint had been saved yet"
+    kept, where = (
+        ("No checkpoint had been saved yet", "in this workdir, too")
         if last is None
-        else f"The last good checkpoint, of step {last}, is kept in {checkpoints.directory}"
+        else (
+            f"The last good checkpoint, of step {last}, is kept in {checkpoints.directory}",
+            "in another workdir",
+        )
     )
     return (
         f"Training has stopped, nothing of this step was saved. {kept}. Try a smaller "
         "optimizer.learning_rate, more optimizer.warmup_epochs or a smaller optimizer.clip_value, "
-        "in another workdir"
+        f"{where}"
     )

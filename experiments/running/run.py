@@ -9,18 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from experiments.configs.checks import check_fields
 from experiments.running import loop
 from experiments.running.checks import check_saved, check_steps
 from experiments.running.protocol import Job
 from experiments.running.stopping import StopSignal
 from experiments.terminal.progress import Progress
 from experiments.workdir import config as workdirs
+from experiments.workdir import lock, space
 from experiments.workdir.checkpoints import Checkpoints
 from experiments.workdir.metrics_log import MetricsLog
+
+_PLAIN = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
 def run(
@@ -44,39 +50,66 @@ def run(
       What `Job.finish` makes of it.
 
     Raises:
-      ValueError: for a config that makes no sense, or that is not the one of this workdir.
+      ValueError: for a config that makes no sense, or that is not the one of this workdir; and when
+        another run is at work there.
+      OSError: when the disk is full.
       NonFiniteError: when the loss, the gradients or the parameters are no longer finite; the
         checkpoints before that stay as they are.
       Stopped: after Ctrl-C or SIGTERM, once the run is saved.
     """
     workdir = Path(workdir)
     console = console or Console()
+    check_fields(config)
     check_steps(config.train)
+    is_first = jax.process_index() == 0
+    if is_first:  # Only the first of several processes holds the lock.
+        lock.check(workdir)
     workdirs.check(config, workdir)
     job = prepare(config, workdir)
-    options, is_first = job.config.train, jax.process_index() == 0
-
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(contextlib.closing(job.open_batches()))
-        stop = stack.enter_context(StopSignal())
+        if is_first:
+            stack.enter_context(lock.held(workdir))
+        return _run_in(workdir, job, batches, console, is_first)
+
+
+def _run_in(
+    workdir: Path, job: Job, batches: grain.DatasetIterator, console: Console, is_first: bool
+) -> Any:
+    """Runs a job in its workdir, which it may write into now."""
+    options, folder = job.config.train, workdir
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(space.explained(workdir, lambda: _size(job, workdir)))
         checkpoints = stack.enter_context(
             Checkpoints(workdir, job.to_modules, job.from_modules, check_saved)
         )
-        console.print(job.introduction, highlight=False, markup=False, soft_wrap=True)
+        console.print(job.introduction, **_PLAIN)
         if is_first:
             workdirs.claim(job.config, workdir)
         else:  # All save checkpoints together; only one process writes the rest.
-            workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         position = loop.go_on(checkpoints, job.init(), batches, options.num_steps, console)
         batches.start_prefetch()
-        session = loop.Session(
-            folder=workdir,
-            checkpoints=checkpoints,
-            log=stack.enter_context(MetricsLog(workdir, position.step)),
-            progress=stack.enter_context(
-                Progress(console, position.step, options.num_steps, options.log_every)
-            ),
-            stop=stop,
-        )
-        result = loop.run(options, job, session, batches, position)
-    return job.finish(result, workdir, console if is_first else None)
+        with contextlib.ExitStack() as session_stack:
+            log = session_stack.enter_context(MetricsLog(folder, position.step))
+            if log.damage:
+                console.print(log.damage, **_PLAIN)
+            session = loop.Session(
+                folder=folder,
+                checkpoints=checkpoints,
+                log=log,
+                progress=session_stack.enter_context(
+                    Progress(console, position.step, options.num_steps, options.log_every)
+                ),
+                stop=StopSignal(),
+            )
+            result = loop.run(options, job, session, batches, position)
+        return job.finish(result, folder, console if is_first else None)
+
+
+def _size(job: Job, workdir: Path) -> int:
+    """Bytes of a checkpoint: what is learned, or what the largest of those that are there has."""
+    leaves = jax.tree.leaves(jax.eval_shape(job.init))
+    learned = sum(x.size * x.dtype.itemsize for x in leaves if jnp.issubdtype(x.dtype, jnp.number))
+    there = (workdir / "checkpoints").glob("[0-9]*")
+    return max([learned, *map(space.size_of, there)])

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import threading
+import sys
+import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
+import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from experiments.processes.interrupts import SIGNALS, Asked
+
+AGREE_SECONDS = 3.0  # between two messages to all; what is saved then has to be there within 10
 
 
 class Stopped(Exception):
@@ -37,61 +42,75 @@ class NonFiniteError(RuntimeError):
         self.step = step
 
 
-class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a flag, to be looked at between steps.
+class StopSignal(Asked):
+    """The flag that Ctrl-C or SIGTERM sets, to be looked at between steps."""
 
-    A second Ctrl-C raises KeyboardInterrupt, as usual. A context manager; outside of the main
-    thread, where Python cannot handle signals, it does nothing.
+
+class Agreement:
+    """Whether any process has been asked to stop: all of them stop at the same step.
+
+    To agree takes a message to all. So they ask every few seconds, and tell one another how many
+    steps that are.
+
+    Args:
+      stop: the flag of this process, set when any other has been asked.
     """
 
-    def __init__(self):
-        self.number: int | None = None
-        self._before = {}
+    def __init__(self, stop: StopSignal):
+        self._stop, self._calls, self._calls_left = stop, 1, 1
+        self._since = time.monotonic()
 
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
+    def reached(self, at_most: int) -> bool:
+        """Whether to stop; all processes call this after the same steps.
 
-    def __exit__(self, *error) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __bool__(self) -> bool:
-        return self.number is not None
-
-    def agreed(self) -> bool:
-        """Whether any process has been asked to stop; all have to call this at the same step."""
-        numbers = multihost_utils.process_allgather(np.int32(self.number or 0))
-        self.number = int(numbers.max()) or None
-        return bool(self)
-
-    def _handle(self, number, frame) -> None:
-        if self.number is not None:
-            raise KeyboardInterrupt
-        self.number = number
-        # Not print: the signal may have come in the middle of one.
-        os.write(
-            2, b"\nStopping soon, between two steps. Ctrl-C again stops at once, without saving.\n"
-        )
+        Args:
+          at_most: in how many calls to ask again, even if they take less than a few seconds.
+        """
+        if jax.process_count() == 1:
+            return bool(self._stop)
+        self._calls_left -= 1
+        if self._calls_left:
+            return False
+        seconds = max(time.monotonic() - self._since, 1e-6)
+        # Not more than twice as many as before: there may be none with a checkpoint among them yet.
+        calls = min(min(AGREE_SECONDS / seconds, 2.0) * self._calls, at_most)
+        told = multihost_utils.process_allgather(np.array([self._stop.number or 0, -calls], "f4"))
+        number, fewest = told.max(axis=0)
+        if number:  # Otherwise a signal may have come meanwhile, that the others do not know of.
+            self._stop.number = int(number)
+        self._calls = self._calls_left = max(int(-fewest), 1)
+        self._since = time.monotonic()
+        return bool(number)
 
 
 @contextlib.contextmanager
 def hidden_from_children() -> Iterator[None]:
-    """Processes that are started meanwhile never notice Ctrl-C, which a terminal sends to all.
+    """Processes that are started meanwhile never notice Ctrl-C and SIGTERM.
 
-    Otherwise the workers that make batches would end before the step that still needs one.
+    A terminal sends the one to all, Slurm the other: the workers that make batches would end before
+    the step that still needs one.
     """
     # A new process inherits which signals its parent blocks. The parent still gets them: another
-    # of its threads does, or this one afterwards. Starting this tracker, as the first worker would,
+    # of its threads does, or this one afterwards. Starting the tracker, as the first worker would,
     # unblocks them.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    _start_tracker()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_tracker() -> None:
+    """Starts the process that removes the shared memory of workers that were killed.
+
+    It warns when it has something to remove. After Ctrl-C there is, as there should be.
+    """
+    sys.warnoptions.append("ignore:resource_tracker")  # A new interpreter gets these.
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
 
 
 def check_finite(step: int, metrics: dict[str, float]) -> None:

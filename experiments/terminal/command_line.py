@@ -13,6 +13,7 @@ from experiments.terminal.closest import did_you_mean
 
 # `--config.field.other=value`, `-config.field`, `--noconfig.flag`.
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+_HELP = {"--help", "-help", "-h", "--helpshort", "-helpshort"}
 
 
 def quiet() -> None:
@@ -38,6 +39,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         files = os.listdir(folder) if os.path.isdir(folder) else []
         configs = [os.path.join(folder, name) for name in files if name.endswith(".py")]
         _fail(f"--config={path}: there is no such file; {did_you_mean(path, configs)}".rstrip("; "))
+    if _HELP.intersection(argv):
+        _help(argv, path)
     try:
         left = app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError):
@@ -89,6 +92,20 @@ def _unknown_field(argv: list[str]) -> str | None:
                 f"Valid: {', '.join(siblings)}"
             )
     return None
+
+
+def _help(argv: list[str], path: str | None) -> None:
+    """Prints what the program does, its flags, and the fields of the config; ends the program."""
+    app.usage(shorthelp=True, writeto_stdout=True)
+    if path is None:
+        print("The fields of a config: --config=FILE --help, such as")
+        print("  --config=experiments/configs/quickstart.py --help")
+        sys.exit(0)
+    from experiments.configs.descriptions import describe
+
+    config = flags.FLAGS["config"].parser.parse(_config_value(argv))
+    print(f"The fields of {path}, with their values:", *describe(config, path), sep="\n")
+    sys.exit(0)
 
 
 def _parent(name: str, valid: list[str]) -> str:

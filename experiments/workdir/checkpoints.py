@@ -1,7 +1,9 @@
 """Checkpoints of a run, with Orbax: the train state, the position in the data, the open log line.
 
 Only this file knows Orbax. A checkpoint is a directory `checkpoints/STEP` that appears under this
-name once it is complete; the next run removes what a killed one left half written.
+name once it is complete; the next run removes what a killed one left half written. The checksums of
+its files are written after that: without them, which is how a kill in between leaves it, whatever
+Orbax can read is taken.
 
 What is saved does not depend on where it was computed: one pytree for every module, and one
 position in the data for all processes (grain.checkpoint would write one for each process, that
@@ -10,8 +12,10 @@ another number of processes would not find).
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +23,17 @@ import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
 
+from experiments.workdir import checksums
 from sideways_jax.step import TrainState
 
 KEPT = 3  # how many of the newest checkpoints stay
+
+
+class DamagedError(RuntimeError):
+    """A checkpoint that is not as it was saved; the message names the file."""
 
 
 class Restored(NamedTuple):
@@ -71,6 +82,11 @@ class Checkpoints:
         """The step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
     def save(
         self, step: int, train_state: TrainState, data: grain.DatasetIterator, progress: dict
     ) -> None:
@@ -89,14 +105,17 @@ class Checkpoints:
             return
         modules = self._to_modules(train_state)
         self._check(step, modules)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                train_state=ocp.args.StandardSave(modules),
-                data=ocp.args.JsonSave(data.get_state()),
-                progress=ocp.args.JsonSave(progress),
-            ),
-        )
+        with _silently():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    train_state=ocp.args.StandardSave(modules),
+                    data=ocp.args.JsonSave(data.get_state()),
+                    progress=ocp.args.JsonSave(progress),
+                ),
+            )
+        if jax.process_index() == 0:
+            checksums.write(self.directory / str(step))
 
     def restore(self, step: int, train_state: TrainState, data: grain.DatasetIterator) -> Restored:
         """Restores the checkpoint of a step.
@@ -108,12 +127,50 @@ class Checkpoints:
           data: a fresh iterator over training batches, moved to where the saved one was.
 
         Raises:
+          DamagedError: if a file of it is missing, or is not as it was written.
           ValueError: if the data are others than those it was saved with, or if an earlier version
             saved it.
         """
-        self._check_version(step)
+        folder = self.directory / str(step)
+        if damage := checksums.damage(folder):
+            raise DamagedError(damage)
         abstract = jax.tree.map(_abstract, self._to_modules(train_state))
-        restored = self._manager.restore(
+        try:
+            with _silently():
+                earlier = self._is_earlier(step)
+                restored = None if earlier else self._read(step, abstract)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            if checksums.written(folder):  # It is as it was saved: something else is wrong.
+                raise
+            raise DamagedError(f"{folder} cannot be read ({_first_line(error)})") from error
+        if restored is None:
+            raise ValueError(
+                f"{folder} was saved by version 0.1.0 before 2026-11-21, whose checkpoints do not "
+                "say how many frames had arrived: go on with that version, or start in another "
+                "workdir"
+            )
+        data.set_state(restored.data)
+        return Restored(self._from_modules(restored.train_state), restored.progress)
+
+    def set_aside(self, steps: Sequence[int]) -> Path:
+        """Moves damaged checkpoints out of the way; all processes call this.
+
+        Returns:
+          The folder that they are in now.
+        """
+        folder = self.directory.parent / "damaged"
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            for step in steps:
+                shutil.rmtree(folder / str(step), ignore_errors=True)
+                (self.directory / str(step)).rename(folder / str(step))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        self._manager.reload()
+        return folder
+
+    def _read(self, step: int, abstract: TrainState) -> Any:
+        return self._manager.restore(
             step,
             args=ocp.args.Composite(
                 train_state=ocp.args.StandardRestore(abstract),
@@ -121,18 +178,26 @@ class Checkpoints:
                 progress=ocp.args.JsonRestore(),
             ),
         )
-        data.set_state(restored.data)
-        return Restored(self._from_modules(restored.train_state), restored.progress)
 
-    def _check_version(self, step: int) -> None:
-        """Raises ValueError for a train state without the number of frames that had arrived."""
+    def _is_earlier(self, step: int) -> bool:
+        """Whether the train state lacks the number of frames that had arrived."""
         saved = self._manager.item_metadata(step)["train_state"]
-        if saved is not None and "frames" not in saved:
-            raise ValueError(
-                f"{self.directory / str(step)} was saved by version 0.1.0 before 2026-11-21, whose "
-                "checkpoints do not say how many frames had arrived: go on with that version, or "
-                "start in another workdir"
-            )
+        return saved is not None and "frames" not in saved
+
+
+@contextlib.contextmanager
+def _silently() -> Iterator[None]:
+    """Without what Orbax logs: what goes wrong is raised as well, and has one line then."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _abstract(x: jax.Array | np.ndarray) -> Any:

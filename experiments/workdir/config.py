@@ -22,7 +22,7 @@ MAY_CHANGE = (
 
 
 def check(config: ConfigDict, workdir: Path) -> None:
-    """Raises ValueError if the workdir holds a run with another config.
+    """Raises ValueError if the workdir holds a run with another config that has saved something.
 
     The fields of `MAY_CHANGE` may differ: `train.num_steps` may grow, for example.
     """
@@ -41,6 +41,8 @@ def check(config: ConfigDict, workdir: Path) -> None:
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); use another workdir") from error
     here = _flatten(_plain(config))
+    if not any(name.name.isdigit() for name in (workdir / "checkpoints").glob("*")):
+        return  # It had failed before anything was saved, of numbers that are not finite perhaps.
     differences = [
         f"{field} was {_show(there, field)} there and is {_show(here, field)} now"
         for field in sorted({*there, *here})

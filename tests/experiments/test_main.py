@@ -32,6 +32,11 @@ QUICKSTART = "--config=experiments/configs/quickstart.py"
             id="file",
         ),
         pytest.param([QUICKSTART + ":smoke"], "--workdir", id="no workdir"),
+        pytest.param(
+            [QUICKSTART + ":smoke", "--workdir="],
+            "--workdir=: give a directory",
+            id="empty workdir",
+        ),
     ],
 )
 def test_command_line_errors_name_the_closest(flags, said):
@@ -48,6 +53,13 @@ def test_user_errors_are_one_line_unless_debugged(tmp_path):
     assert result.stderr.startswith("Error: unknown rule 'backprob'; did you mean 'backprop'?")
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "w").exists()  # An impossible config does not claim a workdir.
+
+
+def test_help_lists_the_fields_of_the_config():
+    result = tiny.run_main(QUICKSTART, "--help")
+    assert result.returncode == 0
+    assert "--workdir" in result.stdout
+    assert "--config.train.num_steps=1000  # weight updates in all; may grow later" in result.stdout
 
 
 def test_overrides_and_the_table_at_the_end(tmp_path):

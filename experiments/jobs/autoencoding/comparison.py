@@ -19,12 +19,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from data import Streams, default_config, load_streams
 from experiments.jobs.autoencoding import report, rules
 from experiments.jobs.autoencoding.chunks import Chunks
 from experiments.jobs.autoencoding.score import StreamScore
 from experiments.processes.machine import machine
+from experiments.terminal.names import printable
 from experiments.workdir.files import write_atomically
 from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
@@ -303,7 +305,7 @@ def print_table(settings: Settings, rows: Sequence[dict], console: Console) -> N
             for rate in rates
         ]
         table.add_row(
-            os.path.basename(source), str(stride), str(arriving), protocol, *cells,
+            Text(printable(os.path.basename(source))), str(stride), str(arriving), protocol, *cells,
             f"{errors['backprop'] / errors['sideways']:.2f}",
             " ".join(f"{ratio:.2f}" for ratio in of_half), " ".join(shown),
         )  # fmt: skip

@@ -102,7 +102,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     jax.eval_shape(init_on_frames, key)  # Raises ValueError if the network does not fit the frames.
     return Job(
         config=config,
-        introduction=_introduction(config, network),
+        introduction=_introduction(config, network, execution),
         init=lambda: jax.jit(init_on_frames)(key),
         train_step=on_chunks(learn),
         to_modules=to_modules,
@@ -263,11 +263,12 @@ def _choose(config: ConfigDict, depth: int) -> Execution:
     return execution
 
 
-def _introduction(config: ConfigDict, network: Network) -> str:
+def _introduction(config: ConfigDict, network: Network, execution: Execution) -> str:
     params, _ = jax.eval_shape(network.init, jax.random.key(0), frame_shape(config.data))
     size = sum(x.size for x in jax.tree.leaves(params))
     return (
-        f"{config.rule} with an auto-encoder, {network.depth} modules, {size:,} parameters, on "
-        f"{jax.devices()[0].device_kind}; {config.data.batch_size} streams of {config.data.name}, "
+        f"{config.rule} ({execution.chosen(config.execution)}) with an auto-encoder, "
+        f"{network.depth} modules, {size:,} parameters, on {jax.devices()[0].device_kind}; "
+        f"{config.data.batch_size} streams of {config.data.name}, "
         f"{config.data.size}x{config.data.size}, {config.online.chunk} frames a step."
     )

@@ -21,6 +21,7 @@ from rich.live import Live
 
 from data import BadVideo, Streams, default_config, load_streams
 from experiments.jobs.autoencoding import report, rules
+from experiments.processes import interrupts
 from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
 from sideways_jax.training.paper_optimizer import make_optimizer
@@ -56,6 +57,7 @@ class Seen(NamedTuple):
     lag: float = float("nan")  # steps, running mean
     # Mean square against the frame of now, black 0 and white 1, running mean.
     error: float = float("nan")
+    signal_number: int | None = None  # what ended it, of Ctrl-C and SIGTERM
 
     def __str__(self) -> str:
         return (
@@ -83,7 +85,9 @@ def watch(settings: Settings, console: Console) -> Seen:
     config = default_config("video_file")
     config.path, config.size, config.stride = settings.source, settings.size, settings.stride
     config.repeat = settings.repeat
-    with contextlib.ExitStack() as stack:
+    asked = interrupts.Asked(notice="", again="Stopped before the video was finished.")
+    # `asked` ends last: the video is finished meanwhile.
+    with contextlib.ExitStack() as listening, contextlib.ExitStack() as stack:
         streams = stack.enter_context(
             contextlib.closing(load_streams(config, seed=settings.seed, split="all"))
         )
@@ -94,7 +98,6 @@ def watch(settings: Settings, console: Console) -> Seen:
         learn = _learner(settings, network)
         write = stack.enter_context(_video(settings))
         live = stack.enter_context(Live(console=console)) if console.is_terminal else None
-        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         seen, started = Seen(), None
         while batch is not None and not (0 < settings.frames <= seen.frames):
             frame = batch["frames"][0]
@@ -103,6 +106,7 @@ def watch(settings: Settings, console: Console) -> Seen:
             write(np.concatenate([frame, report.as_uint8(painted, (0, 1))], axis=1))
             if started is None:  # The first step was compiled.
                 started = time.perf_counter()
+                listening.enter_context(asked)
             speed = seen.frames / max(time.perf_counter() - started, 1e-9)
             seen = Seen(seen.frames + 1, speed, _mean(seen.lag, lag), _mean(seen.error, error))
             if live is not None:
@@ -110,7 +114,10 @@ def watch(settings: Settings, console: Console) -> Seen:
             elif seen.frames % LINE_EVERY == 0:
                 console.print(f"frame {seen.frames}  {seen}", highlight=False)
             try:
-                batch = next(batches, None)
+                with asked.interrupting():  # A camera may have no frame for ever.
+                    batch = next(batches, None)
+            except KeyboardInterrupt:
+                return seen._replace(signal_number=asked.number)
             except BadVideo as failure:
                 raise BadVideo(
                     failure.path, f"{failure.reason}. {seen.frames} frames so far: {settings.out}"

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from experiments.jobs.autoencoding.score import Scores
+from experiments.terminal.names import draw_plainly
 from experiments.terminal.tables import print_row
 from experiments.workdir import metrics_log
 from experiments.workdir.files import write_atomically
@@ -204,6 +205,7 @@ def draw_milestones(rows: list[dict]) -> Figure:
             which("{x:g}")
         axes.tick_params(which="both", labelsize=7)
         axes.title.set_fontsize(9)
+        draw_plainly(axes.title)
     figure.supxlabel("frames that arrived", fontsize=9)
     figure.supylabel("mean squared error", fontsize=9)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right upper")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -28,10 +28,12 @@ from experiments.running.execution import Execution, choose, conversions, on_thi
 from experiments.running.optimizer import make_schedule, make_tx
 from experiments.running.protocol import Job, Result
 from experiments.running.stopping import hidden_from_children
+from experiments.terminal.names import printable
 from sideways_jax import Network, models, step
 from sideways_jax.devices import report as devices_report
 from sideways_jax.tools.names import check_name
 
+SHOWN_NAMES = 5  # of classes, in a warning
 NUM_SHOWN = 8  # test clips in the picture
 
 
@@ -204,6 +206,25 @@ def _batch_shape(data: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
+def _warnings(source: Source) -> Iterator[str]:
+    """What makes no sense to learn, or to test on."""
+    if len(source.classes) == 1:
+        yield (
+            f"there is one class, {printable(source.classes[0])}: nothing is learned by telling it "
+            "from others; is the folder of classes one level higher?"
+        )
+    if not source.num_test:
+        return
+    tested = set(map(int, source.videos["test"].labels))
+    missing = [printable(name) for n, name in enumerate(source.classes) if n not in tested]
+    if missing:
+        yield (
+            f"no test video of {len(missing)} of {len(source.classes)} classes "
+            f"({', '.join(missing[:SHOWN_NAMES])}{', ...' * (len(missing) > SHOWN_NAMES)}): the "
+            "test accuracy is that of the others"
+        )
+
+
 def _introduction(
     config: ConfigDict, source: Source, network: Network, execution: Execution
 ) -> str:
@@ -211,12 +232,13 @@ def _introduction(
     params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
     size = sum(x.size for x in jax.tree.leaves(params))
     text = (
-        f"{config.rule} ({config.execution}) with {config.model.name}, {network.depth} modules, "
-        f"{size:,} parameters, on {jax.devices()[0].device_kind}; {config.data.name}: "
-        f"{len(source.classes)} classes, {source.num_train} videos to train on and "
-        f"{source.num_test} to test, {source.steps_per_epoch} steps an epoch"
+        f"{config.rule} ({execution.chosen(config.execution)}) with {config.model.name}, "
+        f"{network.depth} modules, {size:,} parameters, on {jax.devices()[0].device_kind}; "
+        f"{config.data.name}: {len(source.classes)} classes, {source.num_train} videos to train on "
+        f"and {source.num_test} to test, {source.steps_per_epoch} steps an epoch"
         + (f"; bad files left out: {len(source.skipped)}" if source.skipped else "")
         + "."
+        + "".join(f"\nWarning: {warning}." for warning in _warnings(source))
     )
     if execution.mesh is None:
         return text

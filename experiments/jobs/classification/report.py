@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments.jobs.classification.accuracy import ShownClip
+from experiments.terminal.names import draw_plainly, printable
 from experiments.terminal.tables import print_row
 from experiments.workdir import metrics_log
 from experiments.workdir.files import write_atomically
@@ -119,7 +120,7 @@ def draw_clips(clips: Sequence[ShownClip], classes: Sequence[str]) -> Figure:
         predicted = int(clip.probabilities.argmax())
         right = predicted == clip.label
         sure = f"{100 * clip.probabilities[predicted]:.0f}%"
-        axes.annotate(
+        label = axes.annotate(
             f"{'✓' if right else '✗'} predicted: {_short(classes[predicted])} ({sure})\n"
             f"    true: {_short(classes[clip.label])}",
             (mosaic.shape[1], row * (height + gap) + height / 2),
@@ -130,6 +131,7 @@ def draw_clips(clips: Sequence[ShownClip], classes: Sequence[str]) -> Figure:
             va="center",
             annotation_clip=False,
         )
+        draw_plainly(label)
     return figure
 
 
@@ -143,4 +145,5 @@ def spread(size: int, count: int) -> list[int]:
 
 
 def _short(name: str, length: int = 22) -> str:
+    name = printable(name)
     return name if len(name) <= length else name[: length - 1] + "…"

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,10 +12,12 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 from data import load
 from experiments.jobs.classification.job import train_and_evaluate
+from experiments.processes import distributed
 from experiments.processes.children import free_port
 from experiments.running import execution
 from tests.experiments import tiny
@@ -124,9 +127,16 @@ def test_what_the_machine_or_the_network_lacks_is_said(fields, said, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_the_valid_names_of_executions_are_told():
+    with pytest.raises(ValueError, match=r"unknown execution 'aut'; did you mean 'auto'\?"):
+        execution.choose(tiny.config(execution="aut"), depth=2)
+
+
 def test_auto_takes_what_is_there():
     chosen = execution.choose(tiny.config(execution="auto"), depth=2)
     assert chosen.name == "depth_sharded"
+    assert chosen.chosen("auto") == "auto: depth_sharded"
+    assert chosen.chosen("depth_sharded") == "depth_sharded"
     assert chosen.mesh.shape == {"data": 1, "depth": 2}
     assert jax.device_count() == 8
 
@@ -136,6 +146,7 @@ import sys
 sys.path.insert(0, {root!r})
 from absl import app
 import numpy as np
+import psutil
 from experiments.processes import distributed
 from experiments.running import execution
 from tests.experiments import tiny
@@ -239,6 +250,22 @@ def test_half_of_the_flags_is_an_error(tmp_path):
     assert "belong together" in done.stderr
 
 
+def test_a_port_in_use_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = tiny.run_main(*flags(tmp_path / "new"), f"--coordinator_address=127.0.0.1:{port}",
+                             "--num_processes=2", "--process_id=0")  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: port {port} of --coordinator_address=127.0.0.1:{port} ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("address", ["node0", "node0:", "node0:x", ":99", "node0:99999"])
+def test_an_address_without_a_port(address):
+    with pytest.raises(ValueError, match="must be HOST:PORT"):
+        distributed.initialize(distributed.Cluster(address, 2, 0))
+
+
 def _launch(workdir, *flags):
     return [sys.executable, "experiments/launch.py", "--processes=2", f"--logs={workdir.parent}",
             "--", "python", "experiments/main.py", *flags]  # fmt: skip
@@ -246,7 +273,7 @@ def _launch(workdir, *flags):
 
 def test_interrupted_all_stop_at_the_same_step_and_save(tmp_path):
     workdir = tmp_path / "run"
-    arguments = flags(workdir, train__checkpoint_every=3, **MESH)
+    arguments = flags(workdir, train__checkpoint_every=3, train__eval_every=0, **MESH)
     arguments = [flag.replace("num_steps=6", "num_steps=100000") for flag in arguments]
     launcher = subprocess.Popen(
         _launch(workdir, *arguments), cwd=tiny.ROOT, text=True, env=os.environ | CPU,
@@ -263,7 +290,7 @@ def test_interrupted_all_stop_at_the_same_step_and_save(tmp_path):
     finally:
         launcher.kill()
         launcher.communicate()
-    assert launcher.returncode == 130
+    assert launcher.returncode == 143
     (stopped,) = re.findall(r"Stopped at step (\d+) of 100000, and saved", errors)
     assert int(stopped) % 2 == 0  # train.log_every: where they agree
     assert (workdir / "checkpoints" / stopped).exists()
@@ -285,3 +312,36 @@ def test_launched_by_the_launcher(tmp_path):
     alone = tmp_path / "alone"
     train_and_evaluate(tiny.config(train__log_every=2, **every), alone)
     assert_close(workdir, alone)
+
+
+@pytest.mark.full
+def test_one_asked_by_sigterm_all_save_within_seconds(tmp_path):
+    """Long before the next line of the log: they ask one another every few seconds."""
+    workdir = tmp_path / "run"
+    arguments = flags(workdir, train__checkpoint_every=3, train__eval_every=0, **MESH)
+    arguments = [flag.replace("num_steps=6", "num_steps=100000") for flag in arguments]
+    arguments = [flag.replace("log_every=2", "log_every=100000") for flag in arguments]
+    launcher = subprocess.Popen(
+        _launch(workdir, *arguments), cwd=tiny.ROOT, text=True, env=os.environ | CPU,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 150
+    while not (workdir / "checkpoints" / "3").exists():
+        assert launcher.poll() is None, launcher.stderr.read()
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.02)
+    try:
+        [second] = [
+            child for child in psutil.Process(launcher.pid).children()
+            if "--process_id=1" in child.cmdline()
+        ]  # fmt: skip
+        second.send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        _, errors = launcher.communicate(timeout=60)
+        assert time.monotonic() - asked < 15
+    finally:
+        launcher.kill()
+        launcher.communicate()
+    assert launcher.returncode == 143
+    (stopped,) = set(re.findall(r"Stopped at step (\d+) of 100000, and saved", errors))
+    assert (workdir / "checkpoints" / stopped).exists()

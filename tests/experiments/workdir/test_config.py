@@ -19,6 +19,7 @@ def test_same_config_and_what_may_change(tmp_path):
 
 def test_names_every_difference(tmp_path):
     workdirs.claim(tiny.config(), tmp_path)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     other = tiny.config(rule="backprop", model__widths=(4, 4, 4, 4, 8)).unlock()
     del other.data["speed"]
     with pytest.raises(ValueError, match="holds another experiment") as error:
@@ -31,11 +32,18 @@ def test_names_every_difference(tmp_path):
         assert difference in str(error.value)
 
 
+def test_a_run_that_saved_nothing_locks_nothing(tmp_path):
+    workdirs.claim(tiny.config(), tmp_path)
+    (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir(parents=True)
+    workdirs.check(tiny.config(optimizer__learning_rate=1e-4), tmp_path)
+
+
 @pytest.mark.parametrize("field", ["update_every", "chunk"])
 def test_a_stream_is_not_counted_in_other_steps(field, tmp_path):
     """Frame numbers, and with them dropout's keys, are counted in updates of so many frames."""
     config = autoencoder.get_config("smoke")
     workdirs.claim(config, tmp_path)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     config.online[field] *= 11
     with pytest.raises(ValueError, match=rf"online\.{field} was \d+ there and is \d+ now"):
         workdirs.check(config, tmp_path)

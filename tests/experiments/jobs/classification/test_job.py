@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import signal
 
 import jax
@@ -11,11 +12,14 @@ import pytest
 from rich.console import Console
 
 from data import load
+from experiments.configs import video_folder
+from experiments.examples import videos
 from experiments.jobs.classification import job
 from experiments.jobs.classification.job import (
     cross_entropy,
     make_network,
     make_train_step,
+    prepare,
     train_and_evaluate,
 )
 from experiments.running.execution import choose
@@ -206,3 +210,29 @@ def test_without_test_videos(tmp_path):
     summary = train_and_evaluate(tiny.config(data__num_test=0), tmp_path, Console(quiet=True))
     assert summary.test_accuracy is None
     assert {line["split"] for line in tiny.lines(tmp_path)} == {"train"}
+
+
+def introduction(tmp_path):
+    config = video_folder.get_config("smoke")
+    config.example_videos = False
+    config.data.path = str(tmp_path / "videos")
+    return prepare(config, tmp_path / "run").introduction
+
+
+def test_classes_that_make_no_sense_are_told(tmp_path):
+    videos.write(tmp_path / "videos")
+    assert "Warning" not in introduction(tmp_path)
+    shutil.rmtree(tmp_path / "videos" / "test" / "rightwards")
+    assert "Warning: no test video of 1 of 2 classes (rightwards): " in introduction(tmp_path)
+    shutil.rmtree(tmp_path / "videos" / "train" / "rightwards")
+    assert "Warning: there is one class, falling: nothing is learned" in introduction(tmp_path)
+
+
+def test_what_failed_before_anything_was_saved_locks_nothing(tmp_path):
+    failing = {"optimizer__learning_rate": 1e30, "optimizer__warmup_epochs": 1.0,
+               "train__checkpoint_every": 0, "train__eval_every": 0}  # fmt: skip
+    with pytest.raises(NonFiniteError, match="in this workdir, too"):
+        train_and_evaluate(tiny.config(**failing), tmp_path, Console(quiet=True))
+    options = {"train__num_steps": 2}
+    train_and_evaluate(tiny.config(**options), tmp_path, Console(quiet=True))
+    assert [line["step"] for line in tiny.lines(tmp_path)] == [2, 2]

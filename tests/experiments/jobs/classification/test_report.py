@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -65,3 +66,13 @@ def test_table(accuracy, speed, shown):
         assert "4.25" in words
     else:
         assert words.count("-") == 2
+
+
+def test_names_of_any_characters_are_drawn_as_they_are():
+    """Dollars are no formula; bytes that are not UTF-8, and what no font has, become numbers."""
+    names = ["$x^2$ [red]", os.fsdecode(b"r\xfcn"), "\U00100000走"]
+    figure = report.draw_clips([clip(n, n) for n in range(3)], names)
+    assert pixels(figure).std() > 10  # Matplotlib would raise, or warn of missing glyphs.
+    said = [text.get_text().splitlines()[1].strip() for text in figure.axes[0].texts]
+    assert said[:2] == ["true: $x^2$ [red]", r"true: r\xfcn"]
+    assert said[2].startswith(r"true: \U00100000")

@@ -1,0 +1,1 @@
+"""What experiments/torture.py does to runs, one trial a file."""

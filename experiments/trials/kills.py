@@ -1,0 +1,149 @@
+"""SIGKILL at random moments of a training run; it has to end as one that was never disturbed.
+
+A trial is a run that is killed `KILLS` times and then finished. Checkpoints are made at every step,
+so that many kills come inside of one.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from experiments.trials import small
+
+VARIANTS = "plain", "workers", "processes"
+KILLS = 5  # of a trial
+PATIENCE = 300.0  # seconds for a run to its end
+LEFT_SECONDS = 60.0  # in which processes that have lost the one that was killed have to end
+
+
+def run(numbers: range, folder: Path) -> Iterator[dict]:
+    """Yields the outcome of every trial.
+
+    Args:
+      numbers: of the trials; the same number is killed after the same times.
+      folder: for the runs that are compared with, which are kept.
+    """
+    for number in numbers:
+        variant = VARIANTS[number % len(VARIANTS)]
+        yield {"number": number, "variant": variant, **_trial(number, variant, folder)}
+
+
+def undisturbed(variant: str, folder: Path) -> small.Left:
+    """The same run without a kill; workers change nothing."""
+    name = "processes" if variant == "processes" else "plain"
+    workdir = folder / f"undisturbed-{name}"
+    if not (workdir / "summary.json").exists():
+        shutil.rmtree(workdir, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        status = _to_its_end(workdir, name, folder / f"{name}.log")
+        if status:
+            raise ValueError(f"the undisturbed run ended with {status}: see {folder}/{name}.log")
+    return small.left_by(workdir)
+
+
+def _trial(number: int, variant: str, folder: Path) -> dict:
+    expected = undisturbed(variant, folder)
+    random_moment = random.Random(number)
+    workdir, log = folder / f"kills-{number}", folder / f"kills-{number}.log"
+    shutil.rmtree(workdir, ignore_errors=True)
+    log.unlink(missing_ok=True)
+    inside_saves = left_over = kills = 0
+    for _ in range(KILLS):
+        process = small.start(small.command(workdir, variant), log)
+        _until_it_saves(process, workdir, random_moment)
+        if process.poll() is not None:
+            break  # It has come to its end.
+        left_over += _kill(process, variant, random_moment)
+        kills += 1
+        inside_saves += any(workdir.glob("checkpoints/*orbax-checkpoint-tmp*"))
+    status = _to_its_end(workdir, variant, log)
+    said = log.read_text(errors="replace")
+    same = status == 0 and small.left_by(workdir) == expected
+    outcome = {
+        "kills": kills,
+        "inside_saves": inside_saves,
+        "damaged": said.count("Going back from step") + said.count("no checkpoint is whole"),
+        "left_over": left_over,
+        "status": status,
+        "bit_exact": same,
+        "failed": not same or bool(left_over) or "Going back" in said,
+    }
+    if not outcome["failed"]:
+        shutil.rmtree(workdir)
+        shutil.rmtree(f"{workdir}.logs", ignore_errors=True)
+        log.unlink()
+    return outcome
+
+
+def _until_it_saves(process, workdir: Path, random_moment: random.Random) -> None:
+    """Waits: in one of five cases for a moment of the start, else for one after the next save."""
+    if random_moment.random() < 0.2:
+        time.sleep(random_moment.uniform(0, 8))
+        return
+    before = _newest(workdir)
+    deadline = time.monotonic() + PATIENCE
+    while _newest(workdir) == before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random_moment.uniform(0, 1.0))
+
+
+def _newest(workdir: Path) -> int:
+    steps = (path.name for path in workdir.glob("checkpoints/*"))
+    return max((int(name) for name in steps if name.isdigit()), default=-1)
+
+
+def _kill(process, variant: str, random_moment: random.Random) -> int:
+    """Kills the run, or one of two processes; gives how many are left when time is up."""
+    family = small.family(process)
+    trainers = [one for one in family if "--process_id" in " ".join(_command(one))]
+    victims = [process]
+    if variant == "processes" and trainers:
+        victims = [random_moment.choice(trainers)]
+        if random_moment.random() < 0.5:  # As when the machine goes down.
+            victims = family
+    for victim in victims:
+        try:
+            victim.kill()
+        except psutil.NoSuchProcess:
+            continue
+    deadline = time.monotonic() + LEFT_SECONDS
+    while time.monotonic() < deadline and any(map(_is_alive, family)):
+        process.poll()
+        time.sleep(0.05)
+    left = [one for one in family if _is_alive(one)]
+    for one in left:
+        one.kill()
+    process.wait()
+    return len(left)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _to_its_end(workdir: Path, variant: str, log: Path) -> int | None:
+    """The exit status; None if it had to be killed."""
+    process = small.start(small.command(workdir, variant), log)
+    try:
+        return process.wait(PATIENCE)
+    except Exception:
+        for one in small.family(process):
+            one.kill()
+        process.wait()
+        return None

@@ -1,0 +1,92 @@
+"""A training run that takes seconds, as users start it, and what it left."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 60
+_FIELDS = {
+    "model.widths": (4, 4, 4, 4, 4),
+    "data.size": 12,
+    "data.digit_size": 8,
+    "data.num_frames": 12,
+    "data.length": 12,
+    "train.num_steps": STEPS,
+    "train.log_every": 7,
+    "train.checkpoint_every": 1,  # so that a kill comes inside a save as often as not
+    "train.eval_every": 25,
+}
+
+
+class Left(NamedTuple):
+    """What a finished run left; equal for runs that did the same, bit for bit."""
+
+    metrics: bytes
+    step: int
+    state: dict[str, bytes]  # the arrays of the last checkpoint, by their paths
+
+
+def command(workdir: Path, variant: str = "plain", **fields: object) -> list[str]:
+    """The command line of a run.
+
+    Args:
+      workdir: of the run.
+      variant: plain; workers, two of them make the batches; or processes, two on a mesh.
+      **fields: of the config, with two underscores for every dot.
+    """
+    named = _FIELDS | {name.replace("__", "."): value for name, value in fields.items()}
+    if variant == "workers":
+        named["data.num_workers"] = 2
+    if variant == "processes":
+        named |= {"execution": "depth_sharded", "mesh.depth": 2}
+    main = [
+        "experiments/main.py", "--config=experiments/configs/quickstart.py:smoke",
+        f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in named.items()),
+    ]  # fmt: skip
+    if variant != "processes":
+        return [sys.executable, *main]
+    launch = "experiments/launch.py", "--processes=2", f"--logs={workdir}.logs", "--"
+    return [sys.executable, *launch, "python", *main]
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen:
+    """Starts it in the background, with all it says in a file."""
+    with log.open("ab") as stream:
+        return subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stream,
+                                stderr=stream, start_new_session=True)  # fmt: skip
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    """The process and all that it has started."""
+    try:
+        first = psutil.Process(process.pid)
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def left_by(workdir: Path) -> Left:
+    """Reads what a finished run left."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    folder = workdir / "checkpoints"
+    step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore((folder / str(step) / "train_state").absolute())
+
+    def content(leaf):
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.asarray(leaf).tobytes()
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    state = {jax.tree_util.keystr(path): content(leaf) for path, leaf in leaves}
+    return Left((workdir / "metrics.jsonl").read_bytes(), step, state)
