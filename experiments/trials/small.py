@@ -79,12 +79,14 @@ def left_by(workdir: Path) -> Left:
 
     folder = workdir / "checkpoints"
     step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore((folder / str(step) / "train_state").absolute())
+    path = (folder / str(step) / "train_state").absolute()
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(path).item_metadata.tree
+        # In host memory: as they were saved, they would ask for the devices that there were.
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        tree = checkpointer.restore(path, restore_args=args)
 
     def content(leaf):
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
         return np.asarray(leaf).tobytes()
 
     leaves = jax.tree_util.tree_leaves_with_path(tree)

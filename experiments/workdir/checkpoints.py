@@ -187,13 +187,14 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _silently() -> Iterator[None]:
-    """Without what Orbax logs: what goes wrong is raised as well, and has one line then."""
+    """Without what Orbax logs: what goes wrong is raised as well, and has one line then.
+
+    After an error it stays silent: other threads of Orbax still tell of the same.
+    """
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
+    yield
+    logging.set_verbosity(verbosity)
 
 
 def _first_line(error: Exception) -> str:

@@ -37,8 +37,7 @@ def explained(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
             f"{_megabytes(free)} are free. Make room, and run the same command again to go on from "
             "the last checkpoint"
         ) from error
-    finally:
-        logger.setLevel(level)
+    logger.setLevel(level)
 
 
 def size_of(folder: Path) -> int:
