@@ -256,7 +256,7 @@ def _choose(config: ConfigDict, depth: int) -> Execution:
     execution = choose(config, depth)
     if config.execution == "auto" and execution.mesh is None:
         execution = execution._replace(name="scan")  # Weights change between frames.
-    if config.rule != "sideways" and execution.mesh is not None:
+    if config.rule == "backprop" and execution.mesh is not None:
         raise ValueError(
             f"rule={config.rule!r} on a stream runs on one device: set execution='scan'"
         )
