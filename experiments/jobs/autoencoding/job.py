@@ -258,7 +258,7 @@ def _choose(config: ConfigDict, depth: int) -> Execution:
         execution = execution._replace(name="scan")  # Weights change between frames.
     if config.rule == "backprop" and execution.mesh is not None:
         raise ValueError(
-            f"rule={config.rule!r} on a stream runs on one device: set execution='scan'"
+            "rule='backprop' on a stream blocks, and runs on one device: set execution='scan'"
         )
     return execution
 
