@@ -19,6 +19,7 @@ if __name__ == "__main__":  # Before the imports, which take seconds; not in wor
     interrupts.end_at_once(
         "Stopped. Nothing new was there to be saved; run the same command again to go on."
     )
+    interrupts.end_with_launcher()
 elif __name__ == "__mp_main__":
     interrupts.end_with_parent()
 

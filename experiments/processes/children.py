@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from experiments.processes.interrupts import LAUNCHER
+
 START_GRACE = 1.0  # seconds, for processes that have only just begun
 
 
@@ -86,7 +88,7 @@ def _start_all(command, processes, log_dir, children, *, pin, pipes) -> None:
             f"--num_processes={processes}",
             f"--process_id={number}",
         ]
-        environment = dict(os.environ)
+        environment = os.environ | {LAUNCHER: str(os.getpid())}
         cores = cores_of(number, processes) if pin and hasattr(os, "sched_getaffinity") else []
         if cores:
             # As many threads as cores: XLA counts the machine's otherwise.

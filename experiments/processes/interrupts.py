@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import subprocess
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
+LAUNCHER = "SIDEWAYS_LAUNCHER"  # an environment variable: the number of that process
 _SOON = "\nStopping soon, between two steps. Ctrl-C again stops at once, without saving.\n"
 _AT_ONCE = "Stopped at once, without saving. Run the same command again to go on."
 _PATIENCE = 10.0  # seconds for the thread, which ends the process in about one
@@ -61,6 +62,12 @@ def end_with_parent() -> None:
     For workers of `multiprocessing`, which import the program: they would wait for ever.
     """
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def end_with_launcher() -> None:
+    """Ends this process when the launcher that started it is gone; nothing without a launcher."""
+    if os.environ.get(LAUNCHER) == str(os.getppid()):
+        end_with_parent()
 
 
 def take_along(children: Sequence[subprocess.Popen]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,10 +192,17 @@ def _silently() -> Iterator[None]:
 
     After an error it stays silent: other threads of Orbax still tell of the same.
     """
-    verbosity = logging.get_verbosity()
+    verbosity, hook = logging.get_verbosity(), sys.unraisablehook
+
+    def without_closed_loops(what):
+        if "Event loop is closed" not in str(what.exc_value):  # TensorStore's threads come later.
+            hook(what)
+
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = without_closed_loops
     yield
     logging.set_verbosity(verbosity)
+    sys.unraisablehook = hook
 
 
 def _first_line(error: Exception) -> str:

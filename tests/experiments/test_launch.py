@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from experiments.processes.children import start
@@ -91,6 +92,27 @@ def test_when_one_dies_the_others_are_stopped(program, code, said, tmp_path):
     assert done.returncode == code
     assert "Process 1 of 2" in done.stderr
     assert said in done.stderr
+
+
+def test_when_the_launcher_is_killed_none_stays(tmp_path):
+    (tmp_path / "program.py").write_text(
+        f"import sys, time, os; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from experiments.processes import interrupts; interrupts.end_with_launcher()\n"
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, str(ROOT / "experiments" / "launch.py"), f"--logs={tmp_path}", "--",
+               "python", str(tmp_path / "program.py")]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
+        pids = [int(launcher.stdout.readline())]
+        deadline = time.monotonic() + 20
+        while not (said := (tmp_path / "process-1.log").read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        launcher.kill()
+    pids.append(int(said))
+    while any(map(psutil.pid_exists, pids)):
+        assert time.monotonic() < deadline, "a process is still there"
+        time.sleep(0.1)
 
 
 def test_a_child_that_cannot_be_started_takes_the_others_along(tmp_path):
