@@ -57,24 +57,17 @@ def make_training(
             target_alignment=task.target, per_example=True,
         )  # fmt: skip
         if kind is Remembered:
-            fifos = empty_fifos(
-                task.network, params, state, frame, train=task.train, rng=rng, recompute=recompute
-            )
+            fifos = empty_fifos(task.network, params, state, frame, rng=rng, recompute=recompute)
             in_flight = Remembered(in_flight, fifos)
         return new_train_state(params, state, tx.init(params), in_flight, rng)
 
     def one_update(train_state, inputs):
         frames, targets, reset = inputs
-        in_flight, fifos = train_state.in_flight, ()
-        if kind is Remembered:
-            in_flight, fifos = in_flight
+        in_flight, fifos = _apart(train_state.in_flight)
         done = steps(
             task, train_state.params, train_state.state, in_flight, frames, targets,
             train_state.frames, reset, rng=train_state.rng, fifos=fifos, recompute=recompute,
         )  # fmt: skip
-        in_flight = done.in_flight
-        if kind is Remembered:
-            in_flight = Remembered(done.in_flight, done.fifos)
         batch = reset.shape[1]
         grads = tuple(
             average(jax.tree.map(lambda x: x * batch, sums), num, params)
@@ -86,7 +79,7 @@ def make_training(
             params=params,
             state=done.state,
             opt_state=opt_state,
-            in_flight=in_flight,
+            in_flight=Remembered(done.in_flight, done.fifos) if fifos else done.in_flight,
             frames=following(train_state.frames, update_every),
         )
         metrics = example_metrics(task, done.outputs, done.targets)
@@ -95,8 +88,7 @@ def make_training(
 
     def train_step(train_state, frames, targets, reset=None):
         check_in_flight(train_state, kind)
-        signals = train_state.in_flight
-        batch = (signals.in_flight if kind is Remembered else signals).activation_frames.shape[1]
+        batch = _apart(train_state.in_flight)[0].activation_frames.shape[1]
         reset = check_stream(batch, frames, targets, reset, update_every)
         split = jax.tree.map(
             lambda x: x.reshape((-1, update_every, *x.shape[1:])), (frames, targets, reset)
@@ -111,6 +103,11 @@ def make_training(
         return result(train_state, metrics, outputs, shown, with_outputs)
 
     return Training(init, train_step)
+
+
+def _apart(in_flight: InFlight | Remembered) -> tuple[InFlight, tuple]:
+    """What is in flight, and what modules keep."""
+    return in_flight if isinstance(in_flight, Remembered) else (in_flight, ())
 
 
 def _update(tx, train_state, grads, trained):

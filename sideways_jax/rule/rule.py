@@ -114,13 +114,8 @@ def run_group(
     but nothing of it is used: what it sends is again marked as a bubble, and its state and
     gradients are selected, not multiplied, so that not even a NaN gets through.
 
-    Frame numbers of their own for B > 1 examples (`Numbers` with an axis B) need more, because the
-    examples of a batch add up in one gradient. There an example that is no bubble stands in for
-    each one that is, with a cotangent of zero. So a bubble adds nothing, whatever a module computes
-    at zero or at what another stream has left. What is left: a module that mixes the examples of a
-    batch, as batch normalisation does, sees the stand-ins; and an example that still waits for its
-    first pseudo-gradient has a cotangent of zero, which gives NaN if the module's derivative at
-    that very input is infinite.
+    Where every example has frame numbers of its own (`Numbers` with an axis B), examples that are
+    no bubbles stand in for those that are: see `_with_stand_ins`.
 
     Args:
       task: what is trained.
@@ -140,55 +135,75 @@ def run_group(
       For each of them, what it sends, its new state, and its gradients: of the mean over the batch,
       zero where no example has one.
     """
-    top = task.depth - 1
-    held, trained = numbers.frames >= 0, numbers.origins >= 0
-    per_example = held.ndim == 2
+    step = _Step(task, target, numbers, rng, axis, recompute)
+    fifos = ((),) * len(group) if fifos is None else fifos
+    return tuple(map(partial(_one_module, step), group, params, state, inputs, incoming, fifos))
 
-    def filled(i: int, tree: PyTree) -> PyTree:
-        return _with_stand_ins(held[i], numbers.complete[i], tree, axis) if per_example else tree
+
+class _Step(NamedTuple):
+    """What all modules of a group share; see `run_group`."""
+
+    task: Task
+    target: PyTree
+    numbers: Numbers
+    rng: jax.Array | None
+    axis: str | None
+    recompute: bool
+
+
+def _one_module(
+    step: _Step,
+    i: int,
+    params: PyTree,
+    state: PyTree,
+    x: PyTree,
+    pseudo_gradient: PyTree,
+    kept: PyTree,
+) -> ModuleStep:
+    task, numbers = step.task, step.numbers
+    held, trained = numbers.frames >= 0, numbers.origins >= 0
+    per_example, top = held.ndim == 2, task.depth - 1
+
+    def filled(tree: PyTree) -> PyTree:
+        if not per_example:
+            return tree
+        return _with_stand_ins(held[i], numbers.complete[i], tree, step.axis)
 
     def loss_gradient(output: PyTree) -> PyTree:
-        gradient = jax.grad(task.loss_fn)(output, filled(top, target))
+        gradient = jax.grad(task.loss_fn)(output, filled(step.target))
         return select(held[top], gradient) if per_example else gradient
 
-    def one_module(
-        i: int,
-        params: PyTree,
-        state: PyTree,
-        x: PyTree,
-        pseudo_gradient: PyTree,
-        kept: PyTree,
-    ) -> ModuleStep:
-        if i == top:
-            pseudo_gradient = loss_gradient
-        elif per_example:
-            pseudo_gradient = select(trained[i], pseudo_gradient)
-        # All examples of a step are of one frame, or bubbles.
-        key, past_key = (module_key(rng, i, n[i].max()) for n in (numbers.frames, numbers.origins))
-        module, x = task.network.modules[i], filled(i, x)
-        if isinstance(kept, (Fifo, Past)):
-            passes = fifo.passes_of(
-                module, params, state, x, key, train=task.train, recompute=recompute
-            )
-            done = fifo.module_step(
-                passes, params, state, x, pseudo_gradient, kept, (key, past_key), trained[i]
-            )
-            one = ModuleStep(*done)
-        else:
-            one = module_step(
-                module, params, state, x, pseudo_gradient, train=task.train, rng=key
-            )  # fmt: skip
-        return one._replace(
-            state=select(numbers.complete[i], one.state, state),
-            grads=select(numbers.any_trained[i], one.grads),
+    if i == top:
+        pseudo_gradient = loss_gradient
+    elif per_example:
+        pseudo_gradient = select(trained[i], pseudo_gradient)
+    # All examples of a step are of one frame, or bubbles.
+    keys = tuple(module_key(step.rng, i, n[i].max()) for n in (numbers.frames, numbers.origins))
+    module, x = task.network.modules[i], filled(x)
+    if isinstance(kept, (Fifo, Past)):
+        passes = fifo.passes_of(
+            module, params, state, x, keys[0], train=task.train, recompute=step.recompute
         )
-
-    fifos = ((),) * len(group) if fifos is None else fifos
-    return tuple(map(one_module, group, params, state, inputs, incoming, fifos))
+        done = fifo.module_step(passes, params, state, x, pseudo_gradient, kept, keys, trained[i])
+        one = ModuleStep(*done)
+    else:
+        one = module_step(
+            module, params, state, x, pseudo_gradient, train=task.train, rng=keys[0]
+        )  # fmt: skip
+    return one._replace(
+        state=select(numbers.complete[i], one.state, state),
+        grads=select(numbers.any_trained[i], one.grads),
+    )
 
 
 def _with_stand_ins(mask: jax.Array, complete: jax.Array, tree: PyTree, axis: str | None) -> PyTree:
     """Batches `[B, ...]` in which the examples of a mask stand in, in turn, for all others.
+
+    The examples of a batch add up in one gradient. With a stand-in and a cotangent of zero a bubble
+    adds nothing, whatever a module computes at zero or at what another stream has left. What is
+    left: a module that mixes the examples of a batch, as batch normalisation does, sees the
+    stand-ins; and an example that still waits for its first pseudo-gradient has a cotangent of
+    zero, which gives NaN if the module's derivative at that very input is infinite.
 
     Args:
       mask: bool `[B]`.
