@@ -178,7 +178,10 @@ def _one_module(
     elif per_example:
         pseudo_gradient = select(trained[i], pseudo_gradient)
     # All examples of a step are of one frame, or bubbles.
-    keys = tuple(module_key(step.rng, i, n[i].max()) for n in (numbers.frames, numbers.origins))
+    keys = (
+        module_key(step.rng, i, numbers.frames[i].max()),
+        module_key(step.rng, i, numbers.origins[i].max()),
+    )
     module, x = task.network.modules[i], filled(x)
     if isinstance(kept, (Fifo, Past)):
         passes = fifo.passes_of(
