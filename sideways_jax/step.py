@@ -87,7 +87,7 @@ def episode_gradients(
       params, state: tuples of D pytrees, as `Network.init` gives them.
       frames: `[K, B, ...]`.
       targets: `[K, B, ...]`.
-      rule: "sideways" or "backprop".
+      rule: "sideways", "pipelined_backprop" or "backprop"; docs/rules.md compares them.
       execution: where it is computed; the answers agree to rounding. "scan": one computation step
         (or frame) after the other, with memory that does not depend on K. "time_parallel": module
         after module with all frames at once, which is faster. "depth_sharded": modules on the
@@ -104,8 +104,8 @@ def episode_gradients(
 
     Raises:
       ValueError: for unknown names, options that the execution does not have, frames, targets or
-        modules that do not fit one another, and with "sideways" for an episode of fewer than 2D-1
-        frames, which would never train the lowest module.
+        modules that do not fit one another, and in a pipeline (not "backprop") for an episode of
+        fewer than 2D-1 frames, which would never train the lowest module.
     """
     task = check_task(Task(network, loss_fn, rule, target, train))
     execution = _execution(
@@ -141,7 +141,7 @@ def make_train_step(
       rule, execution, mesh, schedule, target, groups, recompute: as in `episode_gradients`.
       update_every: None for one update per episode, each from an empty pipeline. A number is for
         streams, with execution "scan" or "depth_sharded", since weights change between steps.
-        Sideways makes an update every n computation steps; the pipeline goes on over updates and
+        A pipeline makes an update every n computation steps; the pipeline goes on over updates and
         over calls of `train_step`. n = 1 is online learning, as in section 4.1. A module without a
         valid gradient in the n steps is not updated. Backprop (n = 1, "scan") blocks: it makes an
         update for one frame of 2D-1 and drops the others (Figure 3).
@@ -209,6 +209,8 @@ def _execution(execution: str | Execution, **options: Any) -> Execution:
         kind = f"execution={execution!r} runs on one device and"
         execution = EXECUTIONS[execution]()
         hint = "leave it out, or set execution='depth_sharded'"
+        if execution == Scan() and set(given) == {"recompute"}:
+            hint = "for rule='pipelined_backprop' set execution=Scan(recompute=...)"
     else:
         kind, hint = f"execution={execution!r}", "give it to the execution itself, if it has it"
     if given:

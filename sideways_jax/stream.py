@@ -1,8 +1,9 @@
 """Depth-parallel inference: at every step each module works on another frame of a stream.
 
 At each step a frame enters, and the output of the frame that entered D-1 steps before leaves. It is
-exactly the output of the synchronous forward pass for that frame. With one device per module a step
-takes as long as the slowest module, not as long as all of them.
+exactly the output of the synchronous forward pass for that frame; with shortcuts, which bring newer
+frames, that of the delayed network. With one device per module a step takes as long as the slowest
+module, not as long as all of them.
 
 `PipelinedModel` is for programs that push frames; `pipelined_step` is the pure function inside it.
 """

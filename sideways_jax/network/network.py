@@ -19,7 +19,14 @@ from sideways_jax.network.checks import (
     result_shape,
 )
 from sideways_jax.network.module import Module, module_key
-from sideways_jax.network.wiring import FRAME, Wiring, heard, input_of, wiring_of
+from sideways_jax.network.wiring import (
+    FRAME,
+    Wiring,
+    heard,
+    input_of,
+    shortcut_pairs,
+    wiring_of,
+)
 from sideways_jax.tools.trees import PyTree, shape_of
 
 
@@ -49,8 +56,8 @@ class Network:
         object.__setattr__(self, "modules", _as_modules(self.modules))
         if not self.modules:
             raise ValueError("a network needs at least one module, got none")
-        shortcuts = [tuple(one) if isinstance(one, Iterable) else one for one in self.shortcuts]
-        object.__setattr__(self, "shortcuts", tuple(shortcuts))
+        pairs = shortcut_pairs(self.shortcuts)
+        object.__setattr__(self, "shortcuts", pairs)
         _ = self.wiring  # Shortcuts that cannot be are refused here.
 
     @functools.cached_property

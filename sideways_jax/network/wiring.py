@@ -15,6 +15,7 @@ A signal takes one computation step from its sender to its receiver. All else fo
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -96,8 +97,7 @@ def wiring_of(depth: int, shortcuts: Sequence = ()) -> Wiring:
     ((-1,), (0,), (1, -1, 0), (2,))
     """
     sources = [[i - 1] for i in range(depth)]
-    for shortcut in shortcuts:
-        source, receiver = _ends(shortcut)
+    for source, receiver in shortcut_pairs(shortcuts):
         where = f"shortcut {(source, receiver)}"
         if not FRAME <= source < depth or not 0 <= receiver < depth:
             raise ValueError(
@@ -149,17 +149,25 @@ def returned(wiring: Wiring, source: int, cotangents: Mapping[int, PyTree]) -> P
     return total
 
 
-def _ends(shortcut: Any) -> tuple[int, int]:
+def shortcut_pairs(shortcuts: Any) -> tuple[tuple[int, int], ...]:
+    """Shortcuts as pairs of Python's integers, which can be hashed.
+
+    Raises:
+      ValueError: for anything else than a sequence of pairs of integers.
+    """
     try:
-        source, receiver = shortcut
-        if int(source) == source and int(receiver) == receiver:
-            return int(source), int(receiver)
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(
-        f"shortcut {shortcut!r}: give a pair of integers, (source, receiver), such as (-1, 2) for "
-        "the frame to module 2"
-    )
+        return tuple(_pair(*one) for one in shortcuts)
+    except TypeError:
+        raise ValueError(
+            f"shortcuts={shortcuts!r}: give a sequence of pairs of integers, (source, receiver), "
+            "such as [(-1, 2)] for one from the frame to module 2, or () for none"
+        ) from None
+
+
+def _pair(source: Any, receiver: Any) -> tuple[int, int]:
+    if isinstance(source, bool) or isinstance(receiver, bool):
+        raise TypeError
+    return operator.index(source), operator.index(receiver)
 
 
 def _name(source: int) -> str:

@@ -12,6 +12,7 @@ from sideways_jax.one_device import backprop, blocking, online, per_episode, sca
 from sideways_jax.rule.episode import Episode
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree
+from sideways_jax.training.streams import check_recompute
 from sideways_jax.training.train_state import Training
 
 
@@ -22,8 +23,8 @@ class Scan:
     Memory does not depend on the length of the clip; the execution for streams on one device.
 
     Attributes:
-      recompute: of pipelined backprop alone: keep inputs, and run forward passes again (the
-        default), or keep what the backward pass needs.
+      recompute: of pipelined backprop on clips alone: keep inputs, and run forward passes again
+        (the default), or keep what the backward pass needs.
     """
 
     recompute: bool | None = None
@@ -61,10 +62,11 @@ class Scan:
         Raises:
           ValueError: for backprop with `update_every` other than 1: it blocks for 2D-1 frames.
         """
-        recompute = self._recompute(task)
+        self._recompute(task)
         if task.is_pipelined:
+            check_recompute(self.recompute, update_every)
             return online.make_training(
-                task, tx, update_every=update_every, with_outputs=with_outputs, recompute=recompute
+                task, tx, update_every=update_every, with_outputs=with_outputs
             )
         if update_every != 1:
             raise ValueError(

@@ -28,12 +28,7 @@ from sideways_jax.training.train_state import Training, new_train_state
 
 
 def make_training(
-    task: Task,
-    tx: optax.GradientTransformation,
-    *,
-    update_every: int,
-    with_outputs: bool,
-    recompute: bool = True,
+    task: Task, tx: optax.GradientTransformation, *, update_every: int, with_outputs: bool
 ) -> Training:
     """A pipeline with an update every `update_every` frames: the pipeline is carried on over them.
 
@@ -43,7 +38,6 @@ def make_training(
       task, tx: what is trained, and by which transformation.
       update_every: frames from one update to the next.
       with_outputs: whether `train_step` returns `(train_state, metrics, Outputs)`.
-      recompute: of pipelined backprop: whether modules keep inputs, or residuals.
     """
     kind = Remembered if task.rule == "pipelined_backprop" else InFlight
 
@@ -57,7 +51,7 @@ def make_training(
             target_alignment=task.target, per_example=True,
         )  # fmt: skip
         if kind is Remembered:
-            fifos = empty_fifos(task.network, params, state, frame, rng=rng, recompute=recompute)
+            fifos = empty_fifos(task.network, params, state, frame, rng=rng)
             in_flight = Remembered(in_flight, fifos)
         return new_train_state(params, state, tx.init(params), in_flight, rng)
 
@@ -66,7 +60,7 @@ def make_training(
         in_flight, fifos = _apart(train_state.in_flight)
         done = steps(
             task, train_state.params, train_state.state, in_flight, frames, targets,
-            train_state.frames, reset, rng=train_state.rng, fifos=fifos, recompute=recompute,
+            train_state.frames, reset, rng=train_state.rng, fifos=fifos,
         )  # fmt: skip
         batch = reset.shape[1]
         grads = tuple(

@@ -25,7 +25,6 @@ from sideways_jax.pipeline.in_flight import (
     signals_from_modules,
     signals_to_modules,
 )
-from sideways_jax.pipeline.kept import keeps_inputs
 from sideways_jax.pipeline.plan import Plan, close_state, groups_of, make_plan, open_state
 from sideways_jax.pipeline.sideways_stage import packing_of_kept
 from sideways_jax.rule.fifo import Remembered
@@ -57,9 +56,9 @@ def per_module(
     replicas, _ = check_mesh(mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def packing_of(task: Task, plan: Plan, rng: jax.Array, recompute: bool) -> Packing:
+    def packing_of(task: Task, plan: Plan, rng: jax.Array) -> Packing:
         share = share_of(shape_of(frame), mesh)
-        return packing_of_kept(task, plan.layout, share, rng, recompute=recompute)
+        return packing_of_kept(task, plan.layout, share, rng, recompute=True)
 
     def to_modules(train_state: TrainState) -> TrainState:
         sizes = groups_of(train_state, groups)
@@ -68,10 +67,7 @@ def per_module(
         in_flight = train_state.in_flight
         if in_flight:
             task = Task(network, _no_loss, rule=in_flight.made_for.value[0])
-            for recompute in (True, False):  # Inputs are kept, or residuals.
-                packing = packing_of(task, plan, train_state.rng, recompute)
-                if packing.signature == in_flight.made_for.value[-1]:
-                    break
+            packing = packing_of(task, plan, train_state.rng)
             check_signals(task, plan.layout, packing, replicas, in_flight)
             in_flight = jax.jit(
                 partial(signals_to_modules, task, plan.layout, packing), out_shardings=everywhere
@@ -93,10 +89,7 @@ def per_module(
         if in_flight:
             exact = isinstance(in_flight, Remembered)
             task = Task(network, _no_loss, "pipelined_backprop" if exact else "sideways")
-            packing = packing_of(task, plan, train_state.rng, True)
-            if exact and replicas == 1:
-                inputs = keeps_inputs(task, plan.layout, packing, in_flight.fifos)
-                packing = packing_of(task, plan, train_state.rng, inputs)
+            packing = packing_of(task, plan, train_state.rng)
             in_flight = jax.jit(
                 partial(signals_from_modules, task, plan.layout, packing, replicas),
                 out_shardings=shardings(mesh),

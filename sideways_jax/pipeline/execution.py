@@ -18,6 +18,7 @@ from sideways_jax.rule.schedules import SCHEDULES
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.names import check_name
 from sideways_jax.tools.trees import PyTree
+from sideways_jax.training.streams import check_recompute
 from sideways_jax.training.train_state import Training
 
 
@@ -30,8 +31,8 @@ class Pipeline:
         which batches are split; `make_mesh` makes it.
       groups: how many consecutive modules each device takes; None balances counted costs.
       schedule: of backprop alone, which needs one: "blocking", "gpipe" or "1f1b".
-      recompute: of backprop alone: keep the inputs of a frame and run the forward pass again
-        (the default), or keep what the backward pass needs.
+      recompute: of backprop, and of pipelined backprop on clips: keep the inputs of a frame and run
+        the forward pass again (the default), or keep what the backward pass needs.
 
     Raises:
       ValueError: for a mesh without these axes.
@@ -91,13 +92,9 @@ class Pipeline:
         Raises:
           ValueError: for backprop, which blocks: on a mesh it trains on clips.
         """
+        if task.rule == "pipelined_backprop":
+            check_recompute(self.recompute, update_every)
         self._schedule(task)
-        if task.is_pipelined and self.recompute is False and check_mesh(self.mesh)[0] > 1:
-            raise ValueError(
-                f"recompute=False with data={check_mesh(self.mesh)[0]} on a stream: residuals of "
-                "replicas cannot be put together for a checkpoint; leave recompute out, or set "
-                "data=1"
-            )
         if task.rule == "backprop":
             raise ValueError(
                 f"update_every={update_every} with rule='backprop' is for one device, set "
@@ -105,7 +102,7 @@ class Pipeline:
             )
         return online.make_training(
             task, tx, mesh=self.mesh, groups=self.groups, update_every=update_every,
-            with_outputs=with_outputs, recompute=self.recompute is not False, bubble=bubble,
+            with_outputs=with_outputs, bubble=bubble,
         )  # fmt: skip
 
     def _schedule(self, task: Task) -> Schedule:
@@ -136,6 +133,6 @@ class Pipeline:
         if self.recompute is not None:
             raise ValueError(
                 f"recompute={self.recompute}: Sideways keeps nothing of a frame that it could "
-                "compute again; leave it out, or set rule='backprop'"
+                "compute again; leave it out, or set rule='pipelined_backprop' or 'backprop'"
             )
         return Schedule()

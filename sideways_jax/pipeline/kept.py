@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from sideways_jax.devices.layout import Layout
 from sideways_jax.devices.packing import Packed, Packing, filled
-from sideways_jax.rule.fifo import Fifo, Past, passes_of, places
+from sideways_jax.rule.fifo import Fifo, Past, passes_of, places, started
 from sideways_jax.rule.task import Task
-from sideways_jax.tools.trees import PyTree, first_of, same_structure, shape_of
+from sideways_jax.tools.trees import PyTree
 
 
 class Kept(NamedTuple):
@@ -107,14 +107,14 @@ def fifos_of(task: Task, layout: Layout, packing: Packing, kept: Kept) -> tuple:
             if late == 0:
                 fifos.append(())
                 continue
-            # Newest last: with a step of 0 the next entry takes the place of the oldest.
+            # The oldest first.
             ages = (kept.place - jnp.arange(late, 0, -1)) % (2 * (task.depth - 1))
             parts = []
             for r in range(replicas):
                 rows = {name: v[n, r][ages] for name, v in kept.rows.items()}
                 parts.append(jax.vmap(lambda row, n=n, k=k: packing.unpack(n, row)[k])(rows))
             held_back = ((),) * len(task.network.wiring.sources[i])  # None: no such shortcuts.
-            fifos.append(Fifo(jnp.zeros((), jnp.int32), _joined(parts), held_back))
+            fifos.append(started(_joined(parts), held_back))
     return tuple(fifos)
 
 
@@ -133,7 +133,9 @@ def kept_of(
                     buffers.append(())
                     continue
                 late = task.network.wiring.first_trained(i)
-                order = (fifos[i].step + jnp.arange(late)) % late  # The oldest first.
+                order = jnp.arange(late)  # The oldest first.
+                if late in fifos[i].places:  # Else nothing is kept.
+                    order = (fifos[i].places[late] + order) % late
                 entries = jax.tree.map(lambda x, order=order: x[order], fifos[i].kept)
                 entries = _share(entries, packing.trees[n][k], r, replicas)
                 before = places(packing.trees[n][k], count - late)
@@ -177,23 +179,3 @@ def _mean(*leaves: Any) -> jax.Array:
 
 def _stack(*rows):
     return jnp.stack(rows)
-
-
-def keeps_inputs(task: Task, layout: Layout, inputs_kept: Packing, fifos: tuple) -> bool:
-    """Whether these buffers hold what `inputs_kept` has room for, or residuals.
-
-    Args:
-      task: what is trained.
-      layout: where its modules are, on a mesh without replicas.
-      inputs_kept: the packing with `recompute=True`.
-      fifos: of every module.
-    """
-    for n, group in enumerate(layout.groups):
-        for k, i in enumerate(group):
-            if isinstance(fifos[i], Fifo) and task.network.wiring.first_trained(i):
-                entry, room = first_of(shape_of(fifos[i].kept)), inputs_kept.trees[n][k]
-                if not same_structure(entry, room) or jax.tree.leaves(entry) != jax.tree.leaves(
-                    room
-                ):
-                    return False
-    return True

@@ -65,14 +65,13 @@ class _Run(NamedTuple):
     groups: tuple[int, ...] | None
     update_every: int
     with_outputs: bool
-    recompute: bool
     bubble: float
 
     def kept(self, plan: Plan, frame: PyTree) -> Packing:
         """How what modules keep lies in vectors; `frame` is a whole batch, or its shape."""
         share = share_of(shape_of(frame), self.mesh)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return packing_of_kept(self.task, plan.layout, share, key, recompute=self.recompute)
+        return packing_of_kept(self.task, plan.layout, share, key, recompute=True)
 
     @property
     def replicas(self) -> int:
@@ -88,7 +87,6 @@ def make_training(
     groups: tuple[int, ...] | None,
     update_every: int,
     with_outputs: bool,
-    recompute: bool = True,
     bubble: float = 0.0,
 ) -> Training:
     """A pipeline with an update every `update_every` frames, on a mesh.
@@ -101,10 +99,9 @@ def make_training(
       mesh, groups: where.
       update_every: frames from one update to the next.
       with_outputs: whether `train_step` returns `(train_state, metrics, Outputs)`.
-      recompute: of pipelined backprop: whether modules keep inputs, or residuals.
       bubble: the value of the padding of signals; tests put NaN there.
     """
-    run = _Run(task, tx, mesh, groups, update_every, with_outputs, recompute, bubble)
+    run = _Run(task, tx, mesh, groups, update_every, with_outputs, bubble)
 
     def init(key, frame, target=None):
         check_target(task.target, target)
@@ -206,7 +203,7 @@ def _one_update(run: _Run, plan: Plan, carry: tuple, inputs: tuple, rng: jax.Arr
     sums, signals, kept = sideways_steps(
         run.task, plan.layout, params, state, signals, frames, targets, numbers,
         rng=rng, keep_outputs=run.with_outputs, replicas=run.replicas, bubble=run.bubble,
-        recompute=run.recompute, kept=kept,
+        kept=kept,
     )  # fmt: skip
     # The loss is a mean over this share of the batch; the gradient one over valid examples.
     share = numbers.frames.shape[-1]

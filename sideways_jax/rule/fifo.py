@@ -14,7 +14,6 @@ it is zero.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ from sideways_jax.tools.trees import PyTree, select, shape_of, zeros
 class Fifo(NamedTuple):
     """What one module keeps; its place in the buffers goes round with the steps."""
 
-    step: jax.Array  # int32[], how many steps were made, from 0 again after a multiple of n and m
+    places: dict[int, jax.Array]  # int32[], by length of a buffer: the place of its oldest entry
     kept: PyTree  # [n, ...], of the last n = 2(D-1-i) steps
     held_back: tuple  # of every source of the module: [m, B, ...], m = 2(i-1-j); () for the frame
 
@@ -82,7 +81,13 @@ def empty_fifo(wiring: Wiring, i: int, one: Passes, x: PyTree) -> Fifo | tuple:
         () if j == FRAME else places(part, wait)
         for j, part, wait in zip(sources, parts, wiring.held_back(i), strict=True)
     )
-    return Fifo(jnp.zeros((), jnp.int32), places(one.kept, wiring.first_trained(i)), held_back)
+    return started(places(one.kept, wiring.first_trained(i)), held_back)
+
+
+def started(kept: PyTree, held_back: tuple) -> Fifo:
+    """Buffers whose oldest entries are in place 0."""
+    lengths = sorted({x.shape[0] for x in jax.tree.leaves((kept, held_back))})
+    return Fifo({n: jnp.zeros((), jnp.int32) for n in lengths}, kept, held_back)
 
 
 def module_step(
@@ -114,26 +119,25 @@ def module_step(
     if isinstance(fifo, Past):
         kept, oldest = newest, fifo.oldest
     else:
-        kept, oldest = _pass_through(fifo.kept, newest, fifo.step)
+        kept, oldest = _pass_through(fifo.kept, newest, fifo.places)
     if callable(cotangent):
         cotangent = cotangent(output)
     grads, down = one.backward(params, oldest, keys[1], cotangent)
     if isinstance(fifo, Past):
         return output, new_state, grads, down, kept
     if len(fifo.held_back) == 1:
-        return output, new_state, grads, down, Fifo(_next(fifo), kept, fifo.held_back)
+        return output, new_state, grads, down, Fifo(_moved(fifo), kept, fifo.held_back)
     buffers, parts = [], []
     for buffer, part in zip(fifo.held_back, down, strict=True):
         if jax.tree.leaves(buffer):
-            buffer, part = _pass_through(buffer, select(trained, part), fifo.step)
+            buffer, part = _pass_through(buffer, select(trained, part), fifo.places)
         buffers.append(buffer)
         parts.append(part)
-    return output, new_state, grads, tuple(parts), Fifo(_next(fifo), kept, tuple(buffers))
+    return output, new_state, grads, tuple(parts), Fifo(_moved(fifo), kept, tuple(buffers))
 
 
-def _next(fifo: Fifo) -> jax.Array:
-    counts = {x.shape[0] for x in jax.tree.leaves((fifo.kept, fifo.held_back))}
-    return (fifo.step + 1) % math.lcm(*counts)
+def _moved(fifo: Fifo) -> dict[int, jax.Array]:
+    return {n: (place + 1) % n for n, place in fifo.places.items()}
 
 
 def forget(fifo: Fifo | tuple, reset: jax.Array) -> Fifo | tuple:
@@ -160,11 +164,13 @@ def places(entry: PyTree, count: int) -> PyTree:
     )
 
 
-def _pass_through(buffer: PyTree, newest: PyTree, step: jax.Array) -> tuple[PyTree, PyTree]:
+def _pass_through(
+    buffer: PyTree, newest: PyTree, places: dict[int, jax.Array]
+) -> tuple[PyTree, PyTree]:
     """The buffer, with a new entry in the place of the oldest, and the oldest."""
     if not jax.tree.leaves(buffer):
         return buffer, newest
-    place = step % jax.tree.leaves(buffer)[0].shape[0]
+    place = places[jax.tree.leaves(buffer)[0].shape[0]]
 
     def read(entries: jax.Array) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(entries, place, keepdims=False)

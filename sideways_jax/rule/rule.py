@@ -110,9 +110,10 @@ def run_group(
     """One step of neighbouring modules: the whole of the Sideways rule (section 3.4, Eq. 3 and 4).
 
     All modules read what the step before sent, so their order does not matter, and all use the
-    parameters of now: nothing is stashed. A module that holds a bubble computes like the others,
-    but nothing of it is used: what it sends is again marked as a bubble, and its state and
-    gradients are selected, not multiplied, so that not even a NaN gets through.
+    parameters of now. Sideways keeps nothing; with `fifos` the rule is pipelined backprop. A module
+    that holds a bubble computes like the others, but nothing of it is used: what it sends is again
+    marked as a bubble, and its state and gradients are selected, not multiplied, so that not even a
+    NaN gets through.
 
     Where every example has frame numbers of its own (`Numbers` with an axis B), examples that are
     no bubbles stand in for those that are: see `_with_stand_ins`.

@@ -31,6 +31,16 @@ def check_target(target: str, target_like: PyTree) -> None:
         )
 
 
+def check_recompute(recompute: bool | None, update_every: int) -> None:
+    """Raises ValueError for residuals on a stream: they would be of weights that have changed."""
+    if recompute is False:
+        raise ValueError(
+            f"recompute=False with update_every={update_every}: residuals are of the weights of "
+            "then, mixed with those of now wherever a module uses its parameters as they are; "
+            "leave it out, or train on clips with update_every=None"
+        )
+
+
 def check_in_flight(train_state: TrainState, kind: type) -> None:
     """Raises ValueError unless the signals in flight have the type of this execution."""
     held = train_state.in_flight

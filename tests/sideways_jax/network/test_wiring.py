@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from sideways_jax import Module, Network, make_mesh, step
 from sideways_jax.pipeline.execution import Pipeline
+from sideways_jax.rule.rule import empty_fifos
 from sideways_jax.rule.task import Task
 from sideways_jax.stream import PipelinedModel
 from tests.sideways_jax import reference
@@ -79,7 +81,7 @@ def test_every_execution_is_the_literal_loop(name, rule):
         )
         for execution in ("scan", "time_parallel")
     ]
-    if rule != "pipelined_backprop":
+    if rule != "pipelined_backprop" or name == "the frame":
         found += [
             Pipeline(make_mesh(devices), **schedule).episode(
                 task, *variables, *clip, None, bubble=jnp.nan
@@ -148,14 +150,27 @@ def test_an_input_waits_for_all_of_its_parts():
         ((-1, 0), "module 0 hears the frame"),
         ((1, 4), "not there: the modules are 0 to 3"),
         ((-2, 3), "not there.*the frame.* is -1"),
-        ((0.5, 2), "pair of integers"),
-        (3, "pair of integers"),
-        ((0, 1, 2), "pair of integers"),
+        ((0.5, 2), "pairs of integers"),
+        (3, "pairs of integers"),
+        ((0, 1, 2), "pairs of integers"),
+        ((False, 2), "pairs of integers"),
     ],
 )
 def test_shortcuts_that_cannot_be(shortcut, message):
     with pytest.raises(ValueError, match=message):
         Network([_mixing()] * 4, [shortcut])
+
+
+@pytest.mark.parametrize("shortcuts", [None, 3])
+def test_shortcuts_that_are_no_sequence(shortcuts):
+    with pytest.raises(ValueError, match="give a sequence of pairs"):
+        Network([_mixing()] * 4, shortcuts)
+
+
+def test_shortcuts_are_plain_numbers():
+    """A network is a key to compiled programs."""
+    network = Network([_mixing()] * 3, np.array([[0, 2]]))
+    assert network.shortcuts == ((0, 2),) and hash(network)
 
 
 def test_a_shortcut_given_twice():
@@ -187,3 +202,70 @@ def test_flush_gives_the_outputs_that_all_frames_came_for():
     left = shorter.flush()
     assert len(left) == 2
     np.testing.assert_array_equal(left, expected[8:])
+
+
+def _autodiff(network, params, frames, targets):
+    """The gradients of the delayed network, unrolled, with parameters of their own for each frame.
+
+    By module, for the frames of the main path, `[K, ...]`.
+    """
+    num_frames, depth = len(frames), network.depth
+
+    def total(theta):
+        sent, losses = {}, []
+        for t in range(num_frames):
+            sent = sent | {(-1, t - 1): frames[t]}
+            for i in range(depth):
+                heard = tuple(sent.get((j, t - 1)) for j in network.wiring.sources[i])
+                if t < i or any(x is None for x in heard):
+                    continue
+                of_frame = jax.tree.map(lambda p, f=t - i: p[f], theta[i])
+                x = heard[0] if len(heard) == 1 else heard
+                sent[i, t], _ = network.modules[i].apply(of_frame, (), x, train=True, rng=None)
+            if t >= depth - 1:
+                losses.append(squared_error(sent[depth - 1, t], targets[t]))
+        return sum(losses)
+
+    theta = [jax.tree.map(lambda p: jnp.stack([p] * num_frames), one) for one in params]
+    return jax.grad(total)(theta)
+
+
+@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.parametrize("name", ["all", "the frame"])
+def test_pipelined_backprop_is_exact(name):
+    """By nothing but `jax.grad`: the mean over the frames whose cotangents come back."""
+    network, (params, state), *clip = _start(name, 2 * NETWORKS[name][0] + 2)
+    grads = _autodiff(network, params, *map(jnp.asarray, clip))
+    one = step.episode_gradients(
+        network, squared_error, params, state, *clip, rule="pipelined_backprop"
+    )
+    for i, gamma in enumerate(one.num_grads):
+        expected = jax.tree.map(lambda g, n=int(gamma): g[:n].mean(0), grads[i])
+        assert_close(one.grads[i], expected, 1e-12)
+
+
+def test_a_buffer_goes_round_whatever_the_others_do():
+    """Fourteen buffers of 1, 2, ... steps: their common multiple is beyond int32."""
+    depth = 15
+    network = Network([_mixing()] * depth, [(j, depth - 1) for j in range(depth - 2)])
+    frame = jnp.zeros((1, WIDTH))
+    variables = jax.eval_shape(network.init, jax.random.key(0), frame)
+    fifos = empty_fifos(network, *variables, frame)
+    assert sorted(fifos[-1].places) == list(range(2, 2 * depth - 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("execution", "options", "message"),
+    [
+        (step.Scan(recompute=False), {"rule": "sideways"}, "only rule='pipelined_backprop' keeps"),
+        (step.Scan(recompute=False), {"update_every": 1}, "residuals are of the weights of then"),
+        (Pipeline(make_mesh(2), recompute=False), {"update_every": 1}, "residuals are of the"),
+        (Pipeline(make_mesh(2)), {}, r"shortcuts \[\(0, 4\).* are for one device"),
+        (Pipeline(make_mesh(2), schedule="1f1b"), {}, "has its own schedule"),
+    ],
+)
+def test_pipelined_backprop_refuses(execution, options, message):
+    network, *_ = _start("over devices", 3)
+    options = {"rule": "pipelined_backprop"} | options
+    with pytest.raises(ValueError, match=message):
+        step.make_train_step(network, squared_error, optax.sgd(0.1), execution=execution, **options)
