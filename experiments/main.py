@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     import jax
 
     from data import BadVideo
-    from experiments.configs.checks import check_fields
+    from experiments.configs._checks import check_fields
     from experiments.jobs.autoencoding import job as autoencoding
     from experiments.jobs.classification import job as classification
     from experiments.processes import distributed

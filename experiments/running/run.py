@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments.configs.checks import check_fields
+from experiments.configs._checks import check_fields
 from experiments.running import loop
 from experiments.running.checks import check_saved, check_steps
 from experiments.running.protocol import Job

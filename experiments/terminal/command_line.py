@@ -101,7 +101,7 @@ def _help(argv: list[str], path: str | None) -> None:
         print("The fields of a config: --config=FILE --help, such as")
         print("  --config=experiments/configs/quickstart.py --help")
         sys.exit(0)
-    from experiments.configs.descriptions import describe
+    from experiments.configs._descriptions import describe
 
     config = flags.FLAGS["config"].parser.parse(_config_value(argv))
     print(f"The fields of {path}, with their values:", *describe(config, path), sep="\n")

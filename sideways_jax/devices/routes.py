@@ -66,12 +66,12 @@ def _route(distance, sources, outputs) -> Route:
     return Route(distance, tuple(sources), packing)
 
 
-def send_up(route: Route, n: int, outputs: Mapping[int, PyTree], padding: float) -> Packed:
+def to_above(route: Route, n: int, outputs: Mapping[int, PyTree], padding: float) -> Packed:
     """What device n sends up, out of its outputs by module; `padding` alone if that is nothing."""
     return route.packing.pack(n, tuple(outputs[j] for j in route.sources[n]), padding)
 
 
-def send_down(route: Route, n: int, cotangents: Mapping[int, PyTree], padding: float) -> Packed:
+def to_below(route: Route, n: int, cotangents: Mapping[int, PyTree], padding: float) -> Packed:
     """What device n sends down, out of cotangents by source; `padding` alone if that is nothing."""
     to = n - route.distance
     if to < 0:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sideways_jax.devices.layout import Layout
 from sideways_jax.devices.mesh import DEPTH, data_axis
 from sideways_jax.devices.packing import Packing, filled
-from sideways_jax.devices.routes import added, from_above, from_below, send_up
+from sideways_jax.devices.routes import added, from_above, from_below, to_above
 from sideways_jax.pipeline.kept import Kept, fifos_of, kept_of, nothing_kept
 from sideways_jax.pipeline.sideways_stage import Signals
 from sideways_jax.rule.fifo import Remembered
@@ -123,7 +123,7 @@ def signals_from_modules(
             for route in layout.routes:
                 nothing = filled(route.packing, 0)
                 sender = n - route.distance
-                below.append(send_up(route, sender, by_module, 0) if sender >= 0 else nothing)
+                below.append(to_above(route, sender, by_module, 0) if sender >= 0 else nothing)
                 # The sum over receivers comes along the main path, as if they were one.
                 sums = zeros(route.packing.trees[n])
                 if route.distance == 1 and sums:

@@ -19,7 +19,7 @@ from sideways_jax.devices.exchange import on_mesh, own, run_branch
 from sideways_jax.devices.layout import Layout, pack, place
 from sideways_jax.devices.mesh import DEPTH, check_mesh, data_axis, grid
 from sideways_jax.devices.packing import Packed, Packing, filled
-from sideways_jax.devices.routes import from_below, send_up
+from sideways_jax.devices.routes import from_below, to_above
 from sideways_jax.network.network import Network, check_still
 from sideways_jax.network.wiring import FRAME, heard
 from sideways_jax.rule.in_flight import following, frames_heard, no_frames
@@ -198,7 +198,7 @@ def _branch(
     )  # fmt: skip
     inner = run.inner.pack(n, outputs[:-1], padding=run.bubble)
     by_module = dict(zip(group, outputs, strict=True))
-    up = tuple(send_up(route, n, by_module, run.bubble) for route in layout.routes)
+    up = tuple(to_above(route, n, by_module, run.bubble) for route in layout.routes)
     if n + 1 < layout.num_devices:
         return inner, up, zeros(layout.output)
     return inner, up, select(frames[-1] >= 0, outputs[-1])

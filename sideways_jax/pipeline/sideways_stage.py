@@ -15,7 +15,7 @@ from sideways_jax.devices.exchange import exchange, run_branch
 from sideways_jax.devices.layout import Layout
 from sideways_jax.devices.mesh import DATA
 from sideways_jax.devices.packing import Packed, Packing, filled
-from sideways_jax.devices.routes import added, from_above, from_below, send_down, send_up
+from sideways_jax.devices.routes import added, from_above, from_below, to_above, to_below
 from sideways_jax.network.wiring import FRAME, heard, returned
 from sideways_jax.pipeline.kept import Kept, kept_packing, looking_back, nothing_kept, with_row
 from sideways_jax.pipeline.sums import Sums, metrics_on_mesh
@@ -179,8 +179,8 @@ def _sent(
     inner = tuple(tuple(x[i] for i in group[:-1]) for x in (outputs, cotangents))
     return Signals(
         layout.inner.pack(n, inner, padding=bubble),
-        tuple(send_up(route, n, outputs, bubble) for route in layout.routes),
-        tuple(send_down(route, n, cotangents, bubble) for route in layout.routes),
+        tuple(to_above(route, n, outputs, bubble) for route in layout.routes),
+        tuple(to_below(route, n, cotangents, bubble) for route in layout.routes),
     )
 
 

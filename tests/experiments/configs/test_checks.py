@@ -3,8 +3,8 @@
 import pytest
 
 from experiments.configs import autoencoder, quickstart, ucf101, video_folder
-from experiments.configs.checks import check_fields
-from experiments.configs.descriptions import describe
+from experiments.configs._checks import check_fields
+from experiments.configs._descriptions import describe
 from experiments.jobs.classification.job import train_and_evaluate
 from tests.experiments import tiny
 
