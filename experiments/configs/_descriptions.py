@@ -30,7 +30,7 @@ def describe(config: ConfigDict, file: str | None = None) -> list[str]:
         comments = comments_in(source) | comments
     sets = Path(data.__file__).parent / "sets"
     own = sets / f"{config.data.get('name', '')}.py"
-    others = sets / "recorded.py", sets / "protocol.py"
+    others = sets / "recorded.py", sets / "protocol.py", sets.parent / "video" / "files.py"
     for one in (own, *others, *sorted(sets.glob("*.py"))):
         if one.exists():
             comments = comments_in(one.read_text(encoding="utf-8"), "data.") | comments
