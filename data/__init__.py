@@ -20,7 +20,7 @@ from data.batches.streams import Streams
 from data.batches.videos import ClipOptions, Splits, Videos
 from data.sets import CLIPS, STREAMS, recorded
 from data.video.boxes import Box
-from data.video.decoding import BadVideo
+from data.video.decoding import BadVideo, decode
 
 if TYPE_CHECKING:
     from data.building.builder import VideoBuilder
@@ -34,6 +34,7 @@ __all__ = [
     "Streams",
     "Videos",
     "build",
+    "decode",
     "default_config",
     "load",
     "load_streams",

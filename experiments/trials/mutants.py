@@ -21,11 +21,10 @@ CODECS = "mpeg4", "mjpeg"
 KINDS = "flipped", "truncated", "swapped"
 _DECODE = """
 import sys
-from data import BadVideo
-from data.video import decoding
+from data import BadVideo, decode
 for path in sys.argv[1:]:
     try:
-        said = "decoded %d" % sum(1 for _ in decoding.decode(path))
+        said = "decoded %d" % sum(1 for _ in decode(path))
     except BadVideo as error:
         said = "refused" if path in str(error) else "unnamed"
     except Exception as error:

@@ -56,9 +56,10 @@ def per_module(
     replicas, _ = check_mesh(mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def packing_of(task: Task, plan: Plan, rng: jax.Array) -> Packing:
+    def packing_of(task: Task, plan: Plan) -> Packing:
         share = share_of(shape_of(frame), mesh)
-        return packing_of_kept(task, plan.layout, share, rng, recompute=True)
+        key = jax.eval_shape(lambda: jax.random.key(0))  # Inputs do not depend on it.
+        return packing_of_kept(task, plan.layout, share, key, recompute=True)
 
     def to_modules(train_state: TrainState) -> TrainState:
         sizes = groups_of(train_state, groups)
@@ -67,7 +68,7 @@ def per_module(
         in_flight = train_state.in_flight
         if in_flight:
             task = Task(network, _no_loss, rule=in_flight.made_for.value[0])
-            packing = packing_of(task, plan, train_state.rng)
+            packing = packing_of(task, plan)
             check_signals(task, plan.layout, packing, replicas, in_flight)
             in_flight = jax.jit(
                 partial(signals_to_modules, task, plan.layout, packing), out_shardings=everywhere
@@ -89,7 +90,7 @@ def per_module(
         if in_flight:
             exact = isinstance(in_flight, Remembered)
             task = Task(network, _no_loss, "pipelined_backprop" if exact else "sideways")
-            packing = packing_of(task, plan, train_state.rng)
+            packing = packing_of(task, plan)
             in_flight = jax.jit(
                 partial(signals_from_modules, task, plan.layout, packing, replicas),
                 out_shardings=shardings(mesh),

@@ -141,7 +141,7 @@ def kept_of(
                 before = places(packing.trees[n][k], count - late)
                 buffers.append(_after(before, entries))
             pack = jax.vmap(lambda *entries, n=n: packing.pack(n, entries))
-            there = any(jax.tree.leaves(buffers))
+            there = bool(jax.tree.leaves(buffers))
             nothing = nothing_kept(task, packing).rows
             of_replicas.append(pack(*buffers) if there else nothing)
         rows.append(jax.tree.map(_stack, *of_replicas))

@@ -281,6 +281,18 @@ FOUND = {
             Data(0, ((3, 0), (3, 1), (5, 2))),
         ),
     ],
+    "what is kept on a mesh": [
+        (
+            StreamCase(
+                Problem(
+                    ("both, dense 3, keys", "gate, fork", "join, linear 2, counter"),
+                    "pair", "parts", batch=4,
+                ),
+                Place("depth_sharded", 2, 2), "stream", 3, 1, "descent", "pipelined_backprop",
+            ),
+            Data(5, ((1, 1), (5, 0), (5, 1), (5, 2), (5, 3))),
+        ),
+    ],
 }  # fmt: skip
 
 
