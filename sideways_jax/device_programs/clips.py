@@ -225,7 +225,8 @@ def make_training(task: Task, tx: optax.GradientTransformation, options: Options
             owned = [copies(one) for one in owned]
         owned, carries = run_update(update, updates, owned, carries)
         squares = jax.device_put([carry.squares for carry in carries], places[-1].whole)
-        step, frames = advanced(train_state.step, train_state.frames, 1, num_frames)
+        counters = jax.device_put((train_state.step, train_state.frames), places[-1].whole)
+        step, frames = advanced(*counters, 1, num_frames)
         train_state = train_state._replace(
             step=step,
             params=tuple(one for each in owned for one in each.params),

@@ -44,8 +44,8 @@ def init_state(plan: Plan, optimizer: Divided, key: jax.Array) -> TrainState:
     assert len(params) == network.depth
     opt_state = init_optimizer(plan, optimizer, tuple(params))
     new = new_train_state(tuple(params), tuple(state), opt_state, (), rng)
-    first = where.places[0].whole
-    step, rng, frames = jax.device_put((new.step, new.rng, new.frames), first)
+    top = where.places[-1].whole  # Where the loss and the outputs are, too.
+    step, rng, frames = jax.device_put((new.step, new.rng, new.frames), top)
     return new._replace(step=step, rng=rng, frames=frames)
 
 

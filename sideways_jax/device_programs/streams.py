@@ -130,7 +130,7 @@ def make_training(
         in_flight, fifos = put_in_flight(plan, in_flight, fifos)
         after, numbers = number(
             in_flight.activation_frames, in_flight.pseudo_gradient_frames,
-            *jax.device_put((reset, train_state.frames), places[0].whole),
+            *jax.device_put((reset, train_state.frames), places[-1].whole),
         )  # fmt: skip
         carried, paired = _pair(in_flight.targets, jax.device_put(targets, places[-1].steps))
         given = give(plan, frames, paired, numbers, train_state.rng, reset if keeps else None)
@@ -151,7 +151,8 @@ def make_training(
         shown = carries[-1].shown
         metrics = summary(shown._replace(outputs=()), shown_frames, squares)
         updates = len(reset) // update_every
-        step, number_of_frames = advanced(train_state.step, train_state.frames, updates, len(reset))
+        counters = jax.device_put((train_state.step, train_state.frames), places[-1].whole)
+        step, number_of_frames = advanced(*counters, updates, len(reset))
         held: Any = Remembered(in_flight, fifos) if keeps else in_flight
         train_state = train_state._replace(
             step=step,
@@ -199,13 +200,13 @@ def put_in_flight(plan: Plan, in_flight: InFlight, fifos: tuple) -> tuple[InFlig
         place for place, group in zip(places, plan.where.groups, strict=True) for _ in group
     ]
     put = [partial(jax.device_put, device=place.batch) for place in place_of[:-1]]
-    first = places[0].whole
+    top = places[-1]
     moved = InFlight(
         tuple(one(x) for one, x in zip(put, in_flight.activations, strict=True)),
         tuple(one(x) for one, x in zip(put, in_flight.pseudo_gradients, strict=True)),
-        jax.device_put(in_flight.activation_frames, first),
-        jax.device_put(in_flight.pseudo_gradient_frames, first),
-        jax.device_put(in_flight.targets, places[-1].batch),
+        jax.device_put(in_flight.activation_frames, top.whole),
+        jax.device_put(in_flight.pseudo_gradient_frames, top.whole),
+        jax.device_put(in_flight.targets, top.batch),
     )
     if not fifos:
         return moved, ()
