@@ -34,6 +34,11 @@ class Module(NamedTuple):
     apply: Callable[..., tuple[PyTree, PyTree]]
 
 
+def key_shape() -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a key, where only shapes are looked at."""
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
 def module_key(rng: jax.Array | None, index: int, frame_id: jax.Array | int) -> jax.Array | None:
     """The key of module `index` (0-based) for frame `frame_id` (0-based), None without `rng`.
 

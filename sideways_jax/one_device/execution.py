@@ -77,7 +77,7 @@ class Scan:
 
     def _recompute(self, task: Task) -> bool:
         """Raises ValueError if `recompute` is given where nothing is kept."""
-        if self.recompute is not None and task.rule != "pipelined_backprop":
+        if self.recompute is not None and not task.remembers:
             raise ValueError(
                 f"recompute={self.recompute}: on one device only rule='pipelined_backprop' keeps "
                 "something of a frame; leave it out"

@@ -100,7 +100,7 @@ def episode(
         target_alignment=task.target,
     )  # fmt: skip
     fifos = ()
-    if task.rule == "pipelined_backprop":
+    if task.remembers:
         fifos = rule.empty_fifos(
             task.network, params, state, first_of(frames),
             train=task.train, rng=rng, recompute=recompute,

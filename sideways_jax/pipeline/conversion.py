@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sideways_jax.devices.layout import share_of
 from sideways_jax.devices.mesh import DEPTH, check_mesh, grid
 from sideways_jax.devices.packing import Packed, Packing
+from sideways_jax.network.module import key_shape
 from sideways_jax.network.network import Network
 from sideways_jax.pipeline.in_flight import (
     check_signals,
@@ -58,8 +59,7 @@ def per_module(
 
     def packing_of(task: Task, plan: Plan) -> Packing:
         share = share_of(shape_of(frame), mesh)
-        key = jax.eval_shape(lambda: jax.random.key(0))  # Inputs do not depend on it.
-        return packing_of_kept(task, plan.layout, share, key, recompute=True)
+        return packing_of_kept(task, plan.layout, share, key_shape(), recompute=True)
 
     def to_modules(train_state: TrainState) -> TrainState:
         sizes = groups_of(train_state, groups)

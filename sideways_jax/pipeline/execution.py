@@ -92,7 +92,7 @@ class Pipeline:
         Raises:
           ValueError: for backprop, which blocks: on a mesh it trains on clips.
         """
-        if task.rule == "pipelined_backprop":
+        if task.remembers:
             check_recompute(self.recompute, update_every)
         self._schedule(task)
         if task.rule == "backprop":
@@ -121,7 +121,7 @@ class Pipeline:
             raise ValueError(
                 f"schedule={self.schedule!r}: rule={task.rule!r} has its own schedule; leave it out"
             )
-        if task.rule == "pipelined_backprop":
+        if task.remembers:
             between = [pair for pair in task.network.shortcuts if pair[0] >= 0]
             if between:
                 raise ValueError(

@@ -14,6 +14,7 @@ from sideways_jax.devices.exchange import key_of_replica, on_mesh, own
 from sideways_jax.devices.layout import share_of
 from sideways_jax.devices.mesh import DATA, DEPTH, check_mesh, data_axis
 from sideways_jax.devices.packing import Packing
+from sideways_jax.network.module import key_shape
 from sideways_jax.pipeline.in_flight import (
     ShardedInFlight,
     check_signals,
@@ -70,8 +71,7 @@ class _Run(NamedTuple):
     def kept(self, plan: Plan, frame: PyTree) -> Packing:
         """How what modules keep lies in vectors; `frame` is a whole batch, or its shape."""
         share = share_of(shape_of(frame), self.mesh)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return packing_of_kept(self.task, plan.layout, share, key, recompute=True)
+        return packing_of_kept(self.task, plan.layout, share, key_shape(), recompute=True)
 
     @property
     def replicas(self) -> int:
@@ -226,8 +226,8 @@ def _numbers(
     def body(numbers, inputs):
         frame_id, reset = inputs
         frame_id = jnp.full(reset.shape, frame_id)
-        exact = task.rule == "pipelined_backprop"
-        return tick(task.network.wiring, restart(numbers, reset), frame_id, keeps_inputs=exact)
+        emptied = restart(numbers, reset)
+        return tick(task.network.wiring, emptied, frame_id, keeps_inputs=task.remembers)
 
     frame_ids = frame_numbers(first_frame_id, len(reset))
     before = in_flight.activation_frames, in_flight.pseudo_gradient_frames

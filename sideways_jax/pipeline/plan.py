@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from sideways_jax.devices.layout import Layout, place
 from sideways_jax.devices.module_groups import Groups
 from sideways_jax.devices.packing import Packed, Packing
+from sideways_jax.network.module import key_shape
 from sideways_jax.network.network import Network
 from sideways_jax.pipeline import local_optimizer
 from sideways_jax.pipeline.local_optimizer import Divided
@@ -58,8 +59,7 @@ def make_plan(
       ValueError: if the modules or the batch do not go into the mesh, or for an optimizer that
         cannot be divided among devices.
     """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    params, state = jax.eval_shape(network.init, key, shape_of(frame))
+    params, state = jax.eval_shape(network.init, key_shape(), shape_of(frame))
     layout = place(network, params, state, shape_of(frame), mesh, groups)
     optimizer = local_optimizer.divide(tx, params, layout.groups)
     opt_packing = Packing.of([optimizer.state(n) for n in range(layout.num_devices)])

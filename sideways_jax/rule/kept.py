@@ -15,9 +15,15 @@ class Passes(NamedTuple):
 
     # forward(params, state, x, context) -> (result, aux, kept)
     forward: Callable[..., tuple[PyTree, PyTree, PyTree]]
-    # backward(params, kept, context, cotangent of the result) -> (grads, cotangent of x)
+    # backward(params, kept, context, cotangent of the result) -> (grads, cotangent of x); where
+    # residuals are kept, for a forward pass that has been traced.
     backward: Callable[..., tuple[PyTree, PyTree]]
-    kept: PyTree  # shapes of what is kept
+    shapes: tuple[PyTree, PyTree, PyTree, PyTree]  # of the arguments of `forward`
+
+    @property
+    def kept(self) -> PyTree:
+        """Shapes of what is kept; it traces the forward pass."""
+        return jax.eval_shape(self.forward, *self.shapes)[2]
 
 
 def passes(
@@ -67,4 +73,4 @@ def passes(
             leaves = [next(kept) if k is None else known[k] for k in found["where"]]
             return jax.tree.unflatten(found["structure"], leaves)(cotangent)
 
-    return Passes(forward, backward, jax.eval_shape(forward, *shapes)[2])
+    return Passes(forward, backward, shapes)
