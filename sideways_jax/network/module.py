@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -34,7 +34,7 @@ class Module(NamedTuple):
     apply: Callable[..., tuple[PyTree, PyTree]]
 
 
-def key_shape() -> jax.ShapeDtypeStruct:
+def key_shape() -> Any:
     """The shape and dtype of a key, where only shapes are looked at."""
     return jax.eval_shape(lambda: jax.random.key(0))
 

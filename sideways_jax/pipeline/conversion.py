@@ -28,7 +28,7 @@ from sideways_jax.pipeline.in_flight import (
 )
 from sideways_jax.pipeline.plan import Plan, close_state, groups_of, make_plan, open_state
 from sideways_jax.pipeline.sideways_stage import packing_of_kept
-from sideways_jax.rule.fifo import Remembered
+from sideways_jax.rule.fifo import Remembered, stashes_weights
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, shape_of
 from sideways_jax.training.train_state import TrainState
@@ -89,6 +89,11 @@ def per_module(
         in_flight = train_state.in_flight
         if in_flight:
             exact = isinstance(in_flight, Remembered)
+            if exact and any(map(stashes_weights, in_flight.fifos)):
+                raise ValueError(
+                    "this train state keeps the weights of past forward passes, which a mesh does "
+                    "not: go on with execution=Scan(stash_weights=True), or train without them"
+                )
             task = Task(network, _no_loss, "pipelined_backprop" if exact else "sideways")
             packing = packing_of(task, plan)
             in_flight = jax.jit(

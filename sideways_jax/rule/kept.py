@@ -1,4 +1,7 @@
-"""What a forward pass keeps for a backward pass that comes later: its input, or its residuals."""
+"""What a forward pass keeps for a backward pass that comes later: its input, or its residuals.
+
+And maybe its weights, where they change between the two.
+"""
 
 from __future__ import annotations
 
@@ -74,3 +77,28 @@ def passes(
             return jax.tree.unflatten(found["structure"], leaves)(cotangent)
 
     return Passes(forward, backward, shapes)
+
+
+class Stashed(NamedTuple):
+    """What is kept of a forward pass, and the weights that it used."""
+
+    params: PyTree
+    kept: PyTree
+
+
+def with_stashed_weights(one: Passes) -> Passes:
+    """Passes of which the backward pass uses the weights of the forward pass, not those of now.
+
+    PipeDream's weight stashing (Narayanan et al., SOSP 2019). It keeps a copy of the parameters
+    beside what else is kept.
+    """
+
+    def forward(params: PyTree, state: PyTree, x: PyTree, context: PyTree) -> tuple:
+        result, aux, kept = one.forward(params, state, x, context)
+        return result, aux, Stashed(params, kept)
+
+    def backward(params: PyTree, kept: Stashed, context: PyTree, cotangent: PyTree) -> tuple:
+        del params
+        return one.backward(kept.params, kept.kept, context, cotangent)
+
+    return Passes(forward, backward, one.shapes)

@@ -37,7 +37,8 @@ def check_recompute(recompute: bool | None, update_every: int) -> None:
         raise ValueError(
             f"recompute=False with update_every={update_every}: residuals are of the weights of "
             "then, mixed with those of now wherever a module uses its parameters as they are; "
-            "leave it out, or train on clips with update_every=None"
+            "leave it out, keep the weights of then as well on one device with "
+            "Scan(recompute=False, stash_weights=True), or train on clips with update_every=None"
         )
 
 
