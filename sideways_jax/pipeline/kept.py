@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from sideways_jax.devices.layout import Layout
 from sideways_jax.devices.packing import Packed, Packing, filled
+from sideways_jax.devices.report import Bytes
 from sideways_jax.rule.fifo import Fifo, Past, passes_of, places, started
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree
@@ -63,6 +64,19 @@ def nothing_kept(task: Task, packing: Packing, bubble: float = 0.0) -> Kept:
     count = task.network.wiring.first_trained(0)
     rows = {name: jnp.tile(row, (count, 1)) for name, row in filled(packing, bubble).items()}
     return Kept(rows, jnp.zeros((), jnp.int32))
+
+
+def bytes_of_rows(task: Task, layout: Layout, packing: Packing) -> Bytes:
+    """What the modules of each device keep, and the rows that every device holds."""
+    wiring = task.network.wiring
+    used = [
+        sum(
+            wiring.first_trained(i) * Packing.of([tree]).bytes_held
+            for i, tree in zip(group, packing.trees[n], strict=True)
+        )
+        for n, group in enumerate(layout.groups)
+    ]
+    return Bytes(used, wiring.first_trained(0) * packing.bytes_held)
 
 
 def looking_back(task: Task, layout: Layout, packing: Packing, n: int, kept: Kept) -> tuple | None:
