@@ -33,11 +33,14 @@ class Scan:
     Memory does not depend on the length of the clip; the execution for streams on one device.
 
     Attributes:
-      recompute: of pipelined backprop on clips alone: keep inputs, and run forward passes again
-        (the default), or keep what the backward pass needs.
+      recompute: of pipelined backprop: keep inputs, and run forward passes again (the default), or
+        keep what the backward pass needs; the latter on clips, or with `stash_weights`.
+      stash_weights: of pipelined backprop on streams: the backward pass of a frame uses the weights
+        of its forward pass, a copy of which is kept; otherwise those of now.
     """
 
     recompute: bool | None = None
+    stash_weights: bool = False
 
     def episode(
         self,
@@ -49,14 +52,14 @@ class Scan:
         rng: jax.Array | None,
     ) -> Episode:
         """The gradients of one episode."""
-        recompute = self._recompute(task)
+        recompute = self._checked_on_clips(task)
         if task.is_pipelined:
             return scan.episode(task, params, state, frames, targets, rng, recompute)
         return backprop.scan_episode(task, params, state, frames, targets, rng)
 
     def training(self, task: Task, tx: optax.GradientTransformation) -> Training:
         """Training with one update per episode."""
-        self._recompute(task)
+        self._checked_on_clips(task)
         return per_episode.make_training(task, tx, partial(self.episode, task))
 
     def stream_training(
@@ -72,12 +75,14 @@ class Scan:
         Raises:
           ValueError: for backprop with `update_every` other than 1: it blocks for 2D-1 frames.
         """
-        self._recompute(task)
+        recompute = self._checked(task)
         if task.is_pipelined:
-            check_recompute(self.recompute, update_every)
+            if not self.stash_weights:
+                check_recompute(self.recompute, update_every)
             return online.make_training(
-                task, tx, update_every=update_every, with_outputs=with_outputs
-            )
+                task, tx, update_every=update_every, with_outputs=with_outputs,
+                recompute=recompute, stash_weights=self.stash_weights,
+            )  # fmt: skip
         if update_every != 1:
             raise ValueError(
                 f"update_every={update_every} with rule='backprop': on a stream it takes one frame "
@@ -85,14 +90,27 @@ class Scan:
             )
         return blocking.make_training(task, tx, with_outputs=with_outputs)
 
-    def _recompute(self, task: Task) -> bool:
-        """Raises ValueError if `recompute` is given where nothing is kept."""
-        if self.recompute is not None and task.rule != "pipelined_backprop":
-            raise ValueError(
-                f"recompute={self.recompute}: on one device only rule='pipelined_backprop' keeps "
-                "something of a frame; leave it out"
-            )
+    def _checked(self, task: Task) -> bool:
+        """Whether inputs are kept; ValueError for an option that is given where nothing is kept."""
+        for name, given in (
+            ("recompute", self.recompute is not None),
+            ("stash_weights", self.stash_weights),
+        ):
+            if given and not task.remembers:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: on one device only rule='pipelined_backprop' "
+                    "keeps something of a frame; leave it out"
+                )
         return self.recompute is not False
+
+    def _checked_on_clips(self, task: Task) -> bool:
+        """As `_checked`; ValueError for `stash_weights`, too: weights are constant on a clip."""
+        if self.stash_weights:
+            raise ValueError(
+                "stash_weights=True is for streams, whose weights change between the passes of a "
+                "frame: set update_every, or leave it out"
+            )
+        return self._checked(task)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from sideways_jax.devices.layout import share_of
 from sideways_jax.devices.mesh import DATA, DEPTH, check_mesh, data_axis
 from sideways_jax.devices.packing import Packing
 from sideways_jax.devices.replicas import mean_over_replicas
+from sideways_jax.network.module import key_shape
 from sideways_jax.pipeline.in_flight import (
     ShardedInFlight,
     check_signals,
@@ -64,8 +65,7 @@ class _Run(NamedTuple):
     def kept(self, plan: Plan, frame: PyTree) -> Packing:
         """How what modules keep lies in vectors; `frame` is a whole batch, or its shape."""
         share = share_of(shape_of(frame), self.mesh)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return packing_of_kept(self.task, plan.layout, share, key, recompute=True)
+        return packing_of_kept(self.task, plan.layout, share, key_shape(), recompute=True)
 
     @property
     def replicas(self) -> int:
