@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.workdir.files import write_atomically
+from experiments.workdir.files import BEST, LAST, write_atomically
 
 # What may differ when a run goes on. None of them changes what has been computed so far: videos are
 # compared by their contents, so that they may have moved.
@@ -41,7 +41,8 @@ def check(config: ConfigDict, workdir: Path) -> None:
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); use another workdir") from error
     here = _flatten(_plain(config))
-    if not any(name.name.isdigit() for name in (workdir / "checkpoints").glob("*")):
+    saved = (one for folder in (LAST, BEST) for one in (workdir / folder).glob("*"))
+    if not any(one.name.isdigit() for one in saved):
         return  # It had failed before anything was saved, of numbers that are not finite perhaps.
     differences = [
         f"{field} was {_show(there, field)} there and is {_show(here, field)} now"

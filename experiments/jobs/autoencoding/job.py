@@ -32,6 +32,7 @@ from experiments.running.protocol import Job, Result
 from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
 from sideways_jax.tools.names import check_name
+from sideways_jax.training.train_state import new_train_state
 
 UPDATES_PER_EPOCH = 1000  # a stream has no epochs; schedules count in thousands of updates
 
@@ -45,6 +46,10 @@ class StreamEvaluation(NamedTuple):
     def metrics(self) -> dict[str, float]:
         """The numbers, for the log."""
         return self.scores._asdict()
+
+    def score(self) -> float:
+        """The less error, the better."""
+        return -self.scores.streaming_mse
 
 
 def train_and_evaluate(
@@ -102,6 +107,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     jax.eval_shape(init_on_frames, key)  # Raises ValueError if the network does not fit the frames.
     return Job(
         config=config,
+        classes=(),
         introduction=_introduction(config, network, execution),
         init=lambda: jax.jit(init_on_frames)(key),
         train_step=on_chunks(learn),
@@ -186,6 +192,23 @@ def make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) ->
     return evaluate
 
 
+def evaluate_saved(
+    config: ConfigDict,
+    data: ConfigDict,
+    network: Network,
+    params: tuple,
+    state: tuple,
+    folder: Path,
+) -> StreamEvaluation:
+    """Tests what a run has learned on the test streams of `data`; a strip goes into the folder."""
+    config = ConfigDict(config.to_dict())
+    config.data = data
+    evaluate = make_evaluate(config, network, lambda train_state: train_state)
+    learned = new_train_state(params, state, (), (), ())
+    chunks = _test_chunks(_streams(data, config.seed, "test"), config.online.chunk)
+    return evaluate(learned, chunks, last=True, folder=folder)
+
+
 def _make_finish(config: ConfigDict, execution: str) -> Callable:
     """`Job.finish`: the summary, its pictures, and the error of a stream that failed."""
     rule, chunk, batch_size = config.rule, config.online.chunk, config.data.batch_size
@@ -205,6 +228,8 @@ def _make_finish(config: ConfigDict, execution: str) -> Callable:
             scores=evaluation and evaluation.scores,
             frames_per_second=speed and speed * chunk,
             workdir=os.fspath(workdir),
+            best_mse=result.best and -result.best.score,
+            best_step=result.best and result.best.step,
         )
         if console is not None:
             report.write(summary, evaluation and evaluation.shown, workdir)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.jobs.classification import scores
 from sideways_jax import Network
 from sideways_jax.tools.names import check_name
 
@@ -24,17 +25,49 @@ class ShownClip(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The result over a test set."""
+    """The result over a test set of V videos and C classes."""
 
-    accuracy: float  # fraction of the videos
-    loss: float  # cross-entropy of the averaged prediction, mean over the videos
-    videos: int
+    probabilities: np.ndarray  # [V, C], of whole videos
+    labels: np.ndarray  # int [V]; bool [V, C] if a video has several classes
     frames: int  # how many were counted
     shown: list[ShownClip]
 
+    @property
+    def videos(self) -> int:
+        """How many there are."""
+        return len(self.labels)
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of right predictions."""
+        return scores.accuracy(self.probabilities, self.labels)
+
+    @property
+    def loss(self) -> float:
+        """The negative log-likelihood of whole videos, in nats."""
+        return scores.negative_log_likelihood(self.probabilities, self.labels)
+
     def metrics(self) -> dict[str, float]:
-        """The numbers, for the log."""
-        return {name: value for name, value in self._asdict().items() if name != "shown"}
+        """The numbers, for the log.
+
+        "loss" is the NLL, "ece" the expected calibration error, "top5" is there with more than 5
+        classes, and "mean_average_precision" with several classes to a video.
+        """
+        both = self.probabilities, self.labels
+        metrics = {"accuracy": self.accuracy, "loss": self.loss}
+        metrics["ece"] = scores.calibration_error(*both)
+        if self.labels.ndim == 2:
+            precisions = scores.average_precisions(*both)
+            known = precisions[~np.isnan(precisions)]
+            metrics["mean_average_precision"] = float(known.mean()) if known.size else 0.0
+        elif self.probabilities.shape[1] > 5:
+            metrics["top5"] = scores.top(*both, 5)
+        return metrics | {"videos": self.videos, "frames": self.frames}
+
+    def score(self) -> float:
+        """The accuracy, or the mean average precision with several classes to a video."""
+        metrics = self.metrics()
+        return metrics.get("mean_average_precision", metrics["accuracy"])
 
 
 def make_evaluate(network: Network, average: str) -> Callable[..., Evaluation]:
@@ -53,7 +86,7 @@ def make_evaluate(network: Network, average: str) -> Callable[..., Evaluation]:
     """
     check_name("eval.average", average, AVERAGES)
 
-    sum_over_frames = _make_sums(network, average)
+    sum_over_frames = make_sums(network, average)
 
     def evaluate(
         params,
@@ -89,8 +122,12 @@ def make_evaluate(network: Network, average: str) -> Callable[..., Evaluation]:
     return evaluate
 
 
-def _make_sums(network: Network, average: str) -> Callable:
-    """A function that adds up the scores of real frames: `[B, classes]` of frames `[B, K, ...]`."""
+def make_sums(network: Network, average: str) -> Callable:
+    """A function that adds up the scores of real frames: `[B, classes]` of frames `[B, K, ...]`.
+
+    It takes `(params, state, frames, mask)`; the scores are logits, or with
+    `average="probabilities"` their softmax.
+    """
 
     @jax.jit
     def sum_over_frames(params, state, frames, mask):
@@ -139,20 +176,22 @@ class _Tally:
                 f"{missing.size} of {len(labels)} test videos had no frames, number {missing[0]} "
                 "is the first"
             )
-        probabilities = self._scores / num_frames[:, None]
-        if average == "logits":
-            probabilities = _softmax(probabilities)
-        of_label = probabilities[np.arange(len(labels)), labels]
+        probabilities = averaged(self._scores, num_frames, average)
         return Evaluation(
-            accuracy=float((probabilities.argmax(axis=1) == labels).mean()),
-            loss=float(-np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean()),
-            videos=len(labels),
+            probabilities=probabilities,
+            labels=labels,
             frames=int(num_frames.sum()),
             shown=[
                 ShownClip(self._beginnings[video], int(labels[video]), probabilities[video])
                 for video in self._shown
             ],
         )
+
+
+def averaged(sums: np.ndarray, num_frames: np.ndarray, average: str) -> np.ndarray:
+    """The probabilities of videos `[V, C]`, from the sums over their frames."""
+    means = sums / num_frames[:, None]
+    return _softmax(means) if average == "logits" else means
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

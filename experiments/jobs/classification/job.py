@@ -69,13 +69,14 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     network = make_network(config.model, len(source.classes))
     tx = make_tx(config.optimizer, source.steps_per_epoch)
     init, train_step = make_train_step(config, network, tx, execution)
-    to_modules, from_modules = conversions(execution, network, tx, _frame_shape(config.data))
+    to_modules, from_modules = conversions(execution, network, tx, frame_shape(config.data))
     key = jax.random.key(config.seed)
     jax.eval_shape(train_step, jax.eval_shape(init, key), _batch_shape(config.data))
     # The first batch may start worker processes.
     has_workers = config.data.num_workers > 0
     return Job(
         config=config,
+        classes=source.classes,
         introduction=_introduction(config, source, network, execution),
         init=lambda: jax.jit(init)(key),
         train_step=train_step,
@@ -128,7 +129,7 @@ def make_train_step(
         metrics_fn=lambda logits, label: {"accuracy": accuracy(logits, label)},
         **execution.arguments,
     )
-    frame = _frame_shape(config.data)
+    frame = frame_shape(config.data)
 
     def train_on_batch(train_state, batch):
         # Time first. Frames stay uint8 until the first module normalises them.
@@ -166,14 +167,19 @@ def _make_finish(rule: str, execution: str, classes: Sequence[str]) -> Callable:
     """`Job.finish`: the summary, and its pictures."""
 
     def finish(result: Result, workdir: Path, console: Console | None) -> report.Summary:
-        evaluation = result.evaluation
+        evaluation, best = result.evaluation, result.best
+        metrics = evaluation.metrics() if evaluation else {}
         summary = report.Summary(
             rule=rule,
             execution=execution,
             steps=result.step,
-            test_accuracy=evaluation and evaluation.accuracy,
+            test_accuracy=metrics.get("accuracy"),
             steps_per_second=result.steps_per_second,
             workdir=os.fspath(workdir),
+            nll=metrics.get("loss"),
+            ece=metrics.get("ece"),
+            best_accuracy=best and best.score,
+            best_step=best and best.step,
         )
         if console is not None:
             report.write(summary, evaluation.shown if evaluation else [], classes, workdir)
@@ -193,7 +199,8 @@ def accuracy(logits: jax.Array, label: jax.Array) -> jax.Array:
     return jnp.mean((logits.argmax(axis=-1) == label).astype(jnp.float32))
 
 
-def _frame_shape(data: ConfigDict) -> jax.ShapeDtypeStruct:
+def frame_shape(data: ConfigDict) -> jax.ShapeDtypeStruct:
+    """A batch of frames of `config.data`."""
     shape = _batch_shape(data)["frames"]
     return jax.ShapeDtypeStruct((shape.shape[0], *shape.shape[2:]), shape.dtype)
 
@@ -228,7 +235,7 @@ def _warnings(source: Source) -> Iterator[str]:
 def _introduction(
     config: ConfigDict, source: Source, network: Network, execution: Execution
 ) -> str:
-    frame = _frame_shape(config.data)
+    frame = frame_shape(config.data)
     params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
     size = sum(x.size for x in jax.tree.leaves(params))
     text = (
