@@ -1,6 +1,7 @@
 """Data sets of videos: `load` one by its name and get batches for training and evaluation.
 
-Clips with labels come from `load`, streams of frames without end or label from `load_streams`.
+Clips with labels come from `load`, streams of frames without end or label from `load_streams`, and
+files without labels, to be looked at after training, from `load_files`.
 UCF101, HMDB51 and CATER have to be built once, from the files that were downloaded, with `build`.
 
 This is the only door: programs import from `data`, and not from the packages inside it. Nothing in
@@ -21,6 +22,8 @@ from data.batches.videos import ClipOptions, Splits, Videos
 from data.sets import CLIPS, STREAMS, recorded
 from data.video.boxes import Box
 from data.video.decoding import BadVideo, decode
+from data.video.live import is_live
+from data.video.loose import Files, load_files, video_files
 
 if TYPE_CHECKING:
     from data.building.builder import VideoBuilder
@@ -29,6 +32,7 @@ __all__ = [
     "BadVideo",
     "Box",
     "ClipOptions",
+    "Files",
     "Source",
     "Splits",
     "Streams",
@@ -36,9 +40,12 @@ __all__ = [
     "build",
     "decode",
     "default_config",
+    "is_live",
     "load",
+    "load_files",
     "load_streams",
     "make_source",
+    "video_files",
 ]
 
 DataSet = TypeVar("DataSet")
