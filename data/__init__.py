@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_collections
 
+from data.batches.labels import classes_of
 from data.batches.source import Source, check_options, make_source
 from data.batches.streams import Streams
 from data.batches.videos import ClipOptions, Splits, Videos
+from data.own import imported
 from data.sets import CLIPS, STREAMS, recorded
 from data.video.boxes import Box
 from data.video.decoding import BadVideo, decode
@@ -38,8 +40,10 @@ __all__ = [
     "Streams",
     "Videos",
     "build",
+    "classes_of",
     "decode",
     "default_config",
+    "imported",
     "is_live",
     "load",
     "load_files",
@@ -54,10 +58,15 @@ DataSet = TypeVar("DataSet")
 def default_config(name: str) -> ml_collections.ConfigDict:
     """The fields of `config.data` for the data set `name`, with their defaults.
 
+    Args:
+      name: one of those there are, or "MODULE:NAME" for one of your own (docs/own.md).
+
     Raises:
       ValueError: if there is no such data set; the message names the closest one.
     """
-    return _data_set(name, CLIPS | STREAMS).default_config()
+    config = _data_set(name, CLIPS | STREAMS).default_config()
+    config.name = name
+    return config
 
 
 def load(
@@ -168,11 +177,23 @@ def _data_set(name: str, data_sets: Mapping[str, DataSet]) -> DataSet:
     """
     if name in data_sets:
         return data_sets[name]
+    if ":" in name:
+        functions = {id(CLIPS): ["splits"], id(STREAMS): ["programme"]}
+        return _own(name, ["default_config", *functions.get(id(data_sets), [])])
     for others, loader in ((CLIPS, "load"), (STREAMS, "load_streams")):
         if name in others:
             kind = "clips with labels" if others is CLIPS else "streams of frames"
             raise ValueError(f"{name} is made of {kind}: it is for data.{loader}")
     raise ValueError(f"there is no data set {name!r}{_closest(name, data_sets)}")
+
+
+def _own(name: str, functions: Iterable[str]) -> Any:
+    own = imported(name, "data set")
+    if missing := [one for one in functions if not hasattr(own, one)]:
+        raise ValueError(
+            f"data set {name!r} has no {' and no '.join(missing)}: see data/sets/protocol.py"
+        )
+    return own
 
 
 def _closest(name: str, names: Iterable[str]) -> str:

@@ -80,14 +80,10 @@ def main(argv: list[str]) -> int:
 
 def _classified(run, sources):
     """Yields a line and a row for every video."""
-    from experiments.jobs.classification.prediction import Classifier, frame_sizes, predict
+    from experiments.jobs.classification.prediction import classifier_of, predict
     from experiments.terminal.names import printable
 
-    size, resize = frame_sizes(run.config.data, _RESIZE.value)
-    classifier = Classifier(
-        *run[:3], len(run.classes), run.config.eval.average, size, resize,
-        run.config.data.num_frames, run.config.data.batch_size,
-    )  # fmt: skip
+    classifier = classifier_of(run, _RESIZE.value)
     for one in predict(classifier, sources, live_frames=_FRAMES.value):
         row = {"source": one.source, "frames": one.frames, "error": one.error, "classes": {}}
         if one.error is not None:

@@ -19,9 +19,12 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from experiments.configs._newer import completed
 from experiments.jobs.autoencoding import job as autoencoding
 from experiments.jobs.classification import job as classification
+from experiments.running.optimizer import make_tx, tested_params
 from experiments.workdir import checkpoints, classes
+from experiments.workdir.classes import Classes
 from sideways_jax import Network
 
 
@@ -34,6 +37,7 @@ class Trained(NamedTuple):
     classes: tuple[str, ...]  # names, in the order of the logits; () of a stream, which has none
     config: ConfigDict  # of the run
     step: int  # of the training loop, after which this was saved
+    multi_label: bool  # whether a video may have several classes, so that each has its sigmoid
 
 
 def load(workdir: os.PathLike[str] | str, checkpoint: int | str = "last") -> Trained:
@@ -51,10 +55,18 @@ def load(workdir: os.PathLike[str] | str, checkpoint: int | str = "last") -> Tra
     workdir = Path(workdir).expanduser()
     config = read_config(workdir)
     folder = checkpoints.find(workdir, checkpoint)
-    network, frame, names = _network(config, workdir)
+    network, frame, known = _network(config, workdir)
     params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
-    params, state = checkpoints.read_weights(folder, params, state)
-    return Trained(network, params, state, names, config, int(folder.name))
+    opt_state = None
+    if config.optimizer.ema:  # Part of the state of the optimizer.
+        opt_state = jax.eval_shape(
+            make_tx(config.optimizer, config.optimizer.accumulate).init, params
+        )
+    params, state, opt_state = checkpoints.read_weights(folder, params, state, opt_state)
+    params = tested_params(params, opt_state)
+    return Trained(
+        network, params, state, known.names, config, int(folder.name), known.multi_label
+    )  # fmt: skip
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -66,7 +78,7 @@ def read_config(workdir: Path) -> ConfigDict:
     """
     file = workdir / "config.json"
     try:
-        return ConfigDict(_with_tuples(json.loads(file.read_text(encoding="utf-8"))))
+        return completed(ConfigDict(_with_tuples(json.loads(file.read_text(encoding="utf-8")))))
     except OSError as error:
         raise FileNotFoundError(
             f"{workdir} is not the workdir of a run: {file.name} is not there. Give the --workdir "
@@ -76,15 +88,17 @@ def read_config(workdir: Path) -> ConfigDict:
         raise ValueError(f"{file} is damaged ({error})") from error
 
 
-def _network(
-    config: ConfigDict, workdir: Path
-) -> tuple[Network, jax.ShapeDtypeStruct, tuple[str, ...]]:
-    """The network, a batch of its frames, and the names of its classes."""
+def _network(config: ConfigDict, workdir: Path) -> tuple[Network, jax.ShapeDtypeStruct, Classes]:
+    """The network, a batch of its frames, and its classes."""
     if config.task == "autoencoding":
-        return autoencoding.make_network(config.model), autoencoding.frame_shape(config.data), ()
-    names = classes.read(workdir)
-    network = classification.make_network(config.model, len(names))
-    return network, classification.frame_shape(config.data), names
+        return (
+            autoencoding.make_network(config.model),
+            autoencoding.frame_shape(config.data),
+            Classes(),
+        )
+    known = classes.read(workdir)
+    network = classification.make_network(config.model, len(known.names))
+    return network, classification.frame_shape(config.data), known
 
 
 def _with_tuples(value: Any) -> Any:

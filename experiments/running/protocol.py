@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from experiments.workdir.classes import Classes
 from sideways_jax.step import TrainState
 
 
@@ -70,7 +71,7 @@ class Job(NamedTuple):
     """A job as `run.run` takes it; `jobs` have a function `prepare` each that makes one."""
 
     config: ConfigDict  # what the workdir will hold
-    classes: tuple[str, ...]  # names, likewise; () for a job that has none
+    classes: Classes  # likewise
     introduction: str  # lines for the console
     init: Callable[[], TrainState]  # makes a fresh one
     # `train_step(train_state, batch) -> (train_state, metrics)`. Metrics are numbers; "finite" says

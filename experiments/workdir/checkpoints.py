@@ -244,15 +244,16 @@ def find(workdir: Path, which: int | str) -> Path:
     return found
 
 
-def read_weights(folder: Path, params: tuple, state: tuple) -> tuple[tuple, tuple]:
+def read_weights(folder: Path, params: tuple, state: tuple, opt_state: Any = None) -> tuple:
     """The parameters and the state of the modules, and nothing else of a checkpoint.
 
     Args:
       folder: of the checkpoint, see `find`.
       params, state: their shapes, D pytrees each.
+      opt_state: the shapes of the optimizer's state, if that is wanted, too.
 
     Returns:
-      Both, on the first device of this process, wherever they were saved.
+      `(params, state, opt_state)`, on the first device of this process, wherever they were saved.
 
     Raises:
       ValueError: if the checkpoint is damaged, or is of another network.
@@ -262,7 +263,8 @@ def read_weights(folder: Path, params: tuple, state: tuple) -> tuple[tuple, tupl
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        {"params": params, "state": state},
+        {"params": params, "state": state}
+        | ({} if opt_state is None else {"opt_state": opt_state}),
     )
     arguments = ocp.args.PyTreeRestore(
         item=wanted,
@@ -276,7 +278,7 @@ def read_weights(folder: Path, params: tuple, state: tuple) -> tuple[tuple, tupl
         raise ValueError(
             f"{folder} cannot be read as the network of its config ({_first_line(error)})"
         ) from error
-    return read["params"], read["state"]
+    return read["params"], read["state"], read.get("opt_state")
 
 
 @contextlib.contextmanager

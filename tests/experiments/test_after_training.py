@@ -14,7 +14,7 @@ from experiments.configs import autoencoder, video_folder
 from experiments.jobs.autoencoding import job as autoencoding
 from experiments.jobs.classification import checkpoint
 from experiments.jobs.classification.job import train_and_evaluate
-from experiments.jobs.classification.prediction import Classifier, frame_sizes, predict
+from experiments.jobs.classification.prediction import classifier_of, predict
 from tests.experiments import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -38,13 +38,6 @@ def start(*arguments):
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def classifier_of(run):
-    return Classifier(
-        *run[:3], len(run.classes), run.config.eval.average, *frame_sizes(run.config.data),
-        run.config.data.num_frames, run.config.data.batch_size,
     )  # fmt: skip
 
 

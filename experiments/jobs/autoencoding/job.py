@@ -27,8 +27,9 @@ from experiments.jobs.autoencoding.score import Scores, StreamScore
 from experiments.running import run
 from experiments.running.checks import all_finite
 from experiments.running.execution import Execution, choose, conversions, on_this_process
-from experiments.running.optimizer import make_schedule, make_tx
+from experiments.running.optimizer import make_schedule, make_tx, tested_params
 from experiments.running.protocol import Job, Result
+from experiments.workdir.classes import Classes
 from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
 from sideways_jax.tools.names import check_name
@@ -80,6 +81,11 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     del workdir
     update_every, chunk = config.online.update_every, config.online.chunk
     _check_online(update_every, chunk)
+    if config.optimizer.accumulate != 1:
+        raise ValueError(
+            f"optimizer.accumulate={config.optimizer.accumulate}: a stream accumulates by "
+            "online.update_every"
+        )
     network = make_network(config.model)
     execution = _choose(config, network.depth)
     if config.test_streams:
@@ -107,7 +113,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     jax.eval_shape(init_on_frames, key)  # Raises ValueError if the network does not fit the frames.
     return Job(
         config=config,
-        classes=(),
+        classes=Classes(),
         introduction=_introduction(config, network, execution),
         init=lambda: jax.jit(init_on_frames)(key),
         train_step=on_chunks(learn),
@@ -169,7 +175,8 @@ def make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) ->
     def evaluate(train_state, chunks, *, last, folder) -> StreamEvaluation:
         del last
         modules = to_modules(train_state)
-        params, state = on_this_process((modules.params, modules.state))
+        learned = tested_params(modules.params, modules.opt_state)
+        params, state = on_this_process((learned, modules.state))
         carry = start(params, state, frame)
         score = StreamScore(pixel_range, count_missing=count_missing)
         middle = report.MiddleFrames()

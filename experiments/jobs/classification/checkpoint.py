@@ -46,9 +46,9 @@ def evaluate(
             f"{', '.join(map(printable, classes[:5]))}{', ...' * (len(classes) > 5)}"
         )
     numbers = np.array([classes.index(name) for name in source.classes], np.int32)
-    run = make_evaluate(network, average)
+    run = make_evaluate(network, average, multi_label=source.multi_label)
     parts = [
-        run(params, state, _relabelled(part, numbers), part.num_test, len(classes))
+        run(params, state, _relabelled(part, numbers, len(classes)), part.num_test, len(classes))
         for part in _parts(source, data, seed, split)
     ]
     return Evaluation(
@@ -66,11 +66,23 @@ def _parts(source: Source, data: ConfigDict, seed: int, split: str) -> list[Sour
     videos = [source.videos[name] for name in names if len(source.videos[name].labels)]
     if not videos:
         raise ValueError(f"there are no videos in the split {split!r}: give --split=train or all")
-    return [make_source(Splits(source.classes, train, one), options, seed=seed) for one in videos]
+    return [
+        make_source(
+            Splits(source.classes, train, one, multi_label=source.multi_label), options, seed=seed
+        )
+        for one in videos
+    ]
 
 
-def _relabelled(source: Source, numbers: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+def _relabelled(
+    source: Source, numbers: np.ndarray, num_classes: int
+) -> Iterator[dict[str, np.ndarray]]:
     """The test batches, with the labels of the network; -1 where a row is filling."""
     for batch in source.test():
         label = batch["label"]
-        yield batch | {"label": np.where(label < 0, label, numbers[label])}
+        if source.multi_label:
+            new = np.zeros((len(label), num_classes), label.dtype)
+            new[:, numbers] = label
+        else:
+            new = np.where(label < 0, label, numbers[label])
+        yield batch | {"label": new}

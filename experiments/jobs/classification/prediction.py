@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from data import BadVideo, Streams, default_config, is_live, load_files, load_streams
 from experiments.jobs.classification.accuracy import averaged, make_sums
+from experiments.trained import Trained
 from sideways_jax import Network
 
 
@@ -33,11 +34,22 @@ class Classifier(NamedTuple):
     params: tuple
     state: tuple
     num_classes: int
+    multi_label: bool  # whether a video may have several
     average: str  # over frames, of logits or probabilities
     size: int  # of crops, pixels
     resize: int  # of the shorter side before that
     num_frames: int  # of a clip
     batch_size: int  # clips of a batch
+
+
+def classifier_of(run: Trained, resize: int | None = None) -> Classifier:
+    """The network of a run; `resize` in the place of what the run did."""
+    data = run.config.data
+    size, resize = frame_sizes(data, resize)
+    return Classifier(
+        run.network, run.params, run.state, len(run.classes), run.multi_label,
+        run.config.eval.average, size, resize, data.num_frames, data.batch_size,
+    )  # fmt: skip
 
 
 def frame_sizes(data: ConfigDict, resize: int | None = None) -> tuple[int, int]:
@@ -65,7 +77,9 @@ def predict(
       sources: files and folders; cameras and addresses as in `video_file`.
       live_frames: how many frames of a camera or an address are looked at; 0: until its end.
     """
-    sum_over_frames = make_sums(classifier.network, classifier.average)
+    sum_over_frames = make_sums(
+        classifier.network, classifier.average, multi_label=classifier.multi_label
+    )  # fmt: skip
     compiled = _compiled(classifier, sum_over_frames)
     yield from _of_files(classifier, compiled, [one for one in sources if not is_live(one)])
     for source in filter(is_live, sources):
@@ -138,5 +152,7 @@ def _clips(
 
 
 def _prediction(classifier: Classifier, source: str, total: np.ndarray, count: int) -> Prediction:
-    [probabilities] = averaged(total[None], np.array([count]), classifier.average)
+    [probabilities] = averaged(
+        total[None], np.array([count]), classifier.average, multi_label=classifier.multi_label
+    )  # fmt: skip
     return Prediction(source, int(count), probabilities)

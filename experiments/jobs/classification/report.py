@@ -129,12 +129,9 @@ def draw_clips(clips: Sequence[ShownClip], classes: Sequence[str]) -> Figure:
     axes.set_axis_off()
     axes.imshow(mosaic, interpolation="nearest")
     for row, clip in enumerate(clips):
-        predicted = int(clip.probabilities.argmax())
-        right = predicted == clip.label
-        sure = f"{100 * clip.probabilities[predicted]:.0f}%"
+        predicted, true, right = _said(clip, classes)
         label = axes.annotate(
-            f"{'✓' if right else '✗'} predicted: {_short(classes[predicted])} ({sure})\n"
-            f"    true: {_short(classes[clip.label])}",
+            f"{'✓' if right else '✗'} predicted: {predicted}\n    true: {true}",
             (mosaic.shape[1], row * (height + gap) + height / 2),
             xytext=(8, 0),
             textcoords="offset points",
@@ -145,6 +142,19 @@ def draw_clips(clips: Sequence[ShownClip], classes: Sequence[str]) -> Figure:
         )
         draw_plainly(label)
     return figure
+
+
+def _said(clip: ShownClip, classes: Sequence[str]) -> tuple[str, str, bool]:
+    """What was predicted, what is true, and whether that is the same."""
+    if np.ndim(clip.label):
+        predicted, true = (
+            ", ".join(_short(classes[n], 10) for n in np.flatnonzero(chosen)) or "nothing"
+            for chosen in (clip.probabilities > 0.5, clip.label)
+        )
+        return predicted, true, bool(((clip.probabilities > 0.5) == clip.label).all())
+    best = int(clip.probabilities.argmax())
+    sure = f"{100 * clip.probabilities[best]:.0f}%"
+    return f"{_short(classes[best])} ({sure})", _short(classes[clip.label]), best == clip.label
 
 
 def spread(size: int, count: int) -> list[int]:
