@@ -22,6 +22,7 @@ EXECUTIONS = {
     "time_parallel": {},
     "scan": {"execution": "scan"},
     "depth_sharded": {"execution": "depth_sharded", "mesh__depth": 2},
+    "program_per_device": {"execution": "program_per_device", "mesh__depth": 2},
 }
 QUIET = Console(quiet=True)
 

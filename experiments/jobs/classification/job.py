@@ -75,15 +75,18 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     to_modules, from_modules = conversions(execution, network, tx, frame_shape(config.data))
     key = jax.random.key(config.seed)
     _check_output(network, frame_shape(config.data), len(source.classes))
-    jax.eval_shape(train_step, jax.eval_shape(init, key), _batch_shape(config.data, source))
+    if execution.is_jitted:  # Otherwise the first step finds what does not fit.
+        jax.eval_shape(train_step, jax.eval_shape(init, key), _batch_shape(config.data, source))
+        init = jax.jit(init)
     # The first batch may start worker processes.
     has_workers = config.data.num_workers > 0
     return Job(
         config=config,
         classes=Classes(source.classes, source.multi_label),
         introduction=_introduction(config, source, network, execution),
-        init=lambda: jax.jit(init)(key),
+        init=lambda: init(key),
         train_step=train_step,
+        is_jitted=execution.is_jitted,
         to_modules=to_modules,
         from_modules=from_modules,
         open_batches=lambda: iter(source.train),
@@ -139,11 +142,12 @@ def make_train_step(
         loss.loss_fn,
         tx,
         rule=config.rule,
-        schedule=config.schedule or None,
-        recompute=config.recompute if config.schedule else None,  # of these schedules alone
         target=config.target,
         metrics_fn=lambda logits, label: {"accuracy": loss.accuracy(logits, label)},
-        **execution.arguments,
+        # `recompute` is of these schedules alone.
+        **execution.arguments(
+            config.schedule or None, config.recompute if config.schedule else None
+        ),
     )
     frame = frame_shape(config.data)
 
