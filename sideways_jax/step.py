@@ -214,10 +214,12 @@ def _execution(execution: str | Execution, **options: Any) -> Execution:
         if execution in ON_MESHES:
             check_mesh(options["mesh"], execution)
             return EXECUTIONS[execution](**given)
-        if execution == "time_parallel" and set(given) == {"mesh"}:
-            return TimeParallel(given["mesh"])
         kind = f"execution={execution!r} runs on one device and"
-        execution = EXECUTIONS[execution]()
+        if execution == "time_parallel":
+            kind = "execution='time_parallel' divides batches, not modules, and"
+            execution = TimeParallel(given.pop("mesh", None))
+        else:
+            execution = EXECUTIONS[execution]()
         hint = "leave it out, or set execution='depth_sharded'"
         if execution == Scan() and set(given) == {"recompute"}:
             hint = "for rule='pipelined_backprop' set execution=Scan(recompute=...)"

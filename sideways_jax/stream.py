@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sideways_jax.device_programs import inference as device_programs
+from sideways_jax.devices.mesh import check_mesh
 from sideways_jax.network.network import Network
 from sideways_jax.one_device.inference import (
     PipelineState,
@@ -86,6 +87,8 @@ class PipelinedModel:
         execution: str = "depth_sharded",
     ):
         check_name("execution", execution, ("depth_sharded", "program_per_device"))
+        if execution == "program_per_device":
+            check_mesh(mesh, execution)
         self._network = network
         self._variables: tuple[PyTree, PyTree] = (params, state)
         self._mesh, self._groups, self._execution = mesh, groups, execution
@@ -186,25 +189,25 @@ class PipelinedModel:
 
     def _prepare(self, frame: PyTree) -> None:
         params, state = self._variables
-        self._shape = frame
-        self._reset = np.zeros(jax.tree.leaves(frame)[0].shape[:1], bool)
-        if self._mesh is not None and self._execution == "program_per_device":
-            groups = None if self._groups is None else tuple(self._groups)
-            self._variables, self._pipeline, self._step = device_programs.make_pipelined_step(
-                self._network, params, state, frame, mesh=self._mesh, groups=groups
-            )
-            return
         if self._mesh is None:
             self._pipeline = init_pipeline(self._network, params, state, frame)
 
             def step(variables: tuple, *inputs: Any) -> tuple:
                 return pipelined_step(self._network, *variables, *inputs)
 
+            self._step = jax.jit(step, donate_argnums=1)
+        elif self._execution == "program_per_device":
+            groups = None if self._groups is None else tuple(self._groups)
+            self._variables, self._pipeline, self._step = device_programs.make_pipelined_step(
+                self._network, params, state, frame, mesh=self._mesh, groups=groups
+            )
         else:
             mesh = self._mesh
-            pipelined = inference.make_pipelined_step(
+            self._variables, self._pipeline, step = inference.make_pipelined_step(
                 self._network, params, state, frame, mesh=mesh, groups=self._groups
             )
-            self._variables, self._pipeline, step = pipelined
             self._top = lambda rows: inference.top_row(rows, mesh)
-        self._step = jax.jit(step, donate_argnums=1)
+            self._step = jax.jit(step, donate_argnums=1)
+        # Last: frames that the modules refuse are none that others have to be like.
+        self._shape = frame
+        self._reset = np.zeros(jax.tree.leaves(frame)[0].shape[:1], bool)

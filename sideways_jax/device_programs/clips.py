@@ -46,6 +46,7 @@ from sideways_jax.device_programs.steps import (
     make_steps,
     run_steps,
 )
+from sideways_jax.network.checks import check_tuples
 from sideways_jax.pipeline.episode import Schedule
 from sideways_jax.pipeline.sums import counts
 from sideways_jax.rule import schedules
@@ -211,9 +212,13 @@ def make_training(task: Task, tx: optax.GradientTransformation, options: Options
 
     def train_step(train_state, frames, targets):
         check_dispatched(train_state, frames, targets)
+        check_tuples(task.depth, train_state.params, train_state.state)
         num_frames = check_episode(task, frames, targets)
-        rng = jax.random.fold_in(train_state.rng, train_state.step)
-        arguments = train_state.params, train_state.state, frames, targets, rng
+        step, rng, number_of_frames = jax.device_put(
+            (train_state.step, train_state.rng, train_state.frames), places[-1].whole
+        )
+        key = jax.random.fold_in(rng, step)
+        arguments = train_state.params, train_state.state, frames, targets, key
         sizes = options.sizes or sizes_of(places, train_state)
         programs, update, updates = programs_for(sizes, closed(*arguments))
         plan, groups = programs.plan, programs.plan.where.groups
@@ -225,14 +230,13 @@ def make_training(task: Task, tx: optax.GradientTransformation, options: Options
             owned = [copies(one) for one in owned]
         owned, carries = run_update(update, updates, owned, carries)
         squares = jax.device_put([carry.squares for carry in carries], places[-1].whole)
-        counters = jax.device_put((train_state.step, train_state.frames), places[-1].whole)
-        step, frames = advanced(*counters, 1, num_frames)
+        step, number_of_frames = advanced(step, number_of_frames, 1, num_frames)
         train_state = train_state._replace(
             step=step,
             params=tuple(one for each in owned for one in each.params),
             state=tuple(one for carry in carries for one in carry.state),
             opt_state=join_state(update.optimizer, [each.opt_state for each in owned]),
-            frames=frames,
+            frames=number_of_frames,
         )
         return train_state, programs.summary(carries[-1].shown, squares)
 

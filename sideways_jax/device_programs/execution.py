@@ -47,6 +47,7 @@ class ProgramPerDevice:
     donate: bool = False
 
     def __post_init__(self) -> None:
+        check_mesh(self.mesh, "program_per_device")
         checked = self._pipeline()
         object.__setattr__(self, "groups", checked.groups)
         places_of(self.mesh)
@@ -97,5 +98,4 @@ class ProgramPerDevice:
 
     def _options(self, task: Task, bubble: float) -> Options:
         schedule = self._pipeline().schedule_of(task, any_shortcuts=True)
-        check_mesh(self.mesh)
         return Options(self.mesh, self.groups, schedule, self.donate, bubble)

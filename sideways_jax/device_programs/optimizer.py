@@ -7,6 +7,7 @@ part of the program of the last step before it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,8 +48,25 @@ class Update(NamedTuple):
 
 
 def split_state(optimizer: Divided, places: Places, opt_state: PyTree) -> list[list[jax.Array]]:
-    """The leaves of the optimizer's state that every place holds, put there."""
-    leaves = jax.tree.leaves(opt_state)
+    """The leaves of the optimizer's state that every place holds, put there.
+
+    Raises:
+      ValueError: for the state of another optimizer, whose leaves would be taken for those of this.
+    """
+    leaves, structure = jax.tree.flatten(opt_state)
+    if structure != jax.tree.structure(optimizer.owners.state):
+        had, wanted = (
+            [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+            for tree in (opt_state, optimizer.owners.state)
+        )
+        pairs = itertools.zip_longest(had, wanted, fillvalue="nothing")
+        one, other = next(
+            (pair for pair in pairs if pair[0] != pair[1]), ("other types", "those of this one")
+        )
+        raise ValueError(
+            f"this train state was made for another optimizer: opt_state has {one} where {other} "
+            "is needed; make it with `init` of the same make_train_step"
+        )
     return [
         jax.device_put([leaves[k] for k in optimizer.held(n)], place.whole)
         for n, place in enumerate(places)

@@ -41,6 +41,7 @@ from sideways_jax.device_programs.steps import (
     run_steps,
 )
 from sideways_jax.devices.routes import added
+from sideways_jax.network.checks import check_tuples
 from sideways_jax.rule.fifo import Remembered, stashes_weights
 from sideways_jax.rule.in_flight import InFlight, init_in_flight, no_frames
 from sideways_jax.rule.rule import empty_fifos
@@ -115,6 +116,7 @@ def make_training(
     def train_step(train_state, frames, targets, reset=None):
         check_dispatched(train_state, frames, targets, reset)
         check_in_flight(train_state, kind)
+        check_tuples(task.depth, train_state.params, train_state.state)
         in_flight, fifos = train_state.in_flight if keeps else (train_state.in_flight, ())
         if any(map(stashes_weights, fifos)):
             raise ValueError(

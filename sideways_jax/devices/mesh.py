@@ -54,11 +54,11 @@ def check_mesh(mesh: Mesh | None, execution: str = "depth_sharded") -> tuple[int
     names = tuple(mesh.axis_names)
     if DEPTH not in names or set(names) - {DATA, DEPTH}:
         raise ValueError(
-            f"the mesh has the axes {names}; depth_sharded needs 'depth', and may have 'data'"
+            f"the mesh has the axes {names}; {execution} needs 'depth', and may have 'data'"
         )
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
         raise ValueError(
-            f"the axes {names} of the mesh are of type {mesh.axis_types}, depth_sharded needs "
+            f"the axes {names} of the mesh are of type {mesh.axis_types}, {execution} needs "
             "Auto: use sideways_jax.make_mesh, or axis_types=(jax.sharding.AxisType.Auto,) * "
             f"{len(names)} in jax.make_mesh"
         )

@@ -42,6 +42,8 @@ def episode(
       ValueError: if the batch does not divide, or for a state that replicas would count otherwise.
     """
     replicas, _ = check_mesh(mesh)
+    if replicas == 1:  # The mesh may have no axis `data`.
+        return one(params, state, frames, targets, rng)
     frame = first_of(shape_of(frames))
     check_counters(network, shape_of(params), shape_of(state), frame, share_of(frame, mesh))
 

@@ -94,6 +94,8 @@ def test_a_train_state_goes_from_one_device_to_several_and_back(update_every):
                 actual, frames, targets
             )
         else:
+            if number == 3:
+                actual = actual._replace(rng=jax.device_put(actual.rng, jax.devices()[1]))
             before = actual
             actual, found = on_three(actual, frames, targets)
             jax.block_until_ready(before.params)  # Nothing was taken from it.
@@ -139,6 +141,10 @@ def test_what_goes_into_a_program_is_refused():
         jax.jit(train_step)(train_state, frames, targets)
     with pytest.raises(ValueError, match="needs mesh="):
         step.make_train_step(network, squared_error, optax.sgd(0.1), execution="program_per_device")
+    with pytest.raises(ValueError, match="'program_per_device' needs mesh="):
+        PipelinedModel(network, (), (), execution="program_per_device")
+    with pytest.raises(ValueError, match=r"\('data',\); program_per_device needs 'depth'"):
+        step.ProgramPerDevice(jax.sharding.Mesh(jax.devices()[:1], ("data",)))
     with pytest.raises(ValueError, match="set execution='scan'"):
         step.make_train_step(
             network, squared_error, optax.sgd(0.1), rule="backprop", schedule="1f1b",
@@ -149,6 +155,33 @@ def test_what_goes_into_a_program_is_refused():
             network, squared_error, optax.sgd(0.1), execution="program_per_device",
             mesh=make_mesh(2), groups=(2, 2),
         )  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("update_every", [None, 1])
+def test_a_train_state_of_something_else_is_refused(update_every):
+    """Leaves are handed to devices by number: those of another optimizer would be taken for its."""
+    network, frame = case("vectors", "float32")
+    frames, targets = clip(2 * network.depth, frame, "float32")
+    options, key = {"mesh": make_mesh(2), "update_every": update_every}, jax.random.key(0)
+
+    def make(tx, network=network, execution="program_per_device"):
+        return step.make_train_step(network, squared_error, tx, execution=execution, **options)
+
+    def start(*made, **where):
+        return jax.eval_shape(make(*made, **where).init, key, _shape(frame, "float32"))
+
+    tx = optax.trace(0.9)
+    init, train_step = make(tx)
+    lower = Network(network.modules[:-1])
+    with pytest.raises(ValueError, match=r"must be a tuple of 5 pytrees.*got 4"):
+        train_step(start(tx, lower), frames, targets)
+    with pytest.raises(ValueError, match=r"step\.per_module"):
+        train_step(start(tx, execution="depth_sharded"), frames, targets)
+    train_state = init(key, _shape(frame, "float32"))
+    train_state = train_state._replace(opt_state=optax.ScaleByRssState(train_state.params))
+    with pytest.raises(ValueError, match=r"opt_state has \.sum_of_squares.* where \.trace"):
+        train_step(train_state, frames, targets)
 
 
 @pytest.mark.usefixtures("x64", "quick_compile")
@@ -175,6 +208,21 @@ def test_inference_shows_what_one_device_shows(mesh):
     assert len(expected) == len(actual) == network.depth - 1
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-14)
+
+
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("depth", [None, 2])
+def test_frames_that_modules_refuse_leave_no_trace(depth):
+    network, frame = case("vectors", "float32")
+    start = variables(network, frame, "float32")
+    model = PipelinedModel(network, *start)
+    if depth:
+        model = PipelinedModel(
+            network, *start, mesh=make_mesh(depth), execution="program_per_device"
+        )
+    with pytest.raises(ValueError, match="module 0"):
+        model.push(np.ones((BATCH, frame[0] + 1), np.float32))
+    assert model.push(np.ones((BATCH, *frame), np.float32)) is None
 
 
 def test_modules_are_found_where_they_are():

@@ -317,8 +317,23 @@ def test_training_on_replicas_starts_everywhere_and_stays_there():
         ValueError, match=r"divides batches, not modules; use make_mesh\(1, data=n\)"
     ):
         step.TimeParallel(make_mesh(2))
+    with pytest.raises(ValueError, match=r"^groups=\(5,\).*takes no groups"):
+        step.make_train_step(network, squared_error, optax.sgd(0.01), groups=(5,), **options)
     with pytest.raises(ValueError, match="a batch of 4 does not divide into data=3"):
         step.TimeParallel(make_mesh(1, data=3)).episode(
             Task(network, squared_error), *sharding.variables(network, frame, "float32"),
             frames, targets, None,
         )  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_a_mesh_without_replicas_is_one_device():
+    network, frame = sharding.case("vectors", "float32")
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("depth",))
+    frames, targets = sharding.clip(2 * network.depth, frame, "float32")
+    arguments = *sharding.variables(network, frame, "float32"), frames, targets, jax.random.key(3)
+    one, other = (
+        jax.jit(functools.partial(kind.episode, Task(network, squared_error)))(*arguments)
+        for kind in (step.TimeParallel(mesh), step.TimeParallel())
+    )
+    sharding.assert_close(one._asdict(), other._asdict(), 0)
