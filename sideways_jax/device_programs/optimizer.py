@@ -16,7 +16,7 @@ import jax
 import optax
 
 from sideways_jax.device_programs.group_step import Carry, squares_of
-from sideways_jax.device_programs.places import Places
+from sideways_jax.device_programs.places import Places, put
 from sideways_jax.device_programs.plan import Plan
 from sideways_jax.tools.trees import PyTree, average, select, zeros
 from sideways_jax.training.division import Divided, Rounds, computed
@@ -68,8 +68,7 @@ def split_state(optimizer: Divided, places: Places, opt_state: PyTree) -> list[l
             "is needed; make it with `init` of the same make_train_step"
         )
     return [
-        jax.device_put([leaves[k] for k in optimizer.held(n)], place.whole)
-        for n, place in enumerate(places)
+        put([leaves[k] for k in optimizer.held(n)], place.whole) for n, place in enumerate(places)
     ]
 
 

@@ -57,10 +57,19 @@ def _place(devices: np.ndarray) -> Place:
     )
 
 
+def put(tree: PyTree, sharding: Sharding) -> PyTree:
+    """`jax.device_put`, which takes some 20 us also for an array that is there; this does not."""
+    there = (
+        isinstance(x, jax.Array) and x.committed and x.sharding == sharding
+        for x in jax.tree.leaves(tree)
+    )
+    return tree if all(there) else jax.device_put(tree, sharding)
+
+
 def put_modules(places: Places, groups: Groups, modules: Sequence[PyTree]) -> tuple:
     """Each pytree on the place of its module; what is there already is not copied."""
     return tuple(
-        jax.device_put(modules[i], place.whole)
+        put(modules[i], place.whole)
         for place, group in zip(places, groups, strict=True)
         for i in group
     )

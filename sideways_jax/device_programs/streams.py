@@ -24,7 +24,7 @@ from sideways_jax.device_programs.group_step import (
 )
 from sideways_jax.device_programs.links import deliver_up, heard_within
 from sideways_jax.device_programs.optimizer import Owned, Update, join_state, split_state
-from sideways_jax.device_programs.places import places_of, put_modules
+from sideways_jax.device_programs.places import places_of, put, put_modules
 from sideways_jax.device_programs.plan import Plan, divided, initial_shapes, make_plan
 from sideways_jax.device_programs.start import (
     advanced,
@@ -206,14 +206,15 @@ def put_in_flight(plan: Plan, in_flight: InFlight, fifos: tuple) -> tuple[InFlig
     place_of = [
         place for place, group in zip(places, plan.where.groups, strict=True) for _ in group
     ]
-    put = [partial(jax.device_put, device=place.batch) for place in place_of[:-1]]
     top = places[-1]
     moved = InFlight(
-        tuple(one(x) for one, x in zip(put, in_flight.activations, strict=True)),
-        tuple(one(x) for one, x in zip(put, in_flight.pseudo_gradients, strict=True)),
-        jax.device_put(in_flight.activation_frames, top.whole),
-        jax.device_put(in_flight.pseudo_gradient_frames, top.whole),
-        jax.device_put(in_flight.targets, top.batch),
+        *(
+            tuple(put(x, place.batch) for x, place in zip(trees, place_of[:-1], strict=True))
+            for trees in (in_flight.activations, in_flight.pseudo_gradients)
+        ),
+        put(in_flight.activation_frames, top.whole),
+        put(in_flight.pseudo_gradient_frames, top.whole),
+        put(in_flight.targets, top.batch),
     )
     if not fifos:
         return moved, ()
