@@ -13,6 +13,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from sideways_jax.device_programs.execution import ProgramPerDevice
 from sideways_jax.devices.mesh import check_mesh
 from sideways_jax.network.network import Network
 from sideways_jax.one_device.execution import Scan, TimeParallel
@@ -37,6 +38,7 @@ __all__ = [
     "ModuleStep",
     "Outputs",
     "Pipeline",
+    "ProgramPerDevice",
     "Scan",
     "TimeParallel",
     "TrainState",
@@ -54,7 +56,9 @@ EXECUTIONS: dict[str, Callable[..., Execution]] = {
     "scan": Scan,
     "time_parallel": TimeParallel,
     "depth_sharded": Pipeline,
+    "program_per_device": ProgramPerDevice,
 }
+ON_MESHES = ("depth_sharded", "program_per_device")  # those that take mesh, schedule, groups
 
 
 def episode_gradients(
@@ -203,9 +207,9 @@ def _execution(execution: str | Execution, **options: Any) -> Execution:
         )
     if isinstance(execution, str):
         check_name("execution", execution, EXECUTIONS)
-        if execution == "depth_sharded":
-            check_mesh(options["mesh"])
-            return Pipeline(**given)
+        if execution in ON_MESHES:
+            check_mesh(options["mesh"], execution)
+            return EXECUTIONS[execution](**given)
         kind = f"execution={execution!r} runs on one device and"
         execution = EXECUTIONS[execution]()
         hint = "leave it out, or set execution='depth_sharded'"

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from sideways_jax.device_programs import inference as device_programs
 from sideways_jax.network.network import Network
 from sideways_jax.one_device.inference import (
     PipelineState,
@@ -27,6 +28,7 @@ from sideways_jax.one_device.inference import (
     pipelined_step,
 )
 from sideways_jax.pipeline import inference
+from sideways_jax.tools.names import check_name
 from sideways_jax.tools.trees import PyTree, shape_of
 from sideways_jax.training.streams import Outputs
 
@@ -58,6 +60,8 @@ class PipelinedModel:
       mesh: with an axis "depth", over which the modules are divided, and optionally "data", which
         splits the batch; None for one device. Outputs and latency are the same; outputs stay on
         the last device of "depth".
+      execution: with a mesh: "depth_sharded", one program for all devices, also of several
+        processes; or "program_per_device", which is faster on the devices of one.
       groups: how many consecutive modules each device takes; None balances counted costs.
 
     >>> import jax.numpy as jnp
@@ -79,10 +83,12 @@ class PipelinedModel:
         *,
         mesh: Mesh | None = None,
         groups: Sequence[int] | None = None,
+        execution: str = "depth_sharded",
     ):
+        check_name("execution", execution, ("depth_sharded", "program_per_device"))
         self._network = network
         self._variables: tuple[PyTree, PyTree] = (params, state)
-        self._mesh, self._groups = mesh, groups
+        self._mesh, self._groups, self._execution = mesh, groups, execution
         # Made from the first frame:
         self._pipeline: PyTree = None
         self._shape: PyTree = None
@@ -180,6 +186,14 @@ class PipelinedModel:
 
     def _prepare(self, frame: PyTree) -> None:
         params, state = self._variables
+        self._shape = frame
+        self._reset = np.zeros(jax.tree.leaves(frame)[0].shape[:1], bool)
+        if self._mesh is not None and self._execution == "program_per_device":
+            groups = None if self._groups is None else tuple(self._groups)
+            self._variables, self._pipeline, self._step = device_programs.make_pipelined_step(
+                self._network, params, state, frame, mesh=self._mesh, groups=groups
+            )
+            return
         if self._mesh is None:
             self._pipeline = init_pipeline(self._network, params, state, frame)
 
@@ -194,5 +208,3 @@ class PipelinedModel:
             self._variables, self._pipeline, step = pipelined
             self._top = lambda rows: inference.top_row(rows, mesh)
         self._step = jax.jit(step, donate_argnums=1)
-        self._shape = frame
-        self._reset = np.zeros(jax.tree.leaves(frame)[0].shape[:1], bool)

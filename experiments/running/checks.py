@@ -31,7 +31,15 @@ def all_finite(train_state: TrainState) -> jax.Array:
     The signals in flight are left out: those of a bubble may have any value. `signals_finite` looks
     at the others.
     """
-    return _finite((train_state.params, train_state.state, train_state.opt_state))
+    leaves = jax.tree.leaves((train_state.params, train_state.state, train_state.opt_state))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return _finite(leaves)
+    # Outside of a program the modules may be on several devices, each of which looks at its own.
+    by_place: dict[Any, list] = {}
+    for leaf in leaves:
+        by_place.setdefault(getattr(leaf, "sharding", None), []).append(leaf)
+    found = [_finite_here(some) for some in by_place.values()]
+    return jnp.all(jnp.stack(jax.device_put(found, train_state.step.sharding)))
 
 
 def signals_finite(in_flight: Any) -> jax.Array:
@@ -73,6 +81,11 @@ def _signals(in_flight: Any) -> Iterator[tuple[Any, jax.Array]]:
     elif in_flight:  # Of blocking backprop.
         yield in_flight.coming, in_flight.coming_frames
         yield in_flight.shown, in_flight.shown_frames
+
+
+@jax.jit
+def _finite_here(leaves: list) -> jax.Array:
+    return _finite(leaves)
 
 
 def _finite(tree) -> jax.Array:

@@ -6,32 +6,44 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from sideways_jax import Network, make_mesh
 from sideways_jax.devices.mesh import DATA, DEPTH
-from sideways_jax.step import per_module
+from sideways_jax.step import ProgramPerDevice, per_module
 from sideways_jax.tools.names import check_name
 from sideways_jax.training.train_state import TrainState
 
-EXECUTIONS = ("auto", "scan", "time_parallel", "depth_sharded")
+EXECUTIONS = ("auto", "scan", "time_parallel", "depth_sharded", "program_per_device")
+ON_MESHES = ("depth_sharded", "program_per_device")
 
 
 class Execution(NamedTuple):
     """How `config.execution` came out for the devices at hand."""
 
-    name: str  # scan, time_parallel or depth_sharded
+    name: str  # one of `EXECUTIONS`, but not "auto"
     mesh: Mesh | None
     groups: tuple[int, ...] | None  # modules of each device, by hand
     share: int  # which share of every batch this process feeds ...
     num_shares: int  # ... and of how many
 
-    @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(
+        self, schedule: str | None = None, recompute: bool | None = None
+    ) -> dict[str, Any]:
         """For `step.make_train_step`."""
-        return {"execution": self.name, "mesh": self.mesh, "groups": self.groups}
+        if not self.is_jitted:
+            options = self.mesh, self.groups, schedule, recompute
+            return {"execution": ProgramPerDevice(*options, donate=True)}
+        where = {"execution": self.name, "mesh": self.mesh, "groups": self.groups}
+        return where | {"schedule": schedule, "recompute": recompute}
+
+    @property
+    def is_jitted(self) -> bool:
+        """Whether a train step is one program; otherwise it dispatches programs of its own."""
+        return self.name != "program_per_device"
 
     def described(self, schedule: str) -> str:
         """The execution, with what else says where it ran."""
@@ -50,7 +62,7 @@ class Execution(NamedTuple):
         Every device gets the examples of its row of the mesh. They are cut out of the share by
         their numbers in the whole batch: a share may have more rows than this process holds.
         """
-        if self.mesh is None:
+        if self.mesh is None or not self.is_jitted:
             return jax.device_put(batch)
         data = DATA if self.mesh.shape[DATA] > 1 else None
         sharding = NamedSharding(self.mesh, PartitionSpec(data))
@@ -75,7 +87,7 @@ def force_cpu_devices(config: ConfigDict) -> None:
     nothing where there is an accelerator.
     """
     wanted = max(config.mesh.depth, 1) * max(config.mesh.data, 1)
-    if wanted > 1 and config.execution in ("auto", "depth_sharded"):
+    if wanted > 1 and config.execution in ("auto", *ON_MESHES):
         jax.config.update("jax_num_cpu_devices", wanted)
 
 
@@ -95,7 +107,7 @@ def choose(config: ConfigDict, depth: int) -> Execution:
     if name == "auto":
         several = wanted > 1 or jax.device_count() > 1
         name = "depth_sharded" if several else "time_parallel"
-    if name != "depth_sharded":
+    if name not in ON_MESHES:
         if wanted > 1 or mesh.groups:
             raise ValueError(
                 f"execution={name!r} runs on one device, but mesh.depth={mesh.depth}, "
@@ -108,6 +120,11 @@ def choose(config: ConfigDict, depth: int) -> Execution:
                 "processes: set execution='depth_sharded'"
             )
         return Execution(name, None, None, 0, 1)
+    if name == "program_per_device" and jax.process_count() > 1:
+        raise ValueError(
+            "execution='program_per_device' is for one process that sees all devices, but there "
+            f"are {jax.process_count()} processes: set execution='depth_sharded'"
+        )
     replicas = max(mesh.data, 1)
     made = make_mesh(mesh.depth or min(depth, max(jax.device_count() // replicas, 1)), replicas)
     used = {device.process_index for device in made.devices.flat}
@@ -156,9 +173,18 @@ def conversions(
       execution, network, tx: of the run.
       frame: the shape of a whole batch of frames.
     """
+    if not execution.is_jitted:  # A train step puts what is elsewhere in its place.
+        return on_host, lambda train_state: train_state
     if execution.mesh is None:
         return lambda train_state: train_state, lambda train_state: train_state
     return per_module(network, tx, execution.mesh, frame, execution.groups)
+
+
+def on_host(train_state: TrainState) -> TrainState:
+    """In host memory, but for keys, which NumPy has not."""
+    return jax.tree.map(
+        lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x), train_state
+    )
 
 
 def on_this_process(tree):

@@ -135,7 +135,9 @@ class _Loop:
         self._train_state, self._step, self._window = position
         self._clock = Clock()
         self._agreement = Agreement(session.stop)
-        self._train_step = jax.jit(job.train_step, donate_argnums=0)
+        self._train_step = job.train_step
+        if job.is_jitted:
+            self._train_step = jax.jit(job.train_step, donate_argnums=0)
 
     def run(self) -> Result:
         """All steps that are left."""

@@ -62,8 +62,10 @@ class Job(NamedTuple):
     introduction: str  # lines for the console
     init: Callable[[], TrainState]  # makes a fresh one
     # `train_step(train_state, batch) -> (train_state, metrics)`. Metrics are numbers; "finite" says
-    # whether all is that was learned. It is jitted by the loop.
+    # whether all is that was learned. It is jitted by the loop, if it `is_jitted`; and it takes the
+    # train state that it is given apart.
     train_step: Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]
+    is_jitted: bool
     # To and from a train state with a pytree for each module, which is what is saved.
     to_modules: Callable[[TrainState], TrainState]
     from_modules: Callable[[TrainState], TrainState]

@@ -41,7 +41,7 @@ def make_mesh(depth: int, data: int = 1, devices: Sequence[jax.Device] | None = 
     return Mesh(grid, (DATA, DEPTH), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def check_mesh(mesh: Mesh | None) -> tuple[int, int]:
+def check_mesh(mesh: Mesh | None, execution: str = "depth_sharded") -> tuple[int, int]:
     """The sizes `(data, depth)` of a mesh.
 
     Raises:
@@ -49,7 +49,7 @@ def check_mesh(mesh: Mesh | None) -> tuple[int, int]:
     """
     if mesh is None:
         raise ValueError(
-            "execution='depth_sharded' needs mesh=, for example sideways_jax.make_mesh(depth=2)"
+            f"execution={execution!r} needs mesh=, for example sideways_jax.make_mesh(depth=2)"
         )
     names = tuple(mesh.axis_names)
     if DEPTH not in names or set(names) - {DATA, DEPTH}:

@@ -15,11 +15,11 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sideways_jax.tools.keys import data_of, is_key, wrap_keys
 from sideways_jax.tools.trees import PyTree, shape_of
 
 Packed = dict[str, jax.Array]  # "dtype number" -> vector
@@ -45,7 +45,7 @@ class Packing:
         for tree in trees:
             leaves = jax.tree.leaves(tree)
             for name, leaf in zip(_places(leaves), leaves, strict=True):
-                lengths[name] = max(lengths.get(name, 0), _data(leaf).size)
+                lengths[name] = max(lengths.get(name, 0), data_of(leaf).size)
         # No vectors without elements: jaxlib 0.11.2 ends in a segmentation fault when it compiles a
         # program under `shard_map` that has one.
         return cls(trees, {name: n for name, n in sorted(lengths.items()) if n})
@@ -72,9 +72,9 @@ class Packing:
         leaves, structure = jax.tree.flatten(self.trees[device])
         values = []
         for name, leaf in zip(self._places(device), leaves, strict=True):
-            size = _data(leaf).size
-            value = packed[name][:size] if size else jnp.zeros((0,), _data(leaf).dtype)
-            values.append(wrap_keys(value, leaf) if _is_key(leaf) else value.reshape(leaf.shape))
+            size = data_of(leaf).size
+            value = packed[name][:size] if size else jnp.zeros((0,), data_of(leaf).dtype)
+            values.append(wrap_keys(value, leaf) if is_key(leaf) else value.reshape(leaf.shape))
         return jax.tree.unflatten(structure, values)
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -93,7 +93,7 @@ class Packing:
     def bytes_used(self) -> tuple[int, ...]:
         """Bytes that each device uses; the rest of `bytes_held` is padding."""
         return tuple(
-            sum(_data(leaf).size * _data(leaf).dtype.itemsize for leaf in jax.tree.leaves(tree))
+            sum(data_of(leaf).size * data_of(leaf).dtype.itemsize for leaf in jax.tree.leaves(tree))
             for tree in self.trees
         )
 
@@ -109,27 +109,6 @@ def filled(packing: Packing, value: float) -> Packed:
     }
 
 
-def wrap_keys(data: Any, like: Any) -> jax.Array:
-    """Keys of random numbers from their data.
-
-    Args:
-      data: uint32, as `jax.random.key_data` gives.
-      like: shape and dtype of the keys; the dtype names the generator.
-    """
-    generator: list = []
-    jax.eval_shape(lambda keys: generator.append(jax.random.key_impl(keys)), like)
-    return jax.random.wrap_key_data(data.reshape(_data(like).shape), impl=generator[0])
-
-
-def _is_key(leaf: jax.ShapeDtypeStruct | jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _data(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of the numbers of a leaf."""
-    return jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-
-
 def _dtype_of_vector(name: str) -> jnp.dtype:
     dtype = name.rsplit(" ", 1)[0]
     return jnp.dtype("uint32" if dtype.startswith("key<") else dtype)
@@ -142,7 +121,7 @@ def _places(leaves: Sequence[jax.ShapeDtypeStruct]) -> list[str]:
     """
     names = [""] * len(leaves)
     taken: Counter[str] = Counter()
-    sizes = [_data(leaf).size for leaf in leaves]
+    sizes = [data_of(leaf).size for leaf in leaves]
     for k in sorted(range(len(leaves)), key=lambda k: -sizes[k]):
         dtype = leaves[k].dtype.name
         names[k] = f"{dtype} {taken[dtype]:03d}"
@@ -155,6 +134,6 @@ def _padded(leaf: jax.Array | None, vector: jax.ShapeDtypeStruct, padding: float
     fill = jnp.asarray(padding if inexact else 0, vector.dtype)
     if leaf is None:
         return jnp.full(vector.shape, fill)
-    flat = jnp.ravel(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    flat = jnp.ravel(jax.random.key_data(leaf) if is_key(leaf) else leaf)
     missing = vector.shape[0] - flat.size
     return jnp.pad(flat, (0, missing), constant_values=fill) if missing else flat

@@ -68,14 +68,14 @@ class Pipeline:
     ) -> Episode:
         """The gradients of one episode; `bubble` fills what has not arrived (tests put NaN)."""
         return episode.episode(
-            task, self.mesh, self._schedule(task), self.groups, params, state, frames, targets, rng,
-            bubble=bubble,
+            task, self.mesh, self.schedule_of(task), self.groups, params, state, frames, targets,
+            rng, bubble=bubble,
         )  # fmt: skip
 
     def training(self, task: Task, tx: optax.GradientTransformation) -> Training:
         """Training with one update per episode; parameters stay on the devices of their modules."""
         return per_episode.make_training(
-            task, tx, mesh=self.mesh, schedule=self._schedule(task), groups=self.groups
+            task, tx, mesh=self.mesh, schedule=self.schedule_of(task), groups=self.groups
         )
 
     def stream_training(
@@ -92,21 +92,29 @@ class Pipeline:
         Raises:
           ValueError: for backprop, which blocks: on a mesh it trains on clips.
         """
-        if task.remembers:
-            check_recompute(self.recompute, update_every)
-        self._schedule(task)
-        if task.rule == "backprop":
-            raise ValueError(
-                f"update_every={update_every} with rule='backprop' is for one device, set "
-                "execution='scan': on a mesh backprop trains on clips, with update_every=None"
-            )
+        self.schedule_of(task)
+        self.check_stream(task, update_every)
         return online.make_training(
             task, tx, mesh=self.mesh, groups=self.groups, update_every=update_every,
             with_outputs=with_outputs, bubble=bubble,
         )  # fmt: skip
 
-    def _schedule(self, task: Task) -> Schedule:
-        """The order of backprop's passes.
+    def check_stream(self, task: Task, update_every: int) -> None:
+        """Raises ValueError for what trains on clips alone."""
+        if task.remembers:
+            check_recompute(self.recompute, update_every)
+        if task.rule == "backprop":
+            raise ValueError(
+                f"update_every={update_every} with rule='backprop' is for one device, set "
+                "execution='scan': on a mesh backprop trains on clips, with update_every=None"
+            )
+
+    def schedule_of(self, task: Task, *, any_shortcuts: bool = False) -> Schedule:
+        """The order of backprop's passes, and what is kept.
+
+        Args:
+          task: what is trained.
+          any_shortcuts: whether pipelined backprop may have shortcuts between modules.
 
         Raises:
           ValueError: unless `schedule` and `recompute` are there exactly where they are used, and
@@ -123,11 +131,11 @@ class Pipeline:
             )
         if task.remembers:
             between = [pair for pair in task.network.shortcuts if pair[0] >= 0]
-            if between:
+            if between and not any_shortcuts:
                 raise ValueError(
                     f"shortcuts {between} with rule='pipelined_backprop' are for one device: set "
-                    "execution='scan' or 'time_parallel'; shortcuts from the frame, (-1, module), "
-                    "work on a mesh"
+                    "execution='scan', 'time_parallel' or 'program_per_device'; shortcuts from the "
+                    "frame, (-1, module), work with 'depth_sharded', too"
                 )
             return Schedule(None, self.recompute is not False)
         if self.recompute is not None:

@@ -33,15 +33,7 @@ from sideways_jax.pipeline.sideways_stage import packing_of_kept, sideways_steps
 from sideways_jax.pipeline.start import init_state
 from sideways_jax.pipeline.sums import reduced
 from sideways_jax.pipeline.update import update_on_device
-from sideways_jax.rule.in_flight import (
-    InFlight,
-    Numbers,
-    check_examples,
-    following,
-    frame_numbers,
-    restart,
-    tick,
-)
+from sideways_jax.rule.in_flight import Numbers, check_examples, following
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, first_of, masked_mean, shape_of
 from sideways_jax.training.hold_back import check_separable
@@ -49,8 +41,10 @@ from sideways_jax.training.streams import (
     check_in_flight,
     check_stream,
     check_target,
+    paired_in_stream,
     result,
     stream_metrics,
+    stream_numbers,
 )
 from sideways_jax.training.train_state import Training, TrainState
 
@@ -136,8 +130,8 @@ def _train_step(run: _Run, train_state: TrainState, frames, targets, reset):
     packing = run.kept(plan, first_of(frames))
     check_signals(run.task, plan.layout, packing, run.replicas, train_state.in_flight)
     first_frame_id = jnp.asarray(train_state.frames, jnp.int32)
-    in_flight, numbers = _numbers(run.task, train_state.in_flight, reset, first_frame_id)
-    in_flight, paired = _pair(in_flight, targets)
+    in_flight, numbers = stream_numbers(run.task, train_state.in_flight, reset, first_frame_id)
+    in_flight, paired = paired_in_stream(in_flight, targets)
     inputs = jax.tree.map(
         lambda x: x.reshape((-1, run.update_every, *x.shape[1:])), (frames, paired, numbers)
     )
@@ -216,36 +210,3 @@ def _one_update(run: _Run, plan: Plan, carry: tuple, inputs: tuple, rng: jax.Arr
     params, opt_state, norm = update_on_device(plan, params, opt_state, grads, num_grads, hold=True)
     shown = sums.outputs, sums.losses, sums.metrics
     return (params, state, opt_state, signals, kept), (shown, norm)
-
-
-def _numbers(
-    task: Task, in_flight: ShardedInFlight, reset: jax.Array, first_frame_id: jax.Array
-) -> tuple[ShardedInFlight, Numbers]:
-    """What every module works on while frames with these resets, `[K, B]`, come in."""
-
-    def body(numbers, inputs):
-        frame_id, reset = inputs
-        frame_id = jnp.full(reset.shape, frame_id)
-        emptied = restart(numbers, reset)
-        return tick(task.network.wiring, emptied, frame_id, keeps_inputs=task.remembers)
-
-    frame_ids = frame_numbers(first_frame_id, len(reset))
-    before = in_flight.activation_frames, in_flight.pseudo_gradient_frames
-    after, numbers = jax.lax.scan(body, InFlight((), (), *before, ()), (frame_ids, reset))
-    moved = in_flight._replace(
-        activation_frames=after.activation_frames,
-        pseudo_gradient_frames=after.pseudo_gradient_frames,
-    )
-    return moved, numbers
-
-
-def _pair(in_flight: ShardedInFlight, targets: PyTree) -> tuple[ShardedInFlight, PyTree]:
-    """Targets `[K, ...]` by the step of the output they belong to; the last D-1 are carried on."""
-    late = len(in_flight.targets)
-    if not late:
-        return in_flight, targets
-    line = jax.tree.map(
-        lambda new, *old: jnp.concatenate([jnp.stack(old[::-1]), new]), targets, *in_flight.targets
-    )
-    newest = tuple(jax.tree.map(lambda x, i=i: x[-1 - i], line) for i in range(late))
-    return in_flight._replace(targets=newest), jax.tree.map(lambda x: x[:-late], line)

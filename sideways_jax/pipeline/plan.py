@@ -16,9 +16,8 @@ from sideways_jax.devices.module_groups import Groups
 from sideways_jax.devices.packing import Packed, Packing
 from sideways_jax.network.module import key_shape
 from sideways_jax.network.network import Network
-from sideways_jax.pipeline import local_optimizer
-from sideways_jax.pipeline.local_optimizer import Divided
 from sideways_jax.tools.trees import PyTree, shape_of
+from sideways_jax.training.division import Divided, divide
 from sideways_jax.training.train_state import TrainState
 
 
@@ -61,7 +60,7 @@ def make_plan(
     """
     params, state = jax.eval_shape(network.init, key_shape(), shape_of(frame))
     layout = place(network, params, state, shape_of(frame), mesh, groups)
-    optimizer = local_optimizer.divide(tx, params, layout.groups)
+    optimizer = divide(tx, params, layout.groups)
     opt_packing = Packing.of([optimizer.state(n) for n in range(layout.num_devices)])
     return Plan(layout, params, state, optimizer.owner, opt_packing, optimizer)
 

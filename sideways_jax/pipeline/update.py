@@ -9,7 +9,8 @@ import optax
 from sideways_jax.devices.packing import Packed
 from sideways_jax.pipeline import local_optimizer
 from sideways_jax.pipeline.plan import Plan
-from sideways_jax.tools.trees import average, select, squared_norm
+from sideways_jax.tools.trees import PyTree, average, select, squared_norm
+from sideways_jax.training.division import Divided
 
 
 def init_optimizer(plan: Plan, params: Packed) -> Packed:
@@ -63,7 +64,7 @@ def update_on_device(
             updates = tuple(
                 select(trained[i], one) for i, one in zip(layout.groups[n], updates, strict=True)
             )
-            new = local_optimizer.hold_back(plan.optimizer, n, trained, new, old)
+            new = _held_back(plan.optimizer, n, trained, new, old)
         own = optax.apply_updates(own, updates)
         return layout.params.pack(n, own), plan.opt_packing.pack(n, new)
 
@@ -71,3 +72,13 @@ def update_on_device(
         plan.optimizer, read, square, finish, params, opt_state, sums, num_grads
     )
     return params, opt_state, jnp.sqrt(total)
+
+
+def _held_back(divided: Divided, n: int, trained: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """`Divided.hold_back` in the state of device n, which has a place for every leaf."""
+    after, structure = jax.tree.flatten(new)
+    before, held = jax.tree.leaves(old), divided.held(n)
+    chosen = divided.hold_back(n, trained, [after[k] for k in held], [before[k] for k in held])
+    for k, leaf in zip(held, chosen, strict=True):
+        after[k] = leaf
+    return jax.tree.unflatten(structure, after)

@@ -12,7 +12,7 @@ def check_optimizer(tx: optax.GradientTransformation, params: tuple, *, hold: bo
     """Raises ValueError for an optimizer that a train step on one device cannot use.
 
     It uses shapes alone. An optimizer that cannot be traced because it looks at values passes: it
-    may work without `jax.jit`. On a mesh `local_optimizer.divide` checks more.
+    may work without `jax.jit`. On a mesh `division.divide` checks more.
 
     Args:
       tx: an optax transformation.

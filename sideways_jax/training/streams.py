@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sideways_jax.rule.episode import check_batch, check_clip
+from sideways_jax.rule.fifo import Fifo, stashes_weights
+from sideways_jax.rule.in_flight import InFlight, Numbers, frame_numbers, restart, tick
 from sideways_jax.rule.task import Task, metrics_of
 from sideways_jax.tools.trees import PyTree, average, each_example, masked_mean, wide
 from sideways_jax.training.train_state import TrainState
+
+T = TypeVar("T", bound=Any)  # what is in flight: `InFlight`, or `ShardedInFlight`
 
 
 class Outputs(NamedTuple):
@@ -51,6 +55,22 @@ def check_in_flight(train_state: TrainState, kind: type) -> None:
             f"this train state {what} in flight, where {kind.__name__} is needed: update_every "
             "carries the pipeline on, so make it with `init` of the same make_train_step; for one "
             "from a mesh step.per_module makes the functions that convert it"
+        )
+
+
+def check_stash(fifos: tuple, stash_weights: bool) -> None:
+    """Raises ValueError if modules keep weights of forward passes and should not, or the reverse.
+
+    Args:
+      fifos: of a train state.
+      stash_weights: whether the execution keeps them; of those on several devices none does.
+    """
+    filled = [fifo for fifo in fifos if isinstance(fifo, Fifo) and jax.tree.leaves(fifo.kept)]
+    if any(stashes_weights(fifo) != stash_weights for fifo in filled):
+        raise ValueError(
+            f"this train state was made with stash_weights={not stash_weights}, and is trained "
+            f"with stash_weights={stash_weights}: make both with the same execution, which is "
+            "Scan(stash_weights=True) if weights are kept"
         )
 
 
@@ -94,6 +114,49 @@ def check_stream(
             f"steps: give a multiple of {update_every} frames"
         )
     return jnp.asarray(reset)
+
+
+def stream_numbers(
+    task: Task, in_flight: T, reset: jax.Array, first_frame_id: jax.Array
+) -> tuple[T, Numbers]:
+    """What every module works on while frames with these resets, `[K, B]`, come in.
+
+    Args:
+      task: what is trained.
+      in_flight: `InFlight` or `ShardedInFlight`, with frame numbers per example.
+      reset: bool `[K, B]`.
+      first_frame_id: the number of the first frame.
+
+    Returns:
+      `in_flight` with the frame numbers after these steps, and `Numbers` `[K, D, B]`.
+    """
+
+    def body(numbers: InFlight, inputs: tuple) -> tuple[InFlight, Numbers]:
+        frame_id, reset = inputs
+        frame_id = jnp.full(reset.shape, frame_id)
+        exact = task.remembers
+        return tick(task.network.wiring, restart(numbers, reset), frame_id, keeps_inputs=exact)
+
+    frame_ids = frame_numbers(first_frame_id, len(reset))
+    before = in_flight.activation_frames, in_flight.pseudo_gradient_frames
+    after, numbers = jax.lax.scan(body, InFlight((), (), *before, ()), (frame_ids, reset))
+    moved = in_flight._replace(
+        activation_frames=after.activation_frames,
+        pseudo_gradient_frames=after.pseudo_gradient_frames,
+    )
+    return moved, numbers
+
+
+def paired_in_stream(in_flight: T, targets: PyTree) -> tuple[T, PyTree]:
+    """Targets `[K, ...]` by the step of the output they belong to; the last D-1 are carried on."""
+    late = len(in_flight.targets)
+    if not late:
+        return in_flight, targets
+    line = jax.tree.map(
+        lambda new, *old: jnp.concatenate([jnp.stack(old[::-1]), new]), targets, *in_flight.targets
+    )
+    newest = tuple(jax.tree.map(lambda x, i=i: x[-1 - i], line) for i in range(late))
+    return in_flight._replace(targets=newest), jax.tree.map(lambda x: x[:-late], line)
 
 
 def example_metrics(task: Task, outputs: PyTree, targets: PyTree) -> dict[str, jax.Array]:

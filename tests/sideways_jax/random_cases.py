@@ -46,11 +46,12 @@ class Place(NamedTuple):
 
     @property
     def on_mesh(self):
-        return self.execution == "depth_sharded"
+        return self.execution in ("depth_sharded", "program_per_device")
 
     @property
     def replicas(self):
-        return self.data if self.on_mesh else 1
+        """Those whose statistics are of their own share; `program_per_device` has none."""
+        return self.data if self.execution == "depth_sharded" else 1
 
     def mesh(self):
         return make_mesh(self.depth, self.data)
@@ -60,7 +61,7 @@ class Place(NamedTuple):
         if not self.on_mesh:
             return {"execution": self.execution}
         return {
-            "execution": "depth_sharded",
+            "execution": self.execution,
             "mesh": self.mesh(),
             "schedule": self.schedule,
             "groups": self.groups,
@@ -184,7 +185,8 @@ def _episode_program(case):
             return _by_steps(*arguments, rng=rng, **options)
         if place.on_mesh:
             recompute = place.recompute if case.rule != "sideways" else None
-            pipeline = step.Pipeline(place.mesh(), place.groups, place.schedule, recompute)
+            kind = step.EXECUTIONS[place.execution]
+            pipeline = kind(place.mesh(), place.groups, place.schedule, recompute)
             task = Task(network, loss_fn, case.rule, case.target, case.train)
             return pipeline.episode(task, params, state, frames, targets, rng, bubble=jnp.nan)
         execution = place.execution
@@ -194,7 +196,7 @@ def _episode_program(case):
             *arguments, rule=case.rule, execution=execution, rng=rng, **options
         )
 
-    return _jit(run)
+    return run if place.execution == "program_per_device" else _jit(run)
 
 
 def _reference_episode(case):
@@ -251,6 +253,19 @@ def _training_program(case):
     empty = jax.eval_shape(init, jax.random.key(0), frame, target)
     if place.execution in ("scan", "blocking"):
         return _Training(_jit(train_step), _unchanged, _unchanged, empty)
+    if place.execution == "program_per_device":
+        recompute = (
+            None if isinstance(case, StreamCase) or case.rule == "sideways" else place.recompute
+        )
+        execution = step.ProgramPerDevice(place.mesh(), place.groups, place.schedule, recompute)
+        task = Task(network, loss_fn, case.rule, case.target, metrics_fn=options["metrics_fn"])
+        if isinstance(case, StreamCase):
+            _, train_step = execution.stream_training(
+                task, tx, update_every=case.update_every, with_outputs=True, bubble=jnp.nan
+            )
+        else:
+            _, train_step = execution.training(task, tx, bubble=jnp.nan)
+        return _Training(train_step, _unchanged, _unchanged, empty)
     if place.on_mesh and isinstance(case, StreamCase):
         _, train_step = step.Pipeline(place.mesh(), place.groups).stream_training(
             Task(network, loss_fn, case.rule, case.target, metrics_fn=options["metrics_fn"]), tx,

@@ -128,7 +128,7 @@ def _problem(choose, *, feedback=True, mixing=True, singular=True, between=True)
     return problem._replace(modules=tuple(modules))
 
 
-def _mesh(choose, problem, *, data=True):
+def _mesh(choose, problem, execution, *, data=True):
     data = choose.of(1, 2) if data else 1
     depth = choose.up_to(min(problem.depth, jax.device_count() // data), 1)
     groups = None
@@ -138,7 +138,7 @@ def _mesh(choose, problem, *, data=True):
             groups.append(choose.up_to(left - others, 1) if others else left)
             left -= groups[-1]
         groups = tuple(groups)
-    return Place("depth_sharded", depth, data, groups)
+    return Place(execution, depth, data, groups)
 
 
 def _with_batches(choose, problem, place):
@@ -146,9 +146,9 @@ def _with_batches(choose, problem, place):
 
     Where gradients go through narrow types, their sums have to be divided by powers of 2.
     """
-    three = place.replicas == 1 and not problem.uses(("fork",))
+    three = place.data == 1 and not problem.uses(("fork",))
     rows = choose.of(*((2, 2, 3) if three else (2, 2, 1)))
-    return problem._replace(batch=rows * place.replicas)
+    return problem._replace(batch=rows * place.data)
 
 
 def _episode_case(choose, *, training=False):
@@ -159,6 +159,9 @@ def _episode_case(choose, *, training=False):
         ("pipelined_backprop", "scan"),
         ("pipelined_backprop", "time_parallel"),
         ("pipelined_backprop", "depth_sharded"),
+        ("sideways", "program_per_device"),
+        ("pipelined_backprop", "program_per_device"),
+        ("backprop", "program_per_device"),
         ("backprop", "depth_sharded"),
         ("backprop", "depth_sharded"),
         ("backprop", "scan"),
@@ -169,7 +172,7 @@ def _episode_case(choose, *, training=False):
     problem = _problem(choose, feedback=execution != "time_parallel", between=not exact_on_mesh)
     place = Place(execution, recompute=choose.of(True, False))
     if place.on_mesh:
-        place = _mesh(choose, problem)._replace(recompute=place.recompute)
+        place = _mesh(choose, problem, execution)._replace(recompute=place.recompute)
     if place.on_mesh and rule == "backprop":
         place = place._replace(schedule=choose.of("blocking", "gpipe", "1f1b"))
     shortest = 1 if rule == "backprop" else 2 * problem.depth - 1
@@ -187,13 +190,13 @@ def _episode_case(choose, *, training=False):
 
 def _stream_case(choose, *, mixing=False):
     """On a mesh without replicas, if there is to be a module that mixes examples."""
-    places = "scan", "depth_sharded", "scan", "depth_sharded", "blocking"
+    places = "scan", "depth_sharded", "program_per_device", "depth_sharded", "blocking"
     execution = "depth_sharded" if mixing else choose.of(*places)
     in_step = execution == "blocking"  # No example is a bubble while others are not.
     exact = not mixing and not in_step and choose.of(False, False, True)
     problem = _problem(
         choose,
-        between=not exact or execution == "scan",
+        between=not exact or execution != "depth_sharded",
         mixing=in_step,
         # Nor with examples that mix: the norm of two equal ones is zero.
         singular=in_step or (not mixing and "singular bubbles" not in random_cases.KNOWN_FAILURES),
@@ -204,7 +207,7 @@ def _stream_case(choose, *, mixing=False):
         problem = problem._replace(modules=tuple(modules))
     place = Place(execution)
     if place.on_mesh:
-        place = _mesh(choose, problem, data=not mixing)
+        place = _mesh(choose, problem, execution, data=not mixing)
     elif exact and choose.of(False, True):
         place = place._replace(recompute=choose.of(True, False), stash_weights=True)
     update_every = choose.of(1, 2, 3)

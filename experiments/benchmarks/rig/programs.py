@@ -92,6 +92,6 @@ def module_costs(network, frame, num_frames: int) -> list[float]:
 
 
 def tell(result: dict) -> None:
-    """Prints the result of a worker, in process 0; `processes.measure` reads it."""
+    """Prints the result of a worker, in process 0; `processes.measured` reads it."""
     if jax.process_index() == 0:
         print("RESULT " + json.dumps(result), flush=True)

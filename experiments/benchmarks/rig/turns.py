@@ -77,6 +77,14 @@ def team(command: list[str], processes: int, log_dir: Path) -> Iterator[Team]:
 def ask(team: Team, program: str) -> dict | None:
     """Runs a program in all processes of a team; when all have answered, the answer of process 0.
 
+    Errors are those of `ask_all`.
+    """
+    return ask_all(team, program)[0]
+
+
+def ask_all(team: Team, program: str) -> list:
+    """Runs a program in all processes of a team; the answer of each, when all have answered.
+
     Raises:
       RuntimeError: if one ends instead, with the end of its log.
     """
@@ -86,7 +94,7 @@ def ask(team: Team, program: str) -> dict | None:
             child.stdin.flush()
         except BrokenPipeError:
             raise _failed(team, number) from None
-    return _answers(team)[0]
+    return _answers(team)
 
 
 def _close(children: list) -> None:

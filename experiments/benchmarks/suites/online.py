@@ -1,10 +1,11 @@
 """Suite `online`: frames per second of streams at a small batch, with an update at every frame.
 
-On the same pinned devices it runs Sideways with an update after every frame; blocking backprop, one
-frame up and down at a time (it updates after the clip, which is a little faster than after a
-frame); and `stream.PipelinedModel`, depth-parallel inference, with a call for every frame. The
-ideal is that of the suite `table2`. `output_lag` is in steps: D-1 with Sideways; blocking backprop
-shows an output for 2D-1 steps, so D-1 to 3D-3.
+On the same pinned devices, in one program and with a program for every device, it runs Sideways
+with an update after every frame; blocking backprop, one frame up and down at a time (it updates
+after the clip, which is a little faster than after a frame); and `stream.PipelinedModel`,
+depth-parallel inference, with a call for every frame. The ideal is that of the suite `table2`.
+`output_lag` is in steps: D-1 with Sideways; blocking backprop shows an output for 2D-1 steps, so
+D-1 to 3D-3.
 """
 
 from __future__ import annotations

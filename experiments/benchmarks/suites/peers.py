@@ -1,9 +1,9 @@
 """Suite `peers`: Sideways beside the alternatives of a user, on the same devices, in one run.
 
 JAX: this library's pipelines (Sideways; blocking, gpipe and 1f1b backprop) and plain data-parallel
-backprop. PyTorch: `torch.distributed.pipelining`, GPipe and 1F1B. One process with cores of its own
-for each device; both sets of processes stay alive, and one program runs at a time. This process
-starts and times all of them, so both have the same clock.
+backprop. PyTorch: `torch.distributed.pipelining`, GPipe and 1F1B. Devices have
+cores of their own; all sets of processes stay alive, and one program runs at a time. This process
+starts and times all of them, so they have the same clock.
 
 The same: Simple-CNN with the same weights, groups, clip and loss (the mean over frames of the mean
 cross-entropy of the batch), float32, one SGD step a clip, messages over gloo, as many threads as
@@ -17,6 +17,8 @@ What differs:
   copy. It computes in `channels_last`, as JAX does; gloo does not send that, so messages are
   copied. No `torch.compile`.
 * JAX begins every call with the same weights, PyTorch with those of the previous call.
+* `depth_sharded` and PyTorch have a process for every device, and messages over gloo;
+  `program_per_device` is one process with all devices, on the same cores.
 * The groups are balanced by their costs in JAX.
 * Data-parallel backprop splits the batch, the others the network; with "time_parallel" all frames
   are one batch, and as with gpipe the whole clip must be there before it starts.
@@ -27,7 +29,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import math
-import os
 import statistics
 import sys
 import tempfile
@@ -102,29 +103,19 @@ def run(devices: int, rounds: int, clips: dict[str, Any], progress: Progress) ->
       RuntimeError: if a process failed, with the end of its log.
       ValueError: if the programs do not compute the same.
     """
-    here = processes.ROOT / "experiments" / "benchmarks" / "workers"
-    os.environ["JAX_PLATFORMS"] = "cpu"  # Of the workers: PyTorch computes on the CPU as well.
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         task = progress.add_task("compiling", total=None)
         file = Path(folder) / "reference.npz"
-        worker = [sys.executable, str(here / "pipeline_worker.py"), "--kind=peers"]
-        worker += [f"--{name}={value}" for name, value in clips.items()]
-        ours = stack.enter_context(
-            turns.team([*worker, f"--reference={file}"], devices, Path(folder) / "jax")
+        ours, both = stack.enter_context(
+            processes.teams(devices, forced=False, kind="peers", reference=file, **clips)
         )
         groups = ",".join(map(str, ours.about["groups"]))
-        worker = [sys.executable, str(here / "torch_worker.py")]
-        theirs = stack.enter_context(
-            turns.team(
-                [*worker, f"--reference={file}", f"--groups={groups}"],
-                devices,
-                Path(folder) / "torch",
-            )
-        )
-        programs = {
-            name: partial(turns.ask, team, name)
-            for team in (ours, theirs)
-            for name in team.about["programs"]
+        worker = processes.ROOT / "experiments" / "benchmarks" / "workers" / "torch_worker.py"
+        command = [sys.executable, str(worker), f"--reference={file}", f"--groups={groups}"]
+        command += [f"--{name}={value}" for name, value in clips.items()]
+        theirs = stack.enter_context(turns.team(command, devices, Path(folder) / "torch"))
+        programs = processes.in_turn(ours, both) | {
+            name: partial(turns.ask, theirs, name) for name in theirs.about["programs"]
         }
         check_agreement({name: program() for name, program in programs.items()})
         progress.remove_task(task)
@@ -142,12 +133,13 @@ def check_agreement(answers: dict[str, dict | None]) -> None:
     Args:
       answers: of the first call of each program, from the same weights.
     """
-    expected = answers[processes.BLOCKING]
+    blocking = processes.BLOCKING + "depth_sharded"
+    expected = answers[blocking]
     for name, answer in answers.items():
         for key in ("loss", "grad_norm") if name.startswith("backprop") else ():
             if not math.isclose(answer[key], expected[key], rel_tol=TOLERANCE):
                 raise ValueError(
-                    f"{name!r} has {key} {answer[key]}, {processes.BLOCKING!r} {expected[key]}: "
+                    f"{name!r} has {key} {answer[key]}, {blocking!r} {expected[key]}: "
                     "they should be the same computation, so their times cannot be compared"
                 )
 

@@ -125,7 +125,7 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
     share = max(usable_cores() // max(numbers), 1)  # A device has the same cores for every N.
     runs = {}
     for number in numbers:
-        runs[number] = processes.measure(
+        runs[number] = processes.measured(
             number, forced=settings.forced, worker="scaling_worker.py", rounds=settings.rounds,
             stack=settings.stack, cores=number * share, **clips,
         )  # fmt: skip

@@ -1,12 +1,13 @@
-"""One process of the suites `table2`, `online` and `peers`: measures, and process 0 prints JSON.
+"""One process of the suites `table2`, `online` and `peers`: runs the programs that are asked for.
 
-`rig/processes.py` starts one process, with a device and cores of its own, for every device of the
-pipeline. All programs run in turn on the same devices; programs for one device run in process 0
-while the other processes wait. For `peers` it runs the programs that `rig/turns.py` asks for.
+With `depth_sharded`, `rig/processes.py` starts one process, with a device and cores of its own, for
+every device of the pipeline; programs for one device run in process 0 while the others wait. With
+`program_per_device` there is one process with all devices and all of these cores.
 """
 
 from __future__ import annotations
 
+import collections
 import itertools
 import sys
 from collections.abc import Callable
@@ -35,68 +36,78 @@ from sideways_jax.devices import module_groups
 from sideways_jax.stream import PipelinedModel
 
 _KIND = flags.DEFINE_enum(
-    "kind", "clips", ["clips", "online", "peers"], "updates per clip, or per frame; or answers"
+    "kind", "clips", ["clips", "online", "peers"], "updates per clip, or per frame; or with answers"
 )
+_EXECUTION = flags.DEFINE_enum(
+    "execution", "depth_sharded", ["depth_sharded", "program_per_device"], "of the pipelines"
+)
+_GROUPS = flags.DEFINE_list("groups", None, "how many modules each device takes; by costs if none")
 _REFERENCE = flags.DEFINE_string("reference", None, "of peers: the file that process 0 writes")
 
 Add = Callable[..., None]  # add(name, init, train_step): compiles a program that will be measured
 
 
 def main(argv: list[str]) -> None:
-    """Measures, or answers."""
+    """Compiles, and answers."""
     del argv
     settings = worker_settings.given()
     worker_settings.find_devices(settings.forced, distributed.given())
-    built = build(settings, _KIND.value, _REFERENCE.value)
-    if _KIND.value == "peers":
-        serve(built)
-    else:
-        programs.tell(measure(built, settings.rounds))
+    sizes = None if _GROUPS.value is None else tuple(map(int, _GROUPS.value))
+    serve(build(settings, _KIND.value, _EXECUTION.value, sizes, _REFERENCE.value))
 
 
 class Built(NamedTuple):
     """Everything that is measured, compiled."""
 
-    programs: dict[str, tuple[Any, tuple]]  # compiled (or a function), and its arguments
+    programs: dict[str, tuple[Any, tuple]]  # a function, and its arguments
     together: list[str]  # names of programs of all processes; the others are for process 0
     groups_alone: dict[str, Any]  # "group n": runs the modules of a device of this process
     sizes: tuple[int, ...]  # of the groups
     module_costs: list[float]  # seconds
 
 
-def build(settings: Settings, kind: str, reference_file: str | None) -> Built:
+def build(
+    settings: Settings, kind: str, execution: str, sizes: tuple[int, ...] | None,
+    reference_file: str | None,
+) -> Built:  # fmt: skip
     """Compiles the programs of this kind, and saves the network if a file is given."""
     num_devices = jax.device_count()
     network = models.make(settings.model, num_classes=10, dtype=settings.dtype)
     clip = _clip(settings)
     frame = jax.ShapeDtypeStruct(clip[0].shape[1:], np.float32)
-    costs = programs.module_costs(network, frame, settings.frames)
-    costs = multihost_utils.broadcast_one_to_all(np.asarray(costs)).tolist()
-    groups = module_groups.balance(costs, num_devices)
-    mesh, sizes = make_mesh(num_devices), tuple(map(len, groups))
-    tx, found = optax.sgd(1e-3), {}
+    costs: list[float] = []
+    if sizes is None:
+        costs = programs.module_costs(network, frame, settings.frames)
+        costs = multihost_utils.broadcast_one_to_all(np.asarray(costs)).tolist()
+        sizes = tuple(map(len, module_groups.balance(costs, num_devices)))
+    groups = module_groups.from_sizes(sizes, network.depth, num_devices)
+    mesh, tx, found = make_mesh(num_devices), optax.sgd(1e-3), {}
     add = _adder(found, frame, clip)
 
     def make(**options):
         return step.make_train_step(network, programs.loss_fn, tx, **options)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
-    pipeline = {"execution": "depth_sharded", "mesh": mesh, "groups": sizes}
+    pipeline = {"execution": execution, "mesh": mesh, "groups": sizes}
+    in_pipeline = partial(add, where=everywhere)
+    if execution == "program_per_device":
+        in_pipeline = _adder_of_steps(found, frame, clip, donates=kind != "peers")
     if kind == "online":
-        _add_online(partial(add, where=everywhere), make, pipeline)
-        found["inference pipelined depth_sharded"] = pipelined(
-            network, frame, clip[0], mesh=mesh, groups=sizes
+        _add_online(in_pipeline, make, pipeline)
+        found[f"inference pipelined {execution}"] = pipelined(
+            network, frame, clip[0], mesh=mesh, groups=sizes, execution=execution
         )
     else:
-        _add_clips(partial(add, where=everywhere), make, pipeline)
+        _add_clips(in_pipeline, make, pipeline)
+    together = list(found)
+    if execution == "program_per_device":
+        return Built(found, together, {}, sizes, costs)
     if kind == "peers" and settings.batch % num_devices == 0:
         _add_data_parallel(add, network, tx, num_devices)
-    together = list(found)
+        together = list(found)
     if kind == "clips":
-        for rule, execution in itertools.product(
-            ("sideways", "backprop"), ("scan", "time_parallel")
-        ):
-            add(f"{rule} {execution}", *make(rule=rule, execution=execution))
+        for rule, name in itertools.product(("sideways", "backprop"), ("scan", "time_parallel")):
+            add(f"{rule} {name}", *make(rule=rule, execution=name))
     elif kind == "online":
         add("sideways scan", *make(update_every=1))
         if jax.process_index() == 0:
@@ -139,20 +150,42 @@ def _adder(found: dict[str, tuple[Any, tuple]], frame, clip) -> Add:
     return add
 
 
+def _adder_of_steps(found: dict[str, tuple[Any, tuple]], frame, clip, *, donates: bool) -> Add:
+    """The same for train steps that dispatch programs of their own.
+
+    With `donates` a call goes on from the weights of the one before, and takes them over; otherwise
+    all calls begin with the same.
+    """
+
+    def add(name, init, train_step):
+        held = [init(jax.random.key(0), frame)]
+
+        def run(*clip):
+            train_state, metrics = train_step(held[0], *clip)
+            if donates:
+                held[0] = train_state
+            return train_state, metrics
+
+        found[name] = run, clip
+
+    return add
+
+
 def _add_clips(add: Add, make: Callable, pipeline: dict[str, Any]) -> None:
     for rule, schedule in (
         ("sideways", None), ("backprop", "blocking"), ("backprop", "gpipe"), ("backprop", "1f1b"),
     ):  # fmt: skip
-        name = " ".join(filter(None, (rule, schedule, "depth_sharded")))
+        name = " ".join(filter(None, (rule, schedule, pipeline["execution"])))
         # gpipe has many residuals; keeping them is slower here.
         recompute = schedule == "gpipe" if schedule else None
         add(name, *make(rule=rule, schedule=schedule, recompute=recompute, **pipeline))
 
 
 def _add_online(add: Add, make: Callable, pipeline: dict[str, Any]) -> None:
-    add("sideways depth_sharded", *make(update_every=1, **pipeline))
+    execution = pipeline["execution"]
+    add(f"sideways {execution}", *make(update_every=1, **pipeline))
     blocking = {"rule": "backprop", "schedule": "blocking", "recompute": False}
-    add("backprop blocking depth_sharded", *make(**blocking, **pipeline))
+    add(f"backprop blocking {execution}", *make(**blocking, **pipeline))
 
 
 def _add_data_parallel(add: Add, network, tx, num_devices: int) -> None:
@@ -163,37 +196,6 @@ def _add_data_parallel(add: Add, network, tx, num_devices: int) -> None:
         )
         where = NamedSharding(mesh, data_parallel.CLIP)
         add(f"backprop data_parallel {execution}", *program, where=where)
-
-
-def measure(built: Built, rounds: int) -> dict:
-    """Seconds of every program and of every group of modules alone, round by round.
-
-    The groups run at the same time, each in its process: devices that share memory are slower when
-    all of them work.
-    """
-    compiled, together, groups_alone, sizes, costs = built
-    runs = {name: partial(program, *given) for name, (program, given) in compiled.items()}
-    times: dict[str, list[float]] = {name: [] for name in (*runs, *groups_alone)}
-
-    for _ in range(rounds + 1):
-        for name in together:
-            multihost_utils.sync_global_devices(name)
-            times[name].append(seconds_of(runs[name]))
-        multihost_utils.sync_global_devices("alone")
-        for name in runs:
-            if name not in together:
-                times[name].append(seconds_of(runs[name]))
-        for name, run in groups_alone.items():
-            multihost_utils.sync_global_devices("group")
-            times[name].append(seconds_of(run))
-    alone = np.asarray([times.pop(name) for name in groups_alone])
-    alone = multihost_utils.process_allgather(alone).reshape(jax.device_count(), -1)
-    times |= {f"group {n}": seconds.tolist() for n, seconds in enumerate(alone)}
-    times = {name: seconds[1:] for name, seconds in times.items()}  # The first is the warm-up.
-    return {
-        "devices": jax.device_count(), "groups": sizes, "module_costs": costs, "times": times,
-        "temporary_bytes": bytes_of(compiled),
-    }  # fmt: skip
 
 
 def bytes_of(compiled) -> dict[str, int]:
@@ -219,23 +221,27 @@ def pipelined(network, frame, frames, **where):
 
 
 def serve(built: Built) -> None:
-    """Runs the programs that the suite `peers` asks for, one at a time."""
+    """Runs the programs that are asked for, one at a time; "groups" are all of this process."""
+    is_first = jax.process_index() == 0
 
-    def clip(program, arguments):
-        _, metrics = jax.block_until_ready(program(*arguments))
-        return {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+    def answer(program, arguments):
+        result = jax.block_until_ready(program(*arguments))
+        metrics = result[1] if isinstance(result, tuple) else {}
+        return {name: float(metrics[name]) for name in ("loss", "grad_norm") if name in metrics}
 
-    def group(name):
-        if name in built.groups_alone:
-            jax.block_until_ready(built.groups_alone[name]())
+    def alone():
+        return {name: seconds_of(run) for name, run in built.groups_alone.items()}
 
-    groups = [f"group {n}" for n in range(len(built.sizes))]
+    def nothing():
+        return {}
+
+    # A process has no programs for one device but the first.
+    runs = {name: partial(answer, *one) for name, one in built.programs.items()}
     turns.serve(
-        {name: partial(clip, *built.programs[name]) for name in built.together}
-        | {name: partial(group, name) for name in groups},
+        collections.defaultdict(lambda: nothing, runs | {"groups": alone}),
         groups=built.sizes,
         module_costs=built.module_costs,
-        temporary_bytes=bytes_of(built.programs),
+        temporary_bytes=bytes_of(built.programs) if is_first else {},
     )
 
 

@@ -87,7 +87,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         tx,
         update_every=update_every,
         target=config.target,
-        **execution.arguments,
+        **execution.arguments(),
     )
     frame = frame_shape(config.data)
     to_modules, from_modules = conversions(execution, network, tx, frame)
@@ -99,12 +99,15 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         return init(key, frame, frame)
 
     key = jax.random.key(config.seed)
-    jax.eval_shape(init_on_frames, key)  # Raises ValueError if the network does not fit the frames.
+    # Raises ValueError if the network does not fit the frames.
+    if execution.is_jitted:
+        jax.eval_shape(init_on_frames, key)
     return Job(
         config=config,
         introduction=_introduction(config, network, execution),
-        init=lambda: jax.jit(init_on_frames)(key),
+        init=lambda: (jax.jit(init_on_frames) if execution.is_jitted else init_on_frames)(key),
         train_step=on_chunks(learn),
+        is_jitted=execution.is_jitted,
         to_modules=to_modules,
         from_modules=from_modules,
         open_batches=lambda: Chunks(_streams(config.data, config.seed, "train"), chunk),

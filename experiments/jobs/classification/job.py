@@ -73,14 +73,17 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     init, train_step = make_train_step(config, network, tx, execution)
     to_modules, from_modules = conversions(execution, network, tx, _frame_shape(config.data))
     key = jax.random.key(config.seed)
-    jax.eval_shape(train_step, jax.eval_shape(init, key), _batch_shape(config.data))
+    if execution.is_jitted:  # Otherwise the first step finds what does not fit.
+        jax.eval_shape(train_step, jax.eval_shape(init, key), _batch_shape(config.data))
+        init = jax.jit(init)
     # The first batch may start worker processes.
     has_workers = config.data.num_workers > 0
     return Job(
         config=config,
         introduction=_introduction(config, source, network, execution),
-        init=lambda: jax.jit(init)(key),
+        init=lambda: init(key),
         train_step=train_step,
+        is_jitted=execution.is_jitted,
         to_modules=to_modules,
         from_modules=from_modules,
         open_batches=lambda: iter(source.train),
@@ -124,11 +127,12 @@ def make_train_step(
         cross_entropy,
         tx,
         rule=config.rule,
-        schedule=config.schedule or None,
-        recompute=config.recompute if config.schedule else None,  # of these schedules alone
         target=config.target,
         metrics_fn=lambda logits, label: {"accuracy": accuracy(logits, label)},
-        **execution.arguments,
+        # `recompute` is of these schedules alone.
+        **execution.arguments(
+            config.schedule or None, config.recompute if config.schedule else None
+        ),
     )
     frame = _frame_shape(config.data)
 
@@ -245,7 +249,5 @@ def _introduction(
     if execution.mesh is None:
         return text
     mesh, groups = execution.mesh, execution.groups
-    kept = None
-    if config.rule == "pipelined_backprop":
-        kept = bytes_kept(Task(network, cross_entropy, config.rule), mesh, frame)
+    kept = bytes_kept(Task(network, cross_entropy, config.rule), mesh, frame)
     return f"{text}\n{devices_report.report(network, params, state, frame, mesh, groups, kept)}"

@@ -63,7 +63,7 @@ def run(request):
         make_tx(config.optimizer, 1000),
         frame_shape(config.data),
     )
-    where = {} if config.rule == "backprop" else execution.arguments
+    where = {} if config.rule == "backprop" else execution.arguments()
     init, learn = rules.make_learning(config.rule, network, squared_error(), tx, **where)
     learn = jax.jit(learn)
     train_state, _ = on_chunks(learn)(init(jax.random.key(0), frame), BATCH)

@@ -15,10 +15,10 @@ from sideways_jax.devices.exchange import on_mesh
 from sideways_jax.devices.layout import Layout, pack, unpack
 from sideways_jax.devices.mesh import DEPTH
 from sideways_jax.devices.packing import Packing
-from sideways_jax.pipeline.local_optimizer import check_local, divide
 from sideways_jax.pipeline.plan import Plan
 from sideways_jax.pipeline.update import init_optimizer, update_on_device
 from sideways_jax.tools.trees import select, squared_norm
+from sideways_jax.training.division import check_local, divide
 from sideways_jax.training.hold_back import hold_back
 from tests.sideways_jax.sharding import assert_close
 

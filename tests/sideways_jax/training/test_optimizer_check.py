@@ -7,7 +7,7 @@ import optax
 import pytest
 from optax import contrib
 
-from sideways_jax.pipeline.local_optimizer import check_local
+from sideways_jax.training.division import check_local
 from sideways_jax.training.optimizer_check import check_optimizer
 
 PARAMS = ({"kernel": jnp.ones((3, 2))}, (), {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(())})

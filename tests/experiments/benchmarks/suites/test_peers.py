@@ -114,7 +114,7 @@ def test_processes_answer_in_turn_and_say_why_they_ended(tmp_path):
 def measured():
     """Two rounds in which Sideways takes 2 s, data-parallel backprop 1 s, PyTorch 4 s."""
     times = {
-        peers.SIDEWAYS: [2.0, 2.0], peers.processes.BLOCKING: [6.0, 6.0],
+        peers.SIDEWAYS: [2.0, 2.0], peers.processes.BLOCKING + "depth_sharded": [6.0, 6.0],
         "backprop data_parallel scan": [1.0, 1.0], "group 0": [1.0, 1.0], "group 1": [1.5, 1.5],
         "backprop 1f1b pipelining": [4.0, 4.0],
     }  # fmt: skip
@@ -144,7 +144,8 @@ def test_rows_and_picture(tmp_path, monkeypatch):
 def test_another_computation_is_not_compared(key, factor):
     same = {"loss": 2.0, "grad_norm": 3.0}
     answers = {
-        peers.SIDEWAYS: {"loss": 9.0, "grad_norm": 9.0}, peers.processes.BLOCKING: same,
+        peers.SIDEWAYS: {"loss": 9.0, "grad_norm": 9.0},
+        peers.processes.BLOCKING + "depth_sharded": same,
         "group 0": None,
         "backprop gpipe pipelining": {name: value * 1.0001 for name, value in same.items()},
     }  # fmt: skip
