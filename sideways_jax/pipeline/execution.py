@@ -92,8 +92,8 @@ class Pipeline:
         Raises:
           ValueError: for backprop, which blocks: on a mesh it trains on clips.
         """
-        self.schedule_of(task)
         self.check_stream(task, update_every)
+        self.schedule_of(task)
         return online.make_training(
             task, tx, mesh=self.mesh, groups=self.groups, update_every=update_every,
             with_outputs=with_outputs, bubble=bubble,
