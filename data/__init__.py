@@ -1,6 +1,7 @@
 """Data sets of videos: `load` one by its name and get batches for training and evaluation.
 
-Clips with labels come from `load`, streams of frames without end or label from `load_streams`.
+Clips with labels come from `load`, streams of frames without end or label from `load_streams`, and
+files without labels, to be looked at after training, from `load_files`.
 UCF101, HMDB51 and CATER have to be built once, from the files that were downloaded, with `build`.
 
 This is the only door: programs import from `data`, and not from the packages inside it. Nothing in
@@ -15,12 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_collections
 
+from data.batches.labels import classes_of
 from data.batches.source import Source, check_options, make_source
 from data.batches.streams import Streams
 from data.batches.videos import ClipOptions, Splits, Videos
+from data.own import imported
 from data.sets import CLIPS, STREAMS, recorded
 from data.video.boxes import Box
 from data.video.decoding import BadVideo, decode
+from data.video.live import is_live
+from data.video.loose import Files, load_files, video_files
 
 if TYPE_CHECKING:
     from data.building.builder import VideoBuilder
@@ -29,16 +34,22 @@ __all__ = [
     "BadVideo",
     "Box",
     "ClipOptions",
+    "Files",
     "Source",
     "Splits",
     "Streams",
     "Videos",
     "build",
+    "classes_of",
     "decode",
     "default_config",
+    "imported",
+    "is_live",
     "load",
+    "load_files",
     "load_streams",
     "make_source",
+    "video_files",
 ]
 
 DataSet = TypeVar("DataSet")
@@ -47,10 +58,15 @@ DataSet = TypeVar("DataSet")
 def default_config(name: str) -> ml_collections.ConfigDict:
     """The fields of `config.data` for the data set `name`, with their defaults.
 
+    Args:
+      name: one of those there are, or "MODULE:NAME" for one of your own (docs/own.md).
+
     Raises:
       ValueError: if there is no such data set; the message names the closest one.
     """
-    return _data_set(name, CLIPS | STREAMS).default_config()
+    config = _data_set(name, CLIPS | STREAMS).default_config()
+    config.name = name
+    return config
 
 
 def load(
@@ -161,11 +177,23 @@ def _data_set(name: str, data_sets: Mapping[str, DataSet]) -> DataSet:
     """
     if name in data_sets:
         return data_sets[name]
+    if ":" in name:
+        functions = {id(CLIPS): ["splits"], id(STREAMS): ["programme"]}
+        return _own(name, ["default_config", *functions.get(id(data_sets), [])])
     for others, loader in ((CLIPS, "load"), (STREAMS, "load_streams")):
         if name in others:
             kind = "clips with labels" if others is CLIPS else "streams of frames"
             raise ValueError(f"{name} is made of {kind}: it is for data.{loader}")
     raise ValueError(f"there is no data set {name!r}{_closest(name, data_sets)}")
+
+
+def _own(name: str, functions: Iterable[str]) -> Any:
+    own = imported(name, "data set")
+    if missing := [one for one in functions if not hasattr(own, one)]:
+        raise ValueError(
+            f"data set {name!r} has no {' and no '.join(missing)}: see data/sets/protocol.py"
+        )
+    return own
 
 
 def _closest(name: str, names: Iterable[str]) -> str:

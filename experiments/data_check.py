@@ -46,12 +46,15 @@ class Count(NamedTuple):
 
 def counts(source) -> list[Count]:
     """Videos and frames of every class, for training and testing."""
+    from data import classes_of
+
     totals = [[0, 0, 0, 0] for _ in source.classes]
     for column, part in enumerate(("train", "test")):
         videos = source.videos[part]
         for label, num_frames in zip(videos.labels, videos.num_frames, strict=True):
-            totals[label][2 * column] += 1
-            totals[label][2 * column + 1] += num_frames
+            for number in classes_of(label):
+                totals[number][2 * column] += 1
+                totals[number][2 * column + 1] += num_frames
     return [Count(name, *total) for name, total in zip(source.classes, totals, strict=True)]
 
 
@@ -89,8 +92,8 @@ def clips_per_second(batches, seconds: float) -> float:
     return num_clips / (time.perf_counter() - start)
 
 
-def contact_sheet(clips: Sequence, labels: Sequence[int], classes: Sequence[str]):
-    """Draws a row for every clip `uint8 [K, H, W, 3]`: some of its frames, and its label."""
+def contact_sheet(clips: Sequence, labels: Sequence, classes: Sequence[str]):
+    """Draws a row for every clip `uint8 [K, H, W, 3]`: some of its frames, and its classes."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -109,10 +112,10 @@ def contact_sheet(clips: Sequence, labels: Sequence[int], classes: Sequence[str]
             axes.set_yticks([])
             if axes in grid[0]:
                 axes.set_title(f"frame {frame}", fontsize=8)
+        numbers = [label] if np.ndim(label) == 0 else np.flatnonzero(label)
+        names = "\n".join(classes[number] for number in numbers)
         draw_plainly(
-            row[0].set_ylabel(
-                classes[label], rotation="horizontal", ha="right", va="center", fontsize=9
-            )
+            row[0].set_ylabel(names, rotation="horizontal", ha="right", va="center", fontsize=9)
         )
     return figure
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 import grain
 
 from data.batches import sampling
+from data.batches.labels import classes_of
 from data.batches.testing import test_batches
 from data.batches.training import TrainBatches
 from data.batches.videos import Batch, ClipOptions, Splits, Videos
@@ -35,6 +36,8 @@ class Source:
         divided by the number of processes.
       skipped: the bad files that were left out, `(path, reason)` each.
       videos: those of "train" and "test".
+      multi_label: whether a video may have several classes: "label" is uint8 [B, C] then, a 1 for
+        every class of a video.
     """
 
     classes: tuple[str, ...]
@@ -44,6 +47,7 @@ class Source:
     train: grain.IterDataset
     skipped: tuple[tuple[str, str], ...]
     videos: Mapping[str, Videos] = dataclasses.field(repr=False)
+    multi_label: bool
     _test: Callable[[int | None], Iterator[Batch]] = dataclasses.field(repr=False)
 
     def test(self, batch_size: int | None = None) -> Iterator[Batch]:
@@ -56,7 +60,8 @@ class Source:
           An iterator of batches, all of one shape:
             frames: uint8 [B, K, H, W, 3], the centre crop of up to K frames of one video;
             mask: bool [B, K], False for the frames that only fill the clip or the batch up;
-            label: int32 [B], the class, or -1 in a row that only fills the batch up;
+            label: int32 [B], the class, or -1 in a row that only fills the batch up (with
+              `multi_label` uint8 [B, C], zeros there);
             video: int32 [B], 0 to num_test - 1, or -1.
           With a stride s, a clip takes every s-th frame, as in training, and s clips share a block
           of `s * K` frames. The clips of a video come one after the other. Every process gets
@@ -86,20 +91,22 @@ def make_source(
         raise ValueError("there is no training video")
     for part, videos in (("training", train), ("test", test)):
         _check_videos(part, videos, len(splits.classes), options.size)
+    several = len(splits.classes) if splits.multi_label else None
 
     def tested(batch_size: int | None) -> Iterator[Batch]:
         # Checked here, not at the first batch: a generator would only find out then.
         rows = _per_process(batch_size or options.batch_size, process_count)
-        return test_batches(test, options, process_index, process_count, rows)
+        return test_batches(test, options, process_index, process_count, rows, several)
 
     return Source(
         classes=tuple(splits.classes),
         num_train=len(train.labels),
         num_test=len(test.labels),
         steps_per_epoch=math.ceil(len(train.labels) / options.batch_size),
-        train=TrainBatches(train, options, seed, process_index, process_count),
+        train=TrainBatches(train, options, seed, process_index, process_count, several),
         skipped=tuple(splits.skipped),
         videos={"train": train, "test": test},
+        multi_label=splits.multi_label,
         _test=tested,
     )
 
@@ -109,6 +116,13 @@ def check_options(options: ClipOptions, seed: int, process_index: int, process_c
     for name in ("num_frames", "size", "stride", "batch_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} is {getattr(options, name)}; it must be at least 1")
+    low, high = options.scale
+    if not 0 < low <= high:
+        raise ValueError(
+            f"scale is {options.scale}; it must be two numbers above 0, the larger one last"
+        )
+    if not 0 <= options.colour <= 1:
+        raise ValueError(f"colour is {options.colour}; it must be from 0 to 1")
     if options.num_workers < 0:
         raise ValueError(f"num_workers is {options.num_workers}; it must be 0 or more")
     if seed < 0:
@@ -132,11 +146,12 @@ def _per_process(batch_size: int, process_count: int) -> int:
 
 def _check_videos(part: str, videos: Videos, num_classes: int, size: int) -> None:
     for video, (label, num_frames) in enumerate(zip(videos.labels, videos.num_frames, strict=True)):
-        if not 0 <= label < num_classes:
-            raise ValueError(
-                f"{part} video {video} has the label {label}; it must be the number of a class, "
-                f"from 0 to {num_classes - 1}"
-            )
+        for number in classes_of(label):
+            if not 0 <= number < num_classes:
+                raise ValueError(
+                    f"{part} video {video} has the label {number}; it must be the number of a "
+                    f"class, from 0 to {num_classes - 1}"
+                )
         if num_frames < 1:
             raise ValueError(f"{part} video {video} has {num_frames} frames; it must be at least 1")
         sampling.centre_crop(*videos.frame_size(video), size)  # raises if it does not fit

@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from data.batches import sampling
+from data.batches import augmentation, labels, sampling
 from data.batches.videos import Batch, ClipOptions, Videos
 from data.workers import memory
 
@@ -33,6 +33,7 @@ class TrainBatches(grain.IterDataset):
         seed: int,
         process_index: int,
         process_count: int,
+        num_classes: int | None = None,  # of videos that may have several classes
     ):
         super().__init__()
         order_seed, clip_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
@@ -46,13 +47,16 @@ class TrainBatches(grain.IterDataset):
             "videos": videos.fingerprint,
         }
         del self._stream["num_workers"]  # the stream does not depend on it
+        for name in ("scale", "colour"):  # Streams of before there were these had the defaults.
+            if self._stream[name] == ClipOptions._field_defaults[name]:
+                del self._stream[name]
         # Everything below is a function of the position in the stream. Repeating before batching
         # lets batches run across the ends of epochs.
         self._batches = (
             grain.MapDataset.range(len(videos.labels))
             .shuffle(order_seed)
             .repeat()
-            .random_map(_TrainClip(videos, options), seed=clip_seed)
+            .random_map(_TrainClip(videos, options, num_classes), seed=clip_seed)
             .batch(options.batch_size // process_count, drop_remainder=True)
         )
 
@@ -160,22 +164,30 @@ class _TrainIterator(grain.DatasetIterator):
 class _TrainClip:
     """Makes the clip at one position of the training stream."""
 
-    def __init__(self, videos: Videos, options: ClipOptions):
+    def __init__(self, videos: Videos, options: ClipOptions, num_classes: int | None):
         self._videos = videos
         self._options = options
+        self._num_classes = num_classes
 
     def __call__(self, video: int, rng: np.random.Generator) -> Batch:
         options, videos = self._options, self._videos
-        # The order of the draws is part of the stream: start, top, left, flip, the data set's own.
+        # The order of the draws is part of the stream: start, the side of the crop if it varies,
+        # top, left, flip, the data set's own, colours if they vary.
         frames = sampling.clip_frames(
             rng, videos.num_frames[video], options.num_frames, options.stride
         )
-        box = sampling.random_crop(rng, *videos.frame_size(video), options.size)
+        size = videos.frame_size(video)
+        side = options.size
+        if options.scale != (1, 1):
+            side = augmentation.drawn_side(rng, side, options.scale, *size)
+        box = sampling.random_crop(rng, *size, side)
         flipped = options.flip and rng.random() < 0.5
-        clip = videos.read(video, frames, box, rng)
+        clip = augmentation.resized(videos.read(video, frames, box, rng), options.size)
+        if options.colour:
+            clip = augmentation.jittered(clip, rng, options.colour)
         return {
             "frames": _mirrored(clip) if flipped else clip,
-            "label": np.int32(videos.labels[video]),
+            "label": labels.encoded(videos.labels[video], self._num_classes),
         }
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import ml_collections
 import numpy as np
 
+from data.batches.labels import Label
 from data.video import boxes
 
 Batch = dict[str, np.ndarray]
@@ -15,12 +16,13 @@ class Videos(Protocol):
     """A set of videos, numbered from 0. Worker processes get a pickled copy.
 
     Attributes:
-      labels: the class of every video, an index into the classes of the data set.
+      labels: the class of every video, an index into the classes of the data set; with
+        `Splits.multi_label` its classes, any number of them.
       num_frames: the number of frames of every video, each at least 1.
       fingerprint: a short string that changes when the videos change; it goes into checkpoints.
     """
 
-    labels: Sequence[int]
+    labels: Sequence[Label]
     num_frames: Sequence[int]
     fingerprint: str
 
@@ -53,6 +55,7 @@ class Splits(NamedTuple):
     train: Videos
     test: Videos
     skipped: Sequence[tuple[str, str]] = ()  # bad files that were left out, `(path, reason)` each
+    multi_label: bool = False  # whether a video may have several classes, or none
 
 
 class ClipOptions(NamedTuple):
@@ -64,6 +67,8 @@ class ClipOptions(NamedTuple):
     flip: bool  # mirror half of the training clips
     batch_size: int  # clips of a batch, over all processes
     num_workers: int  # processes that make training batches; 0 makes them in this one
+    scale: tuple[float, float] = (1.0, 1.0)  # crops are that many times as large, then resized
+    colour: float = 0.0  # how far brightness, contrast and saturation change, 0 to 1
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "ClipOptions":

@@ -8,7 +8,8 @@ What follows is the same for every data set and is done by `data.load` and `data
 check the names of the fields, and make batches of the clips or play the streams.
 
 To add a data set, write a file beside this one with the two functions, and enter it into the list
-in `data/sets/__init__.py`. `moving_digits` is an example of clips, `moving_solids` of streams.
+in `data/sets/__init__.py`; or leave it where it is, and name it "MODULE:NAME" (docs/own.md).
+`moving_digits` is an example of clips, `moving_solids` of streams.
 """
 
 from typing import Protocol
@@ -69,7 +70,7 @@ def clip_config(
     frames of 112x112 pixels, half of them mirrored. A data set that differs gives its own.
 
     >>> sorted(clip_config("mine"))
-    ['batch_size', 'flip', 'name', 'num_frames', 'num_workers', 'size', 'stride']
+    ['batch_size', 'colour', 'flip', 'name', 'num_frames', 'num_workers', 'scale', 'size', 'stride']
     """
     config = ConfigDict()
     config.name = name
@@ -79,4 +80,6 @@ def clip_config(
     config.batch_size = 8  # clips of a batch, over all processes
     config.num_workers = 0  # processes that make training batches; 0 makes them in this one
     config.flip = flip  # mirror half of the training clips
+    config.scale = (1.0, 1.0)  # training crops are that many times as large, and resized to size
+    config.colour = 0.0  # how far brightness, contrast and saturation of a clip change, 0 to 1
     return config

@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 from array_record.python import array_record_data_source
 
+from data.batches.labels import Label
 from data.batches.videos import Splits
 from data.building.stored import Build, read_build, shard_files
 from data.sets.protocol import clip_config
@@ -44,6 +45,7 @@ class RecordedDataSet(NamedTuple):
             # False gives frames alone, for auto-encoding: one class, "video". True gives the
             # classes of the task, of which every video has to have exactly one.
             config.labels = False
+            config.multi_label = False  # with labels: a video may have any number of classes
         return config
 
     def splits(self, config: ml_collections.ConfigDict, *, seed: int) -> Splits:
@@ -57,6 +59,7 @@ class RecordedDataSet(NamedTuple):
         build = read_build(self.name, config.path, config.variant)
         split = _split(build, self.name, str(config.split))
         with_labels = self.needs_labels or config.labels
+        multi_label = bool(with_labels and config.get("multi_label", False))
         if build.excluded:
             logging.warning(
                 "%d videos were excluded when %s was built: %s",
@@ -68,12 +71,14 @@ class RecordedDataSet(NamedTuple):
             RecordVideos(
                 build,
                 [number for number, _ in split[part]],
-                _labels(build, self.name, str(config.split), part) if with_labels else None,
+                _labels(build, self.name, str(config.split), part, multi_label)
+                if with_labels
+                else None,
             )
             for part in ("train", "test")
         )
         classes = split["classes"] if with_labels else ("video",)
-        return Splits(classes, train, test, skipped=build.excluded)
+        return Splits(classes, train, test, build.excluded, multi_label)
 
 
 UCF101 = RecordedDataSet("ucf101", "side_128", "1", size=112, needs_labels=True)
@@ -86,7 +91,7 @@ CATER = RecordedDataSet(
 class RecordVideos:
     """Videos of a build (`data.Videos`). Only the frames that are asked for are decoded."""
 
-    def __init__(self, build: Build, numbers: Sequence[int], labels: Sequence[int] | None):
+    def __init__(self, build: Build, numbers: Sequence[int], labels: Sequence[Label] | None):
         entries = [build.videos[number] for number in numbers]
         self.labels = list(labels) if labels is not None else [0] * len(entries)
         self.num_frames = [entry.num_frames for entry in entries]
@@ -165,15 +170,18 @@ def _split(build: Build, name: str, split: str) -> dict[str, Any]:
     return build.splits[split]
 
 
-def _labels(build: Build, name: str, split: str, part: str) -> list[int]:
-    labels = []
+def _labels(build: Build, name: str, split: str, part: str, multi_label: bool) -> list[Label]:
+    if multi_label:
+        return [tuple(of_video) for _, of_video in build.splits[split][part]]
+    labels: list[Label] = []
     for number, of_video in build.splits[split][part]:
         if len(of_video) != 1:
             found = f"has {len(of_video)} labels" if of_video else "has no label"
             raise ValueError(
                 f"{build.videos[number].key} {found} in {split} of {name}; classification needs "
-                "one for each video, as localize of max2action has. Set config.data.labels=False "
-                "for frames alone"
+                "one for each video, as localize of max2action has. Set "
+                "config.data.multi_label=True for several classes, config.data.labels=False for "
+                "frames alone"
             )
         labels.append(of_video[0])
     return labels

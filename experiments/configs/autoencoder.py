@@ -31,6 +31,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     )  # fmt: skip
     config = base_config(given)
     config.task = "autoencoding"
+    del config["loss"]  # It is the squared error.
     config.model = {
         "name": "autoencoder",
         "widths": (16, 32, 32, 64, 128),

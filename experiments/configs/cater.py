@@ -10,7 +10,9 @@ on, 1639 to test, crops of 240x240 pixels. For that, take `data.default_config("
 here**.
 
 The label is the cell of a grid of 6x6 where one of the objects ends, the task `localize` of
-`max2action`. The tasks of `all_actions` give a video several labels, which this job does not take.
+`max2action`. The tasks of `all_actions`, `subset=all_actions,task=actions_present` (or
+actions_order_uniq), give a video several labels: the loss is a sigmoid's cross-entropy for each
+class, the score the mean average precision.
 
 Clips of 64 frames, 240x240 pixels out of frames with a shorter side of 240, batches of 8, Adam. It
 is made for a GPU. Clips are not flipped, since a flip would change the label.
@@ -38,7 +40,10 @@ def get_config(arguments: str = "") -> ConfigDict:
     )
     if not given.smoke:
         config.data.variant = given.subset
+    elif given.subset.startswith("all_actions"):
+        config.data.variant = "smoke"
     config.data.split = given.task
     config.data.labels = True
+    config.data.multi_label = given.task != "localize"
     config.data.flip = False
     return config

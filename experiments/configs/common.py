@@ -64,9 +64,10 @@ def base_config(given: ConfigDict | None = None) -> ConfigDict:
             "seed": 0,  # of everything: parameters, clips, dropout
             "rule": "sideways",  # or pipelined_backprop, backprop (docs/rules.md)
             # One device: time_parallel, or scan, whose memory does not depend on the clip length.
-            # Several: depth_sharded, modules spread over `mesh`. auto: by the number of devices.
+            # Several: time_parallel with mesh.data, which divides batches; program_per_device, in
+            # one process, or depth_sharded, which spread modules. auto: by the devices there are.
             "execution": "time_parallel",
-            "schedule": "",  # of backprop when depth_sharded: blocking, gpipe or 1f1b
+            "schedule": "",  # of backprop on several devices: blocking, gpipe or 1f1b
             "recompute": True,  # with a schedule: keep inputs and compute twice, or keep residuals
             "mesh": {
                 "depth": 0,  # devices along the depth of the network; 0: as many as there are
@@ -79,7 +80,7 @@ def base_config(given: ConfigDict | None = None) -> ConfigDict:
             "model": {"name": "simple_cnn"},
             "data": {},
             "optimizer": {
-                "name": "adam",  # or sgd, momentum
+                "name": "adam",  # or adamw, sgd, momentum; weight_decay is decoupled in all
                 "learning_rate": 1e-3,  # after the warm-up
                 "momentum": 0.9,  # of name=momentum
                 "clip_value": 1.0,  # of every entry of the averaged gradient; 0 for no clipping
@@ -88,6 +89,15 @@ def base_config(given: ConfigDict | None = None) -> ConfigDict:
                 "warmup_epochs": 5.0,  # in which the rate grows from 0
                 "drop_epochs": (100.0, 200.0),  # after which the rate drops ...
                 "drop_factor": 0.1,  # ... to this part of it
+                # The epoch at which the rate is 0, if it falls as a cosine; 0: drops.
+                "cosine_epochs": 0.0,
+                "accumulate": 1,  # batches whose mean gradient makes one update
+                "ema": 0.0,  # decay of an average of the parameters, to test with; 0: none
+            },
+            "loss": {
+                "label_smoothing": 0.0,  # how much of a label is spread over all classes
+                "class_weights": (),  # a factor for each class; (): 1
+                "balanced": False,  # factors by how rare classes are
             },
             "train": {
                 "num_steps": 1000,  # weight updates in all; may grow later

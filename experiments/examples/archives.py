@@ -52,6 +52,8 @@ def with_examples(config: ConfigDict, folder: Path) -> ConfigDict:
     config.data.path = os.fspath(folder)
     if config.data.name in DATA_SETS:
         build(config.data.name, folder)
+    elif config.data.name == "kinetics_csv":
+        config.data.path, config.data.test_path = map(os.fspath, example_videos.write_lists(folder))
     else:
         example_videos.write(folder)
     return config.lock()

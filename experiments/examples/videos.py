@@ -24,6 +24,17 @@ def write(folder: Path) -> None:
                 write_video(file, start, velocity)
 
 
+def write_lists(folder: Path) -> tuple[Path, Path]:
+    """Writes the videos, and CSV files that list those to train on and those to test."""
+    write(folder)
+    lists = folder / "train.csv", folder / "test.csv"
+    for file in lists:
+        videos = sorted((folder / file.stem).glob("*/*.avi"))
+        rows = [f"{video.relative_to(folder)},{video.parent.name}\n" for video in videos]
+        file.write_text("".join(rows))
+    return lists
+
+
 def write_video(file: Path, start: int, velocity: tuple[int, int], codec: str = "mpeg4") -> None:
     """Writes one video, an AVI of a square that starts at `start` and moves by `velocity`."""
     unfinished = file.with_suffix(".part")

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from experiments.running.best import BestCheckpoint, agreed
 from experiments.running.protocol import Evaluation, Job, Result
 from experiments.running.stopping import (
     Agreement,
@@ -36,6 +37,7 @@ class Session(NamedTuple):
 
     folder: Path  # the workdir; for processes other than the first, a temporary one
     checkpoints: Checkpoints
+    best: BestCheckpoint
     log: MetricsLog
     progress: Progress
     stop: StopSignal
@@ -187,7 +189,8 @@ class _Loop:
 
     def _result(self, evaluation: Evaluation | None, speed: float | None) -> Result:
         failure = getattr(self._batches, "failure", None)
-        return Result(self._train_state, self._step, evaluation, speed, failure)
+        best = self._session.best.found
+        return Result(self._train_state, self._step, evaluation, best, speed, failure)
 
     def _look_at(self, number: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -196,16 +199,20 @@ class _Loop:
         del values["finite"]
         self._window.append(values)
         self._clock.count()
-        shown = {name: value for name, value in values.items() if name != "grad_norm"}
+        # The means since the last line of the log: what is printed with a line is what is in it.
+        shown = {name: value for name, value in self._means().items() if name != "grad_norm"}
         self._session.progress.update(number, shown, self._clock.steps_per_second)
         if number % self._options.log_every == 0 or number == self._options.num_steps:
             self._write_line(number)
         if number % self._options.log_every == 0:
             self._window.clear()
 
+    def _means(self) -> dict[str, float]:
+        window = self._window
+        return {name: float(np.mean([one[name] for one in window])) for name in window[0]}
+
     def _write_line(self, number: int) -> None:
-        window, speed = self._window, self._clock.steps_per_second
-        means = {name: float(np.mean([one[name] for one in window])) for name in window[0]}
+        means, speed = self._means(), self._clock.steps_per_second
         means["learning_rate"] = float(self._job.learning_rate(number - 1))
         means["epoch"] = number / self._job.steps_per_epoch
         timing = {} if speed is None else {"steps_per_second": speed}
@@ -234,9 +241,25 @@ class _Loop:
         except _Interrupted:
             self._save()
             raise self._stopped() from None
-        if step not in session.log.evaluated:
+        if not self._evaluated():
+            is_best = self._keep_if_best(evaluation.score())
             session.log.write(step, "test", evaluation.metrics())
+            session.progress.tested(step, evaluation.metrics(), is_best)
         return evaluation
+
+    def _evaluated(self) -> bool:
+        """Whether this step was. Of earlier sessions only the first process knows."""
+        return bool(agreed(self._step in self._session.log.evaluated))
+
+    def _keep_if_best(self, score: float) -> bool:
+        best = self._session.best
+        score = agreed(score)
+        if not best.is_beaten_by(score):
+            return False
+        self._session.progress.say("saving")
+        with _advised(self._session.checkpoints):
+            best.save(self._step, score, self._train_state, self._batches, self._window)
+        return True
 
     def _due(self, *intervals: int) -> bool:
         return any(every > 0 and self._step % every == 0 for every in intervals)
@@ -253,8 +276,7 @@ class _Loop:
         if self._due(options.checkpoint_every) or step == options.num_steps:
             self._save()
         # The evaluation after the last step is made at the end, once, with examples to show.
-        evaluated = step in self._session.log.evaluated
-        if self._due(options.eval_every) and step < options.num_steps and not evaluated:
+        if self._due(options.eval_every) and step < options.num_steps and not self._evaluated():
             self._test()
         if jax.process_count() == 1 and self._session.stop:  # While this was saved.
             self._save()

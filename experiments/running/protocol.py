@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from experiments.workdir.classes import Classes
 from sideways_jax.step import TrainState
 
 
@@ -21,6 +22,16 @@ class Evaluation(Protocol):
     def metrics(self) -> dict[str, float]:
         """The numbers, for the log."""
 
+    def score(self) -> float:
+        """How good it is, by which the best checkpoint is kept: the larger the better."""
+
+
+class Best(NamedTuple):
+    """The evaluation with the best score so far, whose checkpoint is kept."""
+
+    step: int
+    score: float
+
 
 class Result(NamedTuple):
     """What a finished loop leaves."""
@@ -28,6 +39,7 @@ class Result(NamedTuple):
     train_state: TrainState
     step: int  # the last one; fewer than were asked for when a stream ended
     evaluation: Evaluation | None  # after the last step; None without test data
+    best: Best | None  # of all evaluations; None without any
     steps_per_second: float | None  # of training alone; None if there was nothing left to train
     failure: Exception | None  # why the batches ended too early, if they did
 
@@ -59,6 +71,7 @@ class Job(NamedTuple):
     """A job as `run.run` takes it; `jobs` have a function `prepare` each that makes one."""
 
     config: ConfigDict  # what the workdir will hold
+    classes: Classes  # likewise
     introduction: str  # lines for the console
     init: Callable[[], TrainState]  # makes a fresh one
     # `train_step(train_state, batch) -> (train_state, metrics)`. Metrics are numbers; "finite" says

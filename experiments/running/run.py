@@ -17,12 +17,13 @@ from rich.console import Console
 
 from experiments.configs._checks import check_fields
 from experiments.running import loop
+from experiments.running.best import BestCheckpoint
 from experiments.running.checks import check_saved, check_steps
 from experiments.running.protocol import Job
 from experiments.running.stopping import StopSignal
 from experiments.terminal.progress import Progress
+from experiments.workdir import classes, lock, space
 from experiments.workdir import config as workdirs
-from experiments.workdir import lock, space
 from experiments.workdir.checkpoints import Checkpoints
 from experiments.workdir.metrics_log import MetricsLog
 
@@ -42,8 +43,8 @@ def run(
         examples that the config asks for. What can be wrong with the config shows here, before it
         claims the workdir.
       config: of the job.
-      workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and what the job
-        writes when it is finished.
+      workdir: gets `config.json`, `classes.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`,
+        `best/`, and what the job writes when it is finished.
       console: where progress and results are shown; the standard output by default.
 
     Returns:
@@ -83,9 +84,11 @@ def _run_in(
         checkpoints = stack.enter_context(
             Checkpoints(workdir, job.to_modules, job.from_modules, check_saved)
         )
+        best = stack.enter_context(BestCheckpoint(workdir, job.to_modules, check_saved))
         console.print(job.introduction, **_PLAIN)
         if is_first:
             workdirs.claim(job.config, workdir)
+            classes.write(job.classes, workdir)
         else:  # All save checkpoints together; only one process writes the rest.
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         position = loop.go_on(checkpoints, job.init(), batches, options.num_steps, console)
@@ -97,6 +100,7 @@ def _run_in(
             session = loop.Session(
                 folder=folder,
                 checkpoints=checkpoints,
+                best=best,
                 log=log,
                 progress=session_stack.enter_context(
                     Progress(console, position.step, options.num_steps, options.log_every)

@@ -87,6 +87,12 @@ class Progress:
                 f"step {step}/{self._num_steps}  {shown}", highlight=False, soft_wrap=True
             )
 
+    def tested(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
+        """Says the results of an evaluation in a line that stays."""
+        shown = "  ".join(f"{k} {v:.3g}" for k, v in metrics.items() if isinstance(v, float))
+        line = f"step {step}/{self._num_steps}  test: {shown}{'  the best so far' * is_best}"
+        self._console.print(line, highlight=False, soft_wrap=True)
+
 
 def _duration(seconds: float) -> str:
     """As hours, minutes and seconds.

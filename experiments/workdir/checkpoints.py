@@ -28,6 +28,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from experiments.workdir import checksums
+from experiments.workdir.files import BEST, LAST
 from sideways_jax.step import TrainState
 
 KEPT = 3  # how many of the newest checkpoints stay
@@ -48,12 +49,14 @@ class Checkpoints:
     """The checkpoints of one workdir.
 
     Args:
-      workdir: the directory of the run; they go into `checkpoints/` below it.
+      workdir: the directory of the run.
       to_modules, from_modules: conversions to and from a train state with one pytree for every
         module. That is what is saved, so that a run can go on with another execution and on
         another number of devices.
       check: `check(step, train_state)` is called with what is about to be saved, and raises what is
         wrong with it.
+      folder: below the workdir.
+      kept: how many of the newest stay.
     """
 
     def __init__(
@@ -62,13 +65,16 @@ class Checkpoints:
         to_modules: Callable[[TrainState], TrainState] = lambda train_state: train_state,
         from_modules: Callable[[TrainState], TrainState] = lambda train_state: train_state,
         check: Callable[[int, TrainState], None] = lambda step, train_state: None,
+        *,
+        folder: str = LAST,
+        kept: int = KEPT,
     ):
         self._to_modules, self._from_modules, self._check = to_modules, from_modules, check
-        self.directory = Path(workdir).absolute() / "checkpoints"
+        self.directory = Path(workdir).absolute() / folder
         # Saved while the caller waits: `train_step` donates its input, so that a save in the
         # background would read buffers which the next step overwrites.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=kept, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -153,6 +159,26 @@ class Checkpoints:
         data.set_state(restored.data)
         return Restored(self._from_modules(restored.train_state), restored.progress)
 
+    def read_progress(self, step: int) -> dict:
+        """What was saved as `progress` with the checkpoint of a step.
+
+        Raises:
+          DamagedError: if the checkpoint is not as it was written.
+        """
+        folder = self.directory / str(step)
+        if damage := checksums.damage(folder):
+            raise DamagedError(damage)
+        try:
+            with _silently():
+                parts = ocp.args.Composite(progress=ocp.args.JsonRestore())
+                return self._manager.restore(step, args=parts)["progress"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise DamagedError(f"{folder} cannot be read ({_first_line(error)})") from error
+
+    def remove(self, step: int) -> None:
+        """Removes a checkpoint; all processes call this."""
+        self._manager.delete(step)
+
     def set_aside(self, steps: Sequence[int]) -> Path:
         """Moves damaged checkpoints out of the way; all processes call this.
 
@@ -184,6 +210,75 @@ class Checkpoints:
         """Whether the train state lacks the number of frames that had arrived."""
         saved = self._manager.item_metadata(step)["train_state"]
         return saved is not None and "frames" not in saved
+
+
+def find(workdir: Path, which: int | str) -> Path:
+    """The folder of a checkpoint, which is only looked at: a run may be at work there.
+
+    Args:
+      workdir: the directory of a run.
+      which: "last", "best", or a step.
+
+    Raises:
+      FileNotFoundError: if nothing was saved.
+      ValueError: if there is no such checkpoint.
+    """
+    last, best = (
+        {int(one.name): one for one in (workdir / name).glob("*") if one.name.isdecimal()}
+        for name in (LAST, BEST)
+    )
+    if not last and not best:
+        raise FileNotFoundError(f"{workdir} has no checkpoint: nothing has been saved yet")
+    if which == "best" and not best:
+        raise ValueError(
+            f"{workdir} has no best checkpoint: the run was never tested; take the last"
+        )
+    which = int(which) if str(which).isdecimal() else which
+    choice = {"last": max(last or best), "best": max(best, default=None)}.get(which, which)
+    found = (best if which == "best" else best | last).get(choice)
+    if found is None:
+        there = ", ".join(map(str, sorted(last | best)))
+        raise ValueError(
+            f"{workdir} has no checkpoint {which!r}: give last, best, or one of {there}"
+        )
+    return found
+
+
+def read_weights(folder: Path, params: tuple, state: tuple, opt_state: Any = None) -> tuple:
+    """The parameters and the state of the modules, and nothing else of a checkpoint.
+
+    Args:
+      folder: of the checkpoint, see `find`.
+      params, state: their shapes, D pytrees each.
+      opt_state: the shapes of the optimizer's state, if that is wanted, too.
+
+    Returns:
+      `(params, state, opt_state)`, on the first device of this process, wherever they were saved.
+
+    Raises:
+      ValueError: if the checkpoint is damaged, or is of another network.
+    """
+    if damage := checksums.damage(folder):
+        raise ValueError(f"{damage}: take another checkpoint")
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        {"params": params, "state": state}
+        | ({} if opt_state is None else {"opt_state": opt_state}),
+    )
+    arguments = ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
+    try:
+        with _silently(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            read = reader.restore(folder.absolute() / "train_state", args=arguments)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(
+            f"{folder} cannot be read as the network of its config ({_first_line(error)})"
+        ) from error
+    return read["params"], read["state"], read.get("opt_state")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.workdir.files import write_atomically
+from experiments.configs._newer import completed
+from experiments.workdir.files import BEST, LAST, write_atomically
 
 # What may differ when a run goes on. None of them changes what has been computed so far: videos are
 # compared by their contents, so that they may have moved.
@@ -37,11 +38,13 @@ def check(config: ConfigDict, workdir: Path) -> None:
             )
         return
     try:
-        there = _flatten(json.loads(file.read_text()))
+        there = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); use another workdir") from error
+    there = _flatten(_plain(completed(ConfigDict(there))))
     here = _flatten(_plain(config))
-    if not any(name.name.isdigit() for name in (workdir / "checkpoints").glob("*")):
+    saved = (one for folder in (LAST, BEST) for one in (workdir / folder).glob("*"))
+    if not any(one.name.isdigit() for one in saved):
         return  # It had failed before anything was saved, of numbers that are not finite perhaps.
     differences = [
         f"{field} was {_show(there, field)} there and is {_show(here, field)} now"

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+LAST, BEST = "checkpoints", "best"  # folders of a workdir: the newest checkpoints, and the best one
+
 
 def write_atomically(file: Path, text: str) -> None:
     """Writes a file that is there completely or not at all, whenever the program is killed."""

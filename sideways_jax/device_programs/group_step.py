@@ -188,12 +188,11 @@ def step_of_device(
     task, group, wiring = plan.task, plan.where.groups[n], plan.task.network.wiring
     numbers = _numbers(given, carry.step)
     frame, target = entry((given.frames, given.targets), carry.step)
-    fifos = carry.fifos
     inputs = heard(wiring, group, {FRAME: frame} | carry.within.outputs | below)
     incoming = added(carry.within.cotangents, *above)
     done = run_group(
         task, group, params, carry.state, inputs, tuple(incoming.get(i) for i in group), target,
-        numbers, given.rng, fifos=fifos or None, recompute=plan.recompute,
+        numbers, given.rng, fifos=carry.fifos or None, recompute=plan.recompute,
     )  # fmt: skip
     within, up, down = _sent(plan, n, done)
     trained = jnp.stack([numbers.origins[i] >= 0 for i in group])
@@ -208,7 +207,7 @@ def step_of_device(
         sums=accumulate(carry.sums, tuple(one.grads for one in done)),
         num_grads=carry.num_grads + trained.reshape(len(group), -1).sum(-1, dtype=jnp.int32),
         within=within,
-        fifos=tuple(one.fifo for one in done) if fifos else (),
+        fifos=tuple(one.fifo for one in done) if carry.fifos else (),
         shown=shown,
         squares=carry.squares,
     )

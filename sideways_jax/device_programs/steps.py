@@ -100,8 +100,8 @@ def carry_sharding(plan: Plan, n: int) -> Carry:
 
 
 def give(
-    plan: Plan, frames: PyTree, targets: PyTree, numbers: ArrayLike | None, rng: jax.Array | None
-) -> list[Given]:
+    plan: Plan, frames: PyTree, targets: PyTree, numbers: ArrayLike | None, rng: jax.Array | None,
+) -> list[Given]:  # fmt: skip
     """Frames, targets by computation step, numbers and the key, where they are needed.
 
     Args:

@@ -41,7 +41,7 @@ from sideways_jax.device_programs.steps import (
     run_steps,
 )
 from sideways_jax.devices.routes import added
-from sideways_jax.rule.fifo import Remembered
+from sideways_jax.rule.fifo import Remembered, stashes_weights
 from sideways_jax.rule.in_flight import InFlight, init_in_flight, no_frames
 from sideways_jax.rule.rule import empty_fifos
 from sideways_jax.rule.task import Task
@@ -49,7 +49,6 @@ from sideways_jax.tools.trees import PyTree, masked_mean, shape_of
 from sideways_jax.training.hold_back import check_separable
 from sideways_jax.training.streams import (
     check_in_flight,
-    check_stash,
     check_stream,
     check_target,
     paired_in_stream,
@@ -117,7 +116,11 @@ def make_training(
         check_dispatched(train_state, frames, targets, reset)
         check_in_flight(train_state, kind)
         in_flight, fifos = train_state.in_flight if keeps else (train_state.in_flight, ())
-        check_stash(fifos, False)
+        if any(map(stashes_weights, fifos)):
+            raise ValueError(
+                "this train state keeps the weights of past forward passes, which a program per "
+                "device does not: go on with execution=Scan(stash_weights=True), or train without"
+            )
         reset = check_stream(
             in_flight.activation_frames.shape[1], frames, targets, reset, update_every
         )

@@ -64,6 +64,13 @@ def check_counters(
                 )
 
 
+def mean_over_replicas(state: PyTree) -> PyTree:
+    """Running statistics, as means over replicas; integers, such as counters, agree already."""
+    return jax.tree.map(
+        lambda x: jax.lax.pmean(x, DATA) if jnp.issubdtype(x.dtype, jnp.inexact) else x, state
+    )
+
+
 class _Traced:
     """The program that computes the new state of a module in training.
 

@@ -7,8 +7,18 @@ from functools import partial
 
 import jax
 import optax
+from jax.sharding import Mesh
 
-from sideways_jax.one_device import backprop, blocking, online, per_episode, scan, time_parallel
+from sideways_jax.devices.mesh import check_mesh
+from sideways_jax.one_device import (
+    backprop,
+    blocking,
+    online,
+    per_episode,
+    replicated,
+    scan,
+    time_parallel,
+)
 from sideways_jax.rule.episode import Episode
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree
@@ -105,7 +115,24 @@ class Scan:
 
 @dataclasses.dataclass(frozen=True)
 class TimeParallel:
-    """Module after module, each with all frames of an episode at once: the fast one for clips."""
+    """Module after module, each with all frames of an episode at once: the fast one for clips.
+
+    Attributes:
+      mesh: with an axis `data`, over whose devices batches are divided, and `depth` 1; None for one
+        device. `make_mesh(1, data=n)` makes it.
+
+    Raises:
+      ValueError: for a mesh that divides modules.
+    """
+
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        if self.mesh is not None and check_mesh(self.mesh, "time_parallel")[1] > 1:
+            raise ValueError(
+                f"mesh={dict(self.mesh.shape)}: execution='time_parallel' divides batches, not "
+                "modules; use make_mesh(1, data=n), or another execution"
+            )
 
     def episode(
         self,
@@ -117,11 +144,17 @@ class TimeParallel:
         rng: jax.Array | None,
     ) -> Episode:
         """The gradients of one episode."""
-        return time_parallel.episode(task, params, state, frames, targets, rng)
+        one = partial(time_parallel.episode, task)
+        if self.mesh is None:
+            return one(params, state, frames, targets, rng)
+        return replicated.episode(self.mesh, task.network, one, params, state, frames, targets, rng)
 
     def training(self, task: Task, tx: optax.GradientTransformation) -> Training:
         """Training with one update per episode."""
-        return per_episode.make_training(task, tx, partial(self.episode, task))
+        init, train_step = per_episode.make_training(task, tx, partial(self.episode, task))
+        if self.mesh is not None:
+            init = replicated.init_everywhere(self.mesh, init)
+        return Training(init, train_step)
 
     def stream_training(
         self,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from sideways_jax.one_device.scan import steps
-from sideways_jax.rule.fifo import Remembered
+from sideways_jax.rule.fifo import Fifo, Remembered, stashes_weights
 from sideways_jax.rule.in_flight import InFlight, following, init_in_flight
 from sideways_jax.rule.rule import empty_fifos
 from sideways_jax.rule.task import Task
@@ -18,7 +18,6 @@ from sideways_jax.training.hold_back import hold_back
 from sideways_jax.training.optimizer_check import check_optimizer
 from sideways_jax.training.streams import (
     check_in_flight,
-    check_stash,
     check_stream,
     check_target,
     example_metrics,
@@ -94,7 +93,7 @@ def make_training(
     def train_step(train_state, frames, targets, reset=None):
         check_in_flight(train_state, kind)
         in_flight, fifos = _apart(train_state.in_flight)
-        check_stash(fifos, stash_weights)
+        _check_stash(fifos, stash_weights)
         batch = in_flight.activation_frames.shape[1]
         reset = check_stream(batch, frames, targets, reset, update_every)
         split = jax.tree.map(
@@ -115,6 +114,16 @@ def make_training(
 def _apart(in_flight: InFlight | Remembered) -> tuple[InFlight, tuple]:
     """What is in flight, and what modules keep."""
     return in_flight if isinstance(in_flight, Remembered) else (in_flight, ())
+
+
+def _check_stash(fifos: tuple, stash_weights: bool) -> None:
+    """Raises ValueError if this train state keeps weights and should not, or the reverse."""
+    filled = [fifo for fifo in fifos if isinstance(fifo, Fifo) and jax.tree.leaves(fifo.kept)]
+    if any(stashes_weights(fifo) != stash_weights for fifo in filled):
+        raise ValueError(
+            f"this train state was made with stash_weights={not stash_weights}, and is trained "
+            f"with Scan(stash_weights={stash_weights}): make both with the same"
+        )
 
 
 def _update(tx, train_state, grads, trained):

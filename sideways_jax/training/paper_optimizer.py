@@ -30,6 +30,7 @@ DIRECTIONS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "sgd": lambda momentum: optax.identity(),
     "momentum": lambda momentum: optax.trace(decay=momentum),
     "adam": lambda momentum: _adam(),
+    "adamw": lambda momentum: _adam(),  # The decay is decoupled in all of them.
 }
 COUPLINGS = ("learning_rate", "schedule")
 
@@ -41,14 +42,19 @@ def learning_rate_schedule(
     warmup_epochs: float = 5,
     drop_epochs: Sequence[float] = (100, 200),
     drop_factor: float = 0.1,
+    cosine_epochs: float = 0,
 ) -> optax.Schedule:
-    """Linear warm-up from 0, then constant, with drops (section 4.3).
+    """Linear warm-up from 0, then constant, with drops (section 4.3), or a cosine.
 
     For the update t = 0, 1, ..., with lr the initial rate and S the steps per epoch:
 
         lr_t = lr * min(1, t / (warmup_epochs * S)) * drop_factor ** #{e in drop_epochs: t >= e * S}
 
-    so that the first update has the rate 0, and update `warmup_epochs * S` the initial one.
+    so that the first update has the rate 0, and update `warmup_epochs * S` the initial one. With
+    `cosine_epochs`, for C = cosine_epochs * S, the rate falls after the W updates of the warm-up,
+    instead of the drops:
+
+        lr_t = lr * (1 + cos(pi * min(1, (t - W) / (C - W)))) / 2
 
     Args:
       learning_rate: the initial rate, reached after the warm-up.
@@ -56,6 +62,7 @@ def learning_rate_schedule(
       warmup_epochs: epochs until the initial rate; 0 for no warm-up. May be a fraction.
       drop_epochs: the epochs at whose beginning the rate drops, in increasing order.
       drop_factor: the factor of the rate at each drop.
+      cosine_epochs: the epoch at which a rate that falls as a cosine is 0; 0 for drops.
 
     Returns:
       A function of the number of updates so far; it gives a float32 scalar.
@@ -81,7 +88,13 @@ def learning_rate_schedule(
             f"drop_epochs={tuple(drop_epochs)} must be in increasing order and not before the end "
             f"of the warm-up, warmup_epochs={warmup_epochs}"
         )
+    if cosine_epochs and cosine_epochs <= warmup_epochs:
+        raise ValueError(
+            f"cosine_epochs={cosine_epochs} must be after the warm-up, warmup_epochs="
+            f"{warmup_epochs}; 0 for drops"
+        )
     warmup_steps = warmup_epochs * steps_per_epoch
+    cosine_steps = cosine_epochs * steps_per_epoch
     drop_steps = [epoch * steps_per_epoch for epoch in drop_epochs]
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
@@ -89,6 +102,9 @@ def learning_rate_schedule(
         rate = jnp.full_like(step, learning_rate)
         if warmup_steps:
             rate = rate * jnp.minimum(step / warmup_steps, 1)
+        if cosine_steps:
+            part = (step - warmup_steps) / (cosine_steps - warmup_steps)
+            return rate * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1))) / 2
         for drop_step in drop_steps:
             rate = rate * jnp.where(step >= drop_step, drop_factor, 1.0)
         return rate
@@ -108,6 +124,7 @@ def make_optimizer(
     warmup_epochs: float = 5,
     drop_epochs: Sequence[float] = (100, 200),
     drop_factor: float = 0.1,
+    cosine_epochs: float = 0,
 ) -> optax.GradientTransformation:
     """The paper's optimizer: clipping by value, a direction, decoupled weight decay, a schedule.
 
@@ -117,7 +134,7 @@ def make_optimizer(
         c_t = min(max(g_t, -clip_value), clip_value)                    element by element
         u_t = c_t                                                       "sgd"
         u_t = momentum * u_{t-1} + c_t                                  "momentum"
-        u_t = Adam's direction, with b1 = 0.9, b2 = 0.999, eps = 1e-8   "adam"
+        u_t = Adam's direction, with b1 = 0.9, b2 = 0.999, eps = 1e-8   "adam", "adamw"
 
     with one of two couplings of the weight decay with the learning rate:
 
@@ -131,14 +148,14 @@ def make_optimizer(
     Decay applies to all parameters.
 
     Args:
-      name: "sgd", "momentum" or "adam".
+      name: "sgd", "momentum" or "adam"; "adamw" is another name of that.
       learning_rate: lr, the initial rate.
       steps_per_epoch: weight updates in an epoch.
       momentum: of "momentum" alone.
       clip_value: the largest absolute value of an element of the gradient; None: no clipping.
       weight_decay: the coefficient; 0 for none.
       decay_coupling: "learning_rate" or "schedule".
-      warmup_epochs, drop_epochs, drop_factor: of `learning_rate_schedule`.
+      warmup_epochs, drop_epochs, drop_factor, cosine_epochs: of `learning_rate_schedule`.
 
     Returns:
       An optax transformation; its `update` needs the parameters.
@@ -168,6 +185,7 @@ def make_optimizer(
         warmup_epochs=warmup_epochs,
         drop_epochs=drop_epochs,
         drop_factor=drop_factor,
+        cosine_epochs=cosine_epochs,
     )
     decay = weight_decay if decay_coupling == "learning_rate" else weight_decay / learning_rate
     return optax.chain(

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sideways_jax.rule.episode import check_batch, check_clip
-from sideways_jax.rule.fifo import Fifo, stashes_weights
 from sideways_jax.rule.in_flight import InFlight, Numbers, frame_numbers, restart, tick
 from sideways_jax.rule.task import Task, metrics_of
 from sideways_jax.tools.trees import PyTree, average, each_example, masked_mean, wide
@@ -55,22 +54,6 @@ def check_in_flight(train_state: TrainState, kind: type) -> None:
             f"this train state {what} in flight, where {kind.__name__} is needed: update_every "
             "carries the pipeline on, so make it with `init` of the same make_train_step; for one "
             "from a mesh step.per_module makes the functions that convert it"
-        )
-
-
-def check_stash(fifos: tuple, stash_weights: bool) -> None:
-    """Raises ValueError if modules keep weights of forward passes and should not, or the reverse.
-
-    Args:
-      fifos: of a train state.
-      stash_weights: whether the execution keeps them; of those on several devices none does.
-    """
-    filled = [fifo for fifo in fifos if isinstance(fifo, Fifo) and jax.tree.leaves(fifo.kept)]
-    if any(stashes_weights(fifo) != stash_weights for fifo in filled):
-        raise ValueError(
-            f"this train state was made with stash_weights={not stash_weights}, and is trained "
-            f"with stash_weights={stash_weights}: make both with the same execution, which is "
-            "Scan(stash_weights=True) if weights are kept"
         )
 
 
@@ -134,8 +117,8 @@ def stream_numbers(
     def body(numbers: InFlight, inputs: tuple) -> tuple[InFlight, Numbers]:
         frame_id, reset = inputs
         frame_id = jnp.full(reset.shape, frame_id)
-        exact = task.remembers
-        return tick(task.network.wiring, restart(numbers, reset), frame_id, keeps_inputs=exact)
+        emptied = restart(numbers, reset)
+        return tick(task.network.wiring, emptied, frame_id, keeps_inputs=task.remembers)
 
     frame_ids = frame_numbers(first_frame_id, len(reset))
     before = in_flight.activation_frames, in_flight.pseudo_gradient_frames

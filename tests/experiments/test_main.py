@@ -1,5 +1,7 @@
 """main.py as a user runs it: in a process of its own."""
 
+import re
+
 import pytest
 
 from tests.experiments import tiny
@@ -72,11 +74,13 @@ def test_overrides_and_the_table_at_the_end(tmp_path):
     assert "step 3/3" in result.stdout  # Plain lines, this is no terminal.
     *_, header, _, row, written = result.stdout.rstrip().splitlines()
     assert [word.strip() for word in header.split("┃")] == [
-        "rule", "execution", "steps", "test accuracy", "steps/s",
+        "rule", "execution", "steps", "test accuracy", "NLL", "ECE", "steps/s",
     ]  # fmt: skip
     cells = [word.strip() for word in row.split("│")]
     assert cells[:3] == ["backprop", "time_parallel", "3"]
     assert cells[3].endswith("%")
-    assert float(cells[4]) > 0
-    assert written == f"written to {tmp_path}"
+    assert all(float(cell) > 0 for cell in cells[4:])
+    assert re.fullmatch(
+        rf"written to {tmp_path}; best: [\d.]+% after step [123], in best/", written
+    )
     assert tiny.lines(tmp_path)[-1]["step"] == 3

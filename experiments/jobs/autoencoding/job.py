@@ -27,11 +27,13 @@ from experiments.jobs.autoencoding.score import Scores, StreamScore
 from experiments.running import run
 from experiments.running.checks import all_finite
 from experiments.running.execution import Execution, choose, conversions, on_this_process
-from experiments.running.optimizer import make_schedule, make_tx
+from experiments.running.optimizer import make_schedule, make_tx, tested_params
 from experiments.running.protocol import Job, Result
+from experiments.workdir.classes import Classes
 from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
 from sideways_jax.tools.names import check_name
+from sideways_jax.training.train_state import new_train_state
 
 UPDATES_PER_EPOCH = 1000  # a stream has no epochs; schedules count in thousands of updates
 
@@ -45,6 +47,10 @@ class StreamEvaluation(NamedTuple):
     def metrics(self) -> dict[str, float]:
         """The numbers, for the log."""
         return self.scores._asdict()
+
+    def score(self) -> float:
+        """The less error, the better."""
+        return -self.scores.streaming_mse
 
 
 def train_and_evaluate(
@@ -75,6 +81,11 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     del workdir
     update_every, chunk = config.online.update_every, config.online.chunk
     _check_online(update_every, chunk)
+    if config.optimizer.accumulate != 1:
+        raise ValueError(
+            f"optimizer.accumulate={config.optimizer.accumulate}: a stream accumulates by "
+            "online.update_every"
+        )
     network = make_network(config.model)
     execution = _choose(config, network.depth)
     if config.test_streams:
@@ -104,6 +115,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         jax.eval_shape(init_on_frames, key)
     return Job(
         config=config,
+        classes=Classes(),
         introduction=_introduction(config, network, execution),
         init=lambda: (jax.jit(init_on_frames) if execution.is_jitted else init_on_frames)(key),
         train_step=on_chunks(learn),
@@ -166,7 +178,8 @@ def make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) ->
     def evaluate(train_state, chunks, *, last, folder) -> StreamEvaluation:
         del last
         modules = to_modules(train_state)
-        params, state = on_this_process((modules.params, modules.state))
+        learned = tested_params(modules.params, modules.opt_state)
+        params, state = on_this_process((learned, modules.state))
         carry = start(params, state, frame)
         score = StreamScore(pixel_range, count_missing=count_missing)
         middle = report.MiddleFrames()
@@ -189,6 +202,23 @@ def make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) ->
     return evaluate
 
 
+def evaluate_saved(
+    config: ConfigDict,
+    data: ConfigDict,
+    network: Network,
+    params: tuple,
+    state: tuple,
+    folder: Path,
+) -> StreamEvaluation:
+    """Tests what a run has learned on the test streams of `data`; a strip goes into the folder."""
+    config = ConfigDict(config.to_dict())
+    config.data = data
+    evaluate = make_evaluate(config, network, lambda train_state: train_state)
+    learned = new_train_state(params, state, (), (), ())
+    chunks = _test_chunks(_streams(data, config.seed, "test"), config.online.chunk)
+    return evaluate(learned, chunks, last=True, folder=folder)
+
+
 def _make_finish(config: ConfigDict, execution: str) -> Callable:
     """`Job.finish`: the summary, its pictures, and the error of a stream that failed."""
     rule, chunk, batch_size = config.rule, config.online.chunk, config.data.batch_size
@@ -208,6 +238,8 @@ def _make_finish(config: ConfigDict, execution: str) -> Callable:
             scores=evaluation and evaluation.scores,
             frames_per_second=speed and speed * chunk,
             workdir=os.fspath(workdir),
+            best_mse=result.best and -result.best.score,
+            best_step=result.best and result.best.step,
         )
         if console is not None:
             report.write(summary, evaluation and evaluation.shown, workdir)
@@ -256,9 +288,7 @@ def _share(batch: dict[str, np.ndarray], execution: Execution) -> dict[str, np.n
 
 
 def _choose(config: ConfigDict, depth: int) -> Execution:
-    execution = choose(config, depth)
-    if config.execution == "auto" and execution.mesh is None:
-        execution = execution._replace(name="scan")  # Weights change between frames.
+    execution = choose(config, depth, streams=True)
     if config.rule == "backprop" and execution.mesh is not None:
         raise ValueError(
             "rule='backprop' on a stream blocks, and runs on one device: set execution='scan'"

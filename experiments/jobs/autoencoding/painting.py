@@ -96,7 +96,9 @@ def watch(settings: Settings, console: Console) -> Seen:
         if batch is None:
             raise ValueError(f"{streams.name} has no frames")
         learn = _learner(settings, network)
-        write = stack.enter_context(_video(settings))
+        write = stack.enter_context(
+            new_video(settings.out, settings.size, settings.fps, Path(settings.source))
+        )
         live = stack.enter_context(Live(console=console)) if console.is_terminal else None
         seen, started = Seen(), None
         while batch is not None and not (0 < settings.frames <= seen.frames):
@@ -198,14 +200,18 @@ def _mean(mean: float, new: float | None) -> float:
 
 
 @contextlib.contextmanager
-def _video(settings: Settings) -> Iterator[Callable[[np.ndarray], None]]:
-    """Gives a function that adds a frame `[size, 2 size, 3]`; the file is whole at the end."""
-    file, size = settings.out, settings.size
+def new_video(
+    file: Path, size: int, fps: int, source: Path
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Gives a function that adds a frame `[size, 2 size, 3]`; the file is whole at the end.
+
+    Raises:
+      ValueError: for another kind of file than .mp4, .mkv, .avi and .gif, or if it is the source.
+    """
     suffix = file.suffix.lower()
     codecs = {".mp4": "libx264", ".mkv": "libx264", ".avi": "mpeg4", ".gif": "gif"}
     if suffix not in codecs:
         raise ValueError(f"--out={file} must end in {', '.join(codecs)}")
-    source = Path(settings.source)
     if file.exists() and source.exists() and file.samefile(source):
         raise ValueError(f"--out={file} is the source: it would be overwritten")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -214,7 +220,7 @@ def _video(settings: Settings) -> Iterator[Callable[[np.ndarray], None]]:
     with contextlib.ExitStack() as stack:
         stack.callback(unfinished.replace, file)
         container = stack.enter_context(av.open(str(unfinished), "w"))
-        stream = container.add_stream(codecs[suffix], rate=Fraction(settings.fps))
+        stream = container.add_stream(codecs[suffix], rate=Fraction(fps))
         stream.width, stream.height = 2 * size, size
         stream.pix_fmt = "rgb8" if suffix == ".gif" else "yuv420p"
 

@@ -32,6 +32,8 @@ class StreamSummary(NamedTuple):
     scores: Scores | None  # on the test streams; None without any
     frames_per_second: float | None  # of each stream, of training alone; None if there was none
     workdir: str
+    best_mse: float | None = None  # against the frame of now; `best/` has its checkpoint
+    best_step: int | None = None
 
 
 class ShownFrames(NamedTuple):
@@ -116,7 +118,9 @@ def print_table(summary: StreamSummary, console: Console) -> None:
         }
     speed = summary.frames_per_second
     row["frames/s"] = "-" if speed is None else f"{speed:.3g}"
-    print_row(row, summary.workdir, console)
+    best = summary.best_mse
+    rest = "" if best is None else f"; best: {best:.3g} after step {summary.best_step}, in best/"
+    print_row(row, summary.workdir, console, rest)
 
 
 def draw_curves(lines: list[dict], title: str) -> Figure:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.jobs.classification import scores
 from sideways_jax import Network
 from sideways_jax.tools.names import check_name
 
@@ -19,25 +20,59 @@ class ShownClip(NamedTuple):
     """The beginning of a test video, for a picture."""
 
     frames: np.ndarray  # uint8 [n, H, W, 3], n <= K
-    label: int
+    label: np.ndarray  # int []; bool [classes] if a video has several classes
     probabilities: np.ndarray  # [classes], of the whole video
 
 
 class Evaluation(NamedTuple):
-    """The result over a test set."""
+    """The result over a test set of V videos and C classes."""
 
-    accuracy: float  # fraction of the videos
-    loss: float  # cross-entropy of the averaged prediction, mean over the videos
-    videos: int
+    probabilities: np.ndarray  # [V, C], of whole videos
+    labels: np.ndarray  # int [V]; bool [V, C] if a video has several classes
     frames: int  # how many were counted
     shown: list[ShownClip]
 
+    @property
+    def videos(self) -> int:
+        """How many there are."""
+        return len(self.labels)
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of right predictions."""
+        return scores.accuracy(self.probabilities, self.labels)
+
+    @property
+    def loss(self) -> float:
+        """The negative log-likelihood of whole videos, in nats."""
+        return scores.negative_log_likelihood(self.probabilities, self.labels)
+
     def metrics(self) -> dict[str, float]:
-        """The numbers, for the log."""
-        return {name: value for name, value in self._asdict().items() if name != "shown"}
+        """The numbers, for the log.
+
+        "loss" is the NLL, "ece" the expected calibration error, "top5" is there with more than 5
+        classes, and "mean_average_precision" with several classes to a video.
+        """
+        both = self.probabilities, self.labels
+        metrics = {"accuracy": self.accuracy, "loss": self.loss}
+        metrics["ece"] = scores.calibration_error(*both)
+        if self.labels.ndim == 2:
+            precisions = scores.average_precisions(*both)
+            known = precisions[~np.isnan(precisions)]
+            metrics["mean_average_precision"] = float(known.mean()) if known.size else 0.0
+        elif self.probabilities.shape[1] > 5:
+            metrics["top5"] = scores.top(*both, 5)
+        return metrics | {"videos": self.videos, "frames": self.frames}
+
+    def score(self) -> float:
+        """The accuracy, or the mean average precision with several classes to a video."""
+        metrics = self.metrics()
+        return metrics.get("mean_average_precision", metrics["accuracy"])
 
 
-def make_evaluate(network: Network, average: str) -> Callable[..., Evaluation]:
+def make_evaluate(
+    network: Network, average: str, *, multi_label: bool = False
+) -> Callable[..., Evaluation]:
     """Makes `evaluate(params, state, batches, num_videos, num_classes, shown=()) -> Evaluation`.
 
     The network sees frame after frame, synchronously (`Network.apply` with `train=False`), without
@@ -47,13 +82,15 @@ def make_evaluate(network: Network, average: str) -> Callable[..., Evaluation]:
     Args:
       network: its output is logits `[B, classes]`.
       average: "logits" or "probabilities".
+      multi_label: whether a video may have several classes, whose probabilities are sigmoids then;
+        labels are uint8 `[B, classes]`.
 
     Raises:
       ValueError: for another `average`.
     """
     check_name("eval.average", average, AVERAGES)
 
-    sum_over_frames = _make_sums(network, average)
+    sum_over_frames = make_sums(network, average, multi_label=multi_label)
 
     def evaluate(
         params,
@@ -75,7 +112,7 @@ def make_evaluate(network: Network, average: str) -> Callable[..., Evaluation]:
         Raises:
           ValueError: if there are no videos, or some video got no frame.
         """
-        tally = _Tally(num_videos, num_classes, shown)
+        tally = _Tally(num_videos, num_classes, shown, multi_label)
         pending = None
         for batch in batches:
             sums = sum_over_frames(params, state, batch["frames"], batch["mask"])
@@ -89,15 +126,21 @@ def make_evaluate(network: Network, average: str) -> Callable[..., Evaluation]:
     return evaluate
 
 
-def _make_sums(network: Network, average: str) -> Callable:
-    """A function that adds up the scores of real frames: `[B, classes]` of frames `[B, K, ...]`."""
+def make_sums(network: Network, average: str, *, multi_label: bool) -> Callable:
+    """A function that adds up the scores of real frames: `[B, classes]` of frames `[B, K, ...]`.
+
+    It takes `(params, state, frames, mask)`; the scores are logits, or with
+    `average="probabilities"` their softmax.
+    """
+
+    to_probabilities = jax.nn.sigmoid if multi_label else jax.nn.softmax
 
     @jax.jit
     def sum_over_frames(params, state, frames, mask):
         def one_step(inputs):
             frame, is_real = inputs
             logits = network.apply(params, state, frame, train=False)[0].astype(jnp.float32)
-            scores = jax.nn.softmax(logits) if average == "probabilities" else logits
+            scores = to_probabilities(logits) if average == "probabilities" else logits
             # `where`, not a product: scores of padding may be NaN.
             return jnp.where(is_real[:, None], scores, jnp.zeros_like(scores))
 
@@ -111,9 +154,13 @@ def _make_sums(network: Network, average: str) -> Callable:
 class _Tally:
     """Sums of the scores and the number of frames so far, for every video."""
 
-    def __init__(self, num_videos: int, num_classes: int, shown: Collection[int]):
+    def __init__(
+        self, num_videos: int, num_classes: int, shown: Collection[int], multi_label: bool
+    ):
         self._scores = np.zeros((num_videos, num_classes))
-        self._labels = np.zeros(num_videos, np.int64)
+        self._multi_label = multi_label
+        self._labels = np.zeros(*((num_videos, num_classes), bool) if multi_label
+                                else (num_videos, np.int64))  # fmt: skip
         self._num_frames = np.zeros(num_videos, np.int64)
         self._shown, self._beginnings = shown, {}
 
@@ -139,20 +186,28 @@ class _Tally:
                 f"{missing.size} of {len(labels)} test videos had no frames, number {missing[0]} "
                 "is the first"
             )
-        probabilities = self._scores / num_frames[:, None]
-        if average == "logits":
-            probabilities = _softmax(probabilities)
-        of_label = probabilities[np.arange(len(labels)), labels]
+        probabilities = averaged(
+            self._scores, num_frames, average, multi_label=self._multi_label
+        )  # fmt: skip
         return Evaluation(
-            accuracy=float((probabilities.argmax(axis=1) == labels).mean()),
-            loss=float(-np.log(np.maximum(of_label, np.finfo(np.float64).tiny)).mean()),
-            videos=len(labels),
+            probabilities=probabilities,
+            labels=labels,
             frames=int(num_frames.sum()),
             shown=[
-                ShownClip(self._beginnings[video], int(labels[video]), probabilities[video])
+                ShownClip(self._beginnings[video], labels[video], probabilities[video])
                 for video in self._shown
             ],
         )
+
+
+def averaged(
+    sums: np.ndarray, num_frames: np.ndarray, average: str, *, multi_label: bool
+) -> np.ndarray:
+    """The probabilities of videos `[V, C]`, from the sums over their frames."""
+    means = sums / num_frames[:, None]
+    if average == "probabilities":
+        return means
+    return (1 + np.tanh(means / 2)) / 2 if multi_label else _softmax(means)  # tanh: no overflow
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -17,18 +17,20 @@ import optax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from data import Source, load
+from data import Source, classes_of, imported, load
 from experiments.configs.common import DTYPES
 from experiments.examples import archives
 from experiments.jobs.classification import report
 from experiments.jobs.classification.accuracy import make_evaluate
+from experiments.jobs.classification.losses import ONE_CLASS, Loss, make_loss
 from experiments.running import run
 from experiments.running.checks import all_finite
 from experiments.running.execution import Execution, choose, conversions, on_this_process
-from experiments.running.optimizer import make_schedule, make_tx
+from experiments.running.optimizer import make_schedule, make_tx, tested_params
 from experiments.running.protocol import Job, Result
 from experiments.running.stopping import hidden_from_children
 from experiments.terminal.names import printable
+from experiments.workdir.classes import Classes
 from sideways_jax import Network, models, step
 from sideways_jax.devices import report as devices_report
 from sideways_jax.pipeline.sideways_stage import bytes_kept
@@ -70,16 +72,19 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     whole = source if execution.num_shares == 1 else load(config.data, seed=config.seed)
     network = make_network(config.model, len(source.classes))
     tx = make_tx(config.optimizer, source.steps_per_epoch)
-    init, train_step = make_train_step(config, network, tx, execution)
-    to_modules, from_modules = conversions(execution, network, tx, _frame_shape(config.data))
+    loss = make_loss(config.loss, source)
+    init, train_step = make_train_step(config, network, tx, execution, loss)
+    to_modules, from_modules = conversions(execution, network, tx, frame_shape(config.data))
     key = jax.random.key(config.seed)
+    _check_output(network, frame_shape(config.data), len(source.classes))
     if execution.is_jitted:  # Otherwise the first step finds what does not fit.
-        jax.eval_shape(train_step, jax.eval_shape(init, key), _batch_shape(config.data))
+        jax.eval_shape(train_step, jax.eval_shape(init, key), _batch_shape(config.data, source))
         init = jax.jit(init)
     # The first batch may start worker processes.
     has_workers = config.data.num_workers > 0
     return Job(
         config=config,
+        classes=Classes(source.classes, source.multi_label),
         introduction=_introduction(config, source, network, execution),
         init=lambda: init(key),
         train_step=train_step,
@@ -100,12 +105,23 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
 def make_network(options: ConfigDict, num_classes: int) -> Network:
     """The network of `config.model`, with an output for every class.
 
+    Args:
+      options: "name", of `sideways_jax.models` or as "MODULE:FUNCTION" of your own (docs/own.md),
+        and the other arguments of that function.
+      num_classes: its first argument.
+
     Raises:
       ValueError: for an unknown network, or an argument that it does not have.
     """
-    check_name("model.dtype", options.get("dtype", "float32"), DTYPES)
     arguments = options.to_dict()
-    return models.make(arguments.pop("name"), num_classes, **arguments)
+    name = arguments.pop("name")
+    if ":" not in name:
+        check_name("model.dtype", options.get("dtype", "float32"), DTYPES)
+        return models.make(name, num_classes, **arguments)
+    network = imported(name, "network")(num_classes, **arguments)
+    if not isinstance(network, Network):
+        raise ValueError(f"{name} gives {network!r}, not a sideways_jax.Network")
+    return network
 
 
 def make_train_step(
@@ -113,33 +129,34 @@ def make_train_step(
     network: Network,
     tx: optax.GradientTransformation,
     execution: Execution,
+    loss: Loss = ONE_CLASS,
 ) -> tuple[Callable, Callable]:
     """`sideways_jax.step.make_train_step` for the batches of `data.load`.
 
     Returns:
       `(init, train_step)`: `init(key) -> TrainState`, and `train_step(train_state, batch) ->
-      (train_state, metrics)` with a batch `{"frames": uint8 [B, K, H, W, 3], "label": int32 [B]}`.
-      The metrics are "loss" (cross-entropy per computation step), "accuracy", "grad_norm", and
-      "finite": whether the whole train state is finite.
+      (train_state, metrics)` with a batch `{"frames": uint8 [B, K, H, W, 3], "label": int32 [B]}`,
+      or the labels that the loss takes. The metrics are "loss" (per computation step), "accuracy",
+      "grad_norm", and "finite": whether the whole train state is finite.
     """
     init, train_step = step.make_train_step(
         network,
-        cross_entropy,
+        loss.loss_fn,
         tx,
         rule=config.rule,
         target=config.target,
-        metrics_fn=lambda logits, label: {"accuracy": accuracy(logits, label)},
+        metrics_fn=lambda logits, label: {"accuracy": loss.accuracy(logits, label)},
         # `recompute` is of these schedules alone.
         **execution.arguments(
             config.schedule or None, config.recompute if config.schedule else None
         ),
     )
-    frame = _frame_shape(config.data)
+    frame = frame_shape(config.data)
 
     def train_on_batch(train_state, batch):
         # Time first. Frames stay uint8 until the first module normalises them.
         frames = batch["frames"].swapaxes(0, 1)
-        labels = jnp.broadcast_to(batch["label"], frames.shape[:2])
+        labels = jnp.broadcast_to(batch["label"], (len(frames), *batch["label"].shape))
         train_state, metrics = train_step(train_state, frames, labels)
         return train_state, metrics | {"finite": all_finite(train_state)}
 
@@ -150,15 +167,16 @@ def _make_evaluate(
     average: str, network: Network, source: Source, to_modules: Callable
 ) -> Callable | None:
     """`Job.evaluate`, or None if there are no test videos."""
-    evaluate = make_evaluate(network, average)
+    evaluate = make_evaluate(network, average, multi_label=source.multi_label)
     if not source.num_test:
         return None
 
     def test(train_state, batches, *, last, folder):
         del folder
         modules = to_modules(train_state)
+        params = tested_params(modules.params, modules.opt_state)
         return evaluate(
-            *on_this_process((modules.params, modules.state)),
+            *on_this_process((params, modules.state)),
             batches,
             num_videos=source.num_test,
             num_classes=len(source.classes),
@@ -172,14 +190,19 @@ def _make_finish(rule: str, execution: str, classes: Sequence[str]) -> Callable:
     """`Job.finish`: the summary, and its pictures."""
 
     def finish(result: Result, workdir: Path, console: Console | None) -> report.Summary:
-        evaluation = result.evaluation
+        evaluation, best = result.evaluation, result.best
+        metrics = evaluation.metrics() if evaluation else {}
         summary = report.Summary(
             rule=rule,
             execution=execution,
             steps=result.step,
-            test_accuracy=evaluation and evaluation.accuracy,
+            test_accuracy=metrics.get("accuracy"),
             steps_per_second=result.steps_per_second,
             workdir=os.fspath(workdir),
+            nll=metrics.get("loss"),
+            ece=metrics.get("ece"),
+            best_accuracy=best and best.score,
+            best_step=best and best.step,
         )
         if console is not None:
             report.write(summary, evaluation.shown if evaluation else [], classes, workdir)
@@ -189,27 +212,29 @@ def _make_finish(rule: str, execution: str, classes: Sequence[str]) -> Callable:
     return finish
 
 
-def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """The loss of one computation step: logits `[B, classes]`, label int32 `[B]`, mean over B."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+def frame_shape(data: ConfigDict) -> jax.ShapeDtypeStruct:
+    """A batch of frames of `config.data`."""
+    return jax.ShapeDtypeStruct((data.batch_size, data.size, data.size, 3), jnp.uint8)
 
 
-def accuracy(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """The fraction of a batch whose largest logit is that of the label."""
-    return jnp.mean((logits.argmax(axis=-1) == label).astype(jnp.float32))
-
-
-def _frame_shape(data: ConfigDict) -> jax.ShapeDtypeStruct:
-    shape = _batch_shape(data)["frames"]
-    return jax.ShapeDtypeStruct((shape.shape[0], *shape.shape[2:]), shape.dtype)
-
-
-def _batch_shape(data: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch_shape(data: ConfigDict, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
     frames = (data.batch_size, data.num_frames, data.size, data.size, 3)
-    return {
-        "frames": jax.ShapeDtypeStruct(frames, jnp.uint8),
-        "label": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32),
-    }
+    label = jax.ShapeDtypeStruct((data.batch_size,), jnp.int32)
+    if source.multi_label:
+        label = jax.ShapeDtypeStruct((data.batch_size, len(source.classes)), jnp.uint8)
+    return {"frames": jax.ShapeDtypeStruct(frames, jnp.uint8), "label": label}
+
+
+def _check_output(network: Network, frame: jax.ShapeDtypeStruct, num_classes: int) -> None:
+    """Raises ValueError for a network of the user's own that gives no logits."""
+    variables = jax.eval_shape(network.init, jax.random.key(0), frame)
+    output = network.activation_shapes(*variables, frame)[-1]
+    wanted = (frame.shape[0], num_classes)
+    if getattr(output, "shape", None) != wanted:
+        raise ValueError(
+            f"the network gives {output} for frames {list(frame.shape)}: it has to give logits of "
+            f"the shape {wanted}, a number for each class"
+        )
 
 
 def _warnings(source: Source) -> Iterator[str]:
@@ -221,7 +246,7 @@ def _warnings(source: Source) -> Iterator[str]:
         )
     if not source.num_test:
         return
-    tested = set(map(int, source.videos["test"].labels))
+    tested = {number for label in source.videos["test"].labels for number in classes_of(label)}
     missing = [printable(name) for n, name in enumerate(source.classes) if n not in tested]
     if missing:
         yield (
@@ -234,7 +259,7 @@ def _warnings(source: Source) -> Iterator[str]:
 def _introduction(
     config: ConfigDict, source: Source, network: Network, execution: Execution
 ) -> str:
-    frame = _frame_shape(config.data)
+    frame = frame_shape(config.data)
     params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
     size = sum(x.size for x in jax.tree.leaves(params))
     text = (
@@ -246,8 +271,13 @@ def _introduction(
         + "."
         + "".join(f"\nWarning: {warning}." for warning in _warnings(source))
     )
-    if execution.mesh is None:
+    if execution.mesh is None or execution.name == "time_parallel":
         return text
     mesh, groups = execution.mesh, execution.groups
-    kept = bytes_kept(Task(network, cross_entropy, config.rule), mesh, frame)
-    return f"{text}\n{devices_report.report(network, params, state, frame, mesh, groups, kept)}"
+    kept = None
+    if config.rule == "pipelined_backprop":
+        kept = bytes_kept(Task(network, ONE_CLASS.loss_fn, config.rule), mesh, frame)
+    report = devices_report.report(
+        network, params, state, frame, mesh, groups, kept, padded=execution.is_jitted
+    )
+    return f"{text}\n{report}"

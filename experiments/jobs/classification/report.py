@@ -34,6 +34,10 @@ class Summary(NamedTuple):
     test_accuracy: float | None  # fraction of the test videos; None without any
     steps_per_second: float | None  # of training alone, in the last session; None if it had none
     workdir: str
+    nll: float | None = None  # negative log-likelihood of the test videos, nats
+    ece: float | None = None  # expected calibration error on them
+    best_accuracy: float | None = None  # of all evaluations; `best/` has its checkpoint
+    best_step: int | None = None
 
 
 def write(
@@ -56,10 +60,18 @@ def print_table(summary: Summary, console: Console) -> None:
         "rule": summary.rule,
         "execution": summary.execution,
         "steps": f"{summary.steps}",
-        "test accuracy": "-" if accuracy is None else f"{100 * accuracy:.1f}%",
+        "test accuracy": _percent(accuracy),
+        "NLL": "-" if summary.nll is None else f"{summary.nll:.3f}",
+        "ECE": "-" if summary.ece is None else f"{summary.ece:.3f}",
         "steps/s": "-" if speed is None else f"{speed:.3g}",
     }
-    print_row(row, summary.workdir, console)
+    print_row(row, summary.workdir, console, _best(summary))
+
+
+def _best(summary: Summary) -> str:
+    if summary.best_step is None or summary.best_accuracy is None:
+        return ""
+    return f"; best: {_percent(summary.best_accuracy)} after step {summary.best_step}, in best/"
 
 
 def draw_curves(lines: Sequence[dict], title: str) -> Figure:
@@ -117,12 +129,9 @@ def draw_clips(clips: Sequence[ShownClip], classes: Sequence[str]) -> Figure:
     axes.set_axis_off()
     axes.imshow(mosaic, interpolation="nearest")
     for row, clip in enumerate(clips):
-        predicted = int(clip.probabilities.argmax())
-        right = predicted == clip.label
-        sure = f"{100 * clip.probabilities[predicted]:.0f}%"
+        predicted, true, right = _said(clip, classes)
         label = axes.annotate(
-            f"{'✓' if right else '✗'} predicted: {_short(classes[predicted])} ({sure})\n"
-            f"    true: {_short(classes[clip.label])}",
+            f"{'✓' if right else '✗'} predicted: {predicted}\n    true: {true}",
             (mosaic.shape[1], row * (height + gap) + height / 2),
             xytext=(8, 0),
             textcoords="offset points",
@@ -135,6 +144,19 @@ def draw_clips(clips: Sequence[ShownClip], classes: Sequence[str]) -> Figure:
     return figure
 
 
+def _said(clip: ShownClip, classes: Sequence[str]) -> tuple[str, str, bool]:
+    """What was predicted, what is true, and whether that is the same."""
+    if np.ndim(clip.label):
+        predicted, true = (
+            ", ".join(_short(classes[n], 10) for n in np.flatnonzero(chosen)) or "nothing"
+            for chosen in (clip.probabilities > 0.5, clip.label)
+        )
+        return predicted, true, bool(((clip.probabilities > 0.5) == clip.label).all())
+    best = int(clip.probabilities.argmax())
+    sure = f"{100 * clip.probabilities[best]:.0f}%"
+    return f"{_short(classes[best])} ({sure})", _short(classes[clip.label]), best == clip.label
+
+
 def spread(size: int, count: int) -> list[int]:
     """At most `count` of the numbers 0 to `size - 1`, evenly spread.
 
@@ -142,6 +164,10 @@ def spread(size: int, count: int) -> list[int]:
     [0, 3, 6, 9]
     """
     return np.linspace(0, size - 1, min(count, size)).astype(int).tolist()
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}%"
 
 
 def _short(name: str, length: int = 22) -> str:
