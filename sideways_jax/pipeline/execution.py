@@ -92,8 +92,8 @@ class Pipeline:
         Raises:
           ValueError: for backprop, which blocks: on a mesh it trains on clips.
         """
-        self.schedule_of(task)
         self.check_stream(task, update_every)
+        self.schedule_of(task)
         return online.make_training(
             task, tx, mesh=self.mesh, groups=self.groups, update_every=update_every,
             with_outputs=with_outputs, bubble=bubble,
@@ -101,7 +101,7 @@ class Pipeline:
 
     def check_stream(self, task: Task, update_every: int) -> None:
         """Raises ValueError for what trains on clips alone."""
-        if task.rule == "pipelined_backprop":
+        if task.remembers:
             check_recompute(self.recompute, update_every)
         if task.rule == "backprop":
             raise ValueError(
