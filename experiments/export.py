@@ -13,6 +13,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.append(os.getcwd())  # For networks and data of the user's own.
 
 import json
 from pathlib import Path
@@ -32,7 +33,6 @@ def main(argv: list[str]) -> int:
     from experiments.terminal.command_line import quiet
 
     quiet()
-    sys.path.append(os.getcwd())  # For networks of the user's own.
     import jax
     import numpy as np
 
