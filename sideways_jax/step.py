@@ -94,9 +94,12 @@ def episode_gradients(
       rule: "sideways", "pipelined_backprop" or "backprop"; docs/rules.md compares them.
       execution: where it is computed; the answers agree to rounding. "scan": one computation step
         (or frame) after the other, with memory that does not depend on K. "time_parallel": module
-        after module with all frames at once, which is faster. "depth_sharded": modules on the
-        devices of a mesh. Or a value: `Scan()`, `TimeParallel()`, `Pipeline(mesh, ...)`.
-      mesh, schedule, groups, recompute: the arguments of `Pipeline`, for "depth_sharded" alone.
+        after module with all frames at once, which is faster; with `mesh`, over whose axis "data"
+        the batch is divided. "depth_sharded": modules on the devices of a mesh, in one program.
+        "program_per_device": likewise, with a program for each, which is faster in one process; it
+        cannot be jitted. Or a value: `Scan()`, `TimeParallel()`, `Pipeline(mesh, ...)`,
+        `ProgramPerDevice(mesh, ...)`.
+      mesh, schedule, groups, recompute: the arguments of `Pipeline` and `ProgramPerDevice`.
       target: which target an output is paired with. "stream": that of the frame which enters at
         the same step, `y^t`, as in the paper; the output itself comes from frame t-D+1. "origin":
         that of the output's own frame. With "backprop" nothing is late and both are the same.
@@ -144,7 +147,8 @@ def make_train_step(
       tx: any optax transformation; it sees the whole tuple of parameters.
       rule, execution, mesh, schedule, target, groups, recompute: as in `episode_gradients`.
       update_every: None for one update per episode, each from an empty pipeline. A number is for
-        streams, with execution "scan" or "depth_sharded", since weights change between steps.
+        streams, with execution "scan", "depth_sharded" or "program_per_device", since weights
+        change between steps.
         A pipeline makes an update every n computation steps; the pipeline goes on over updates and
         over calls of `train_step`. n = 1 is online learning, as in section 4.1. A module without a
         valid gradient in the n steps is not updated. Backprop (n = 1, "scan") blocks: it makes an
@@ -161,7 +165,7 @@ def make_train_step(
       the metrics are "loss", "grad_norm" (the global norm of the averaged gradients, before `tx`)
       and those of `metrics_fn`. With `update_every` it takes `reset`, bool `[K, B]`, as well:
       where the frame of an example is the first of another stream; by default nowhere.
-      Both can be jitted, with `donate_argnums=0`.
+      Both can be jitted, with `donate_argnums=0`; but not those of "program_per_device".
 
     Raises:
       ValueError: for unknown names, impossible combinations, and as `episode_gradients` does.
@@ -210,6 +214,8 @@ def _execution(execution: str | Execution, **options: Any) -> Execution:
         if execution in ON_MESHES:
             check_mesh(options["mesh"], execution)
             return EXECUTIONS[execution](**given)
+        if execution == "time_parallel" and set(given) == {"mesh"}:
+            return TimeParallel(given["mesh"])
         kind = f"execution={execution!r} runs on one device and"
         execution = EXECUTIONS[execution]()
         hint = "leave it out, or set execution='depth_sharded'"

@@ -4,6 +4,10 @@ The 1797 handwritten digits of 8x8 pixels that scikit-learn ships (the test part
 "Optical Recognition of Handwritten Digits") glide over a canvas at a constant speed, in fractions
 of a pixel, and bounce off its borders. The class is the digit.
 
+With `task="direction"` the class is the direction of motion, one of eight, and a digit that leaves
+the canvas comes back at the opposite border. Every digit moves in every direction, in a video for
+each: a single frame says nothing about the class, and neither does the digit.
+
 A video shows one handwritten digit, and no digit is in both training and test videos. A test video
 is a function of the seed and its number. A training video takes a new path every time, so that
 training never sees a clip twice.
@@ -21,17 +25,24 @@ from data.video import boxes
 
 _PIXELS = 8  # height and width of the digits as they are stored
 _LEVELS = 16  # their brightest value
+TASKS = ("digit", "direction")
+# The directions, in which an angle grows from right by way of down.
+DIRECTIONS = (
+    "right", "down right", "down", "down left", "left", "up left", "up", "up right",
+)  # fmt: skip
 
 
 def default_config() -> ml_collections.ConfigDict:
     """The fields of `config.data` for this data set, with their defaults."""
     # A mirrored digit is another sign.
     config = clip_config("moving_digits", num_frames=16, size=64, flip=False)
+    config.task = "digit"  # what the class is: digit, or direction
     config.length = 32  # frames of a video
     config.digit_size = 32  # height and width of a digit, pixels
     config.speed = 1.5  # pixels a frame
-    config.num_train = 1437  # training videos, one for each digit: an epoch
-    config.num_test = 360  # test videos; together at most 1797
+    # Digits, together at most 1797. Each is a video, or with task=direction one for each direction.
+    config.num_train = 1437  # an epoch
+    config.num_test = 360
     return config
 
 
@@ -39,8 +50,11 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
     """Other digits for training than for testing.
 
     Raises:
-      ValueError: if a digit does not fit on the canvas, or there are not enough digits.
+      ValueError: for an unknown task, if a digit does not fit on the canvas, or if there are not
+        enough digits.
     """
+    if config.task not in TASKS:
+        raise ValueError(f"task is {config.task!r}; it must be {' or '.join(map(repr, TASKS))}")
     if not 1 <= config.digit_size <= config.size:
         raise ValueError(
             f"digit_size is {config.digit_size}; on a canvas of size {config.size} it must be "
@@ -67,6 +81,7 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
         return MovingDigits(
             images[chosen],
             labels[chosen],
+            directed=config.task == "direction",
             length=config.length,
             size=config.size,
             digit_size=config.digit_size,
@@ -75,7 +90,7 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
         )
 
     return Splits(
-        classes=[str(digit) for digit in range(10)],
+        classes=list(DIRECTIONS if config.task == "direction" else map(str, range(10))),
         train=videos(slice(config.num_train)),
         test=videos(slice(first_test, None)),
     )
@@ -89,15 +104,18 @@ class MovingDigits:
         images: np.ndarray,
         labels: np.ndarray,
         *,
+        directed: bool,
         length: int,
         size: int,
         digit_size: int,
         speed: float,
         seed: int,
     ):
-        self.labels = labels.tolist()
-        self.num_frames = [length] * len(labels)
-        what = f"{length} {size} {digit_size} {speed} {labels.tolist()}".encode()
+        # Video n of a directed set: digit n // 8 in direction n % 8.
+        self._per_digit = len(DIRECTIONS) if directed else 1
+        self.labels = list(range(self._per_digit)) * len(labels) if directed else labels.tolist()
+        self.num_frames = [length] * len(self.labels)
+        what = f"{length} {size} {digit_size} {speed} {self.labels}".encode()
         self.fingerprint = hashlib.sha256(what + images.tobytes()).hexdigest()[:16]
         self._images = images
         self._size = size
@@ -114,9 +132,16 @@ class MovingDigits:
         self, video: int, frames: np.ndarray, box: boxes.Box, rng: np.random.Generator
     ) -> np.ndarray:
         """Some frames of the digit on a path drawn from `rng`: uint8 [K, H, W, 3]."""
-        room = self._size - self._digit_size
-        places = path(rng, frames, room=room, speed=self._speed)
-        images = paint(self._images[video], places, size=self._size, digit_size=self._digit_size)
+        image = self._images[video // self._per_digit]
+        if self._per_digit > 1:
+            angle = 2 * np.pi * self.labels[video] / self._per_digit
+            places = straight(rng, frames, size=self._size, speed=self._speed, angle=angle)
+        else:
+            room = self._size - self._digit_size
+            places = path(rng, frames, room=room, speed=self._speed)
+        images = paint(
+            image, places, size=self._size, digit_size=self._digit_size, wrap=self._per_digit > 1
+        )
         return boxes.crop(images, box)
 
     def stream(self, video: int, box: boxes.Box) -> Iterator[np.ndarray]:
@@ -149,7 +174,29 @@ def path(rng: np.random.Generator, frames: np.ndarray, *, room: float, speed: fl
     return room - np.abs(places % (2 * room) - room)
 
 
-def paint(image: np.ndarray, places: np.ndarray, *, size: int, digit_size: int) -> np.ndarray:
+def straight(
+    rng: np.random.Generator, frames: np.ndarray, *, size: int, speed: float, angle: float
+) -> np.ndarray:
+    """Where a digit is that never bounces: what leaves the canvas comes back at the other border.
+
+    Args:
+      rng: the generator; two draws, for the start, which is anywhere.
+      frames: [K] frame numbers.
+      size: height and width of the canvas, pixels.
+      speed: pixels a frame.
+      angle: of the direction: 0 goes right, pi / 2 down.
+
+    Returns:
+      float64 [K, 2], the top and the left border of the digit, from 0 to `size`.
+    """
+    start = rng.uniform(0, size, size=2)
+    velocity = speed * np.array([np.sin(angle), np.cos(angle)])
+    return (start + velocity * np.asarray(frames)[:, None]) % size
+
+
+def paint(
+    image: np.ndarray, places: np.ndarray, *, size: int, digit_size: int, wrap: bool = False
+) -> np.ndarray:
     """Paints a digit at each of `places`, enlarged bilinearly.
 
     Args:
@@ -157,13 +204,18 @@ def paint(image: np.ndarray, places: np.ndarray, *, size: int, digit_size: int) 
       places: [K, 2], top and left border of the digit, in pixels, with fractions.
       size: height and width of the canvas, pixels.
       digit_size: height and width of the digit, pixels.
+      wrap: whether what is beyond a border of the canvas is painted at the opposite one.
 
     Returns:
       uint8 [K, size, size, 3], white on black.
     """
     # Bilinear interpolation is the product of one in each direction, so a frame is rows @ image @
     # columns, with weights that depend on where the digit is.
-    centres = (np.arange(size) + 0.5 - places[..., None]) * (_PIXELS / digit_size)  # [K, 2, size]
+    from_border = np.arange(size) + 0.5 - places[..., None]  # [K, 2, size]
+    if wrap:
+        margin = (size - digit_size) / 2
+        from_border = (from_border + margin) % size - margin
+    centres = from_border * (_PIXELS / digit_size)
     away = np.abs(centres[..., None] - (np.arange(_PIXELS) + 0.5))  # [K, 2, size, 8]
     weights = np.clip(1 - away, 0, 1).astype(np.float32)
     grey = weights[:, 0] @ image @ weights[:, 1].swapaxes(1, 2)  # [K, size, size]

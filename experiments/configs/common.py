@@ -64,9 +64,10 @@ def base_config(given: ConfigDict | None = None) -> ConfigDict:
             "seed": 0,  # of everything: parameters, clips, dropout
             "rule": "sideways",  # or pipelined_backprop, backprop (docs/rules.md)
             # One device: time_parallel, or scan, whose memory does not depend on the clip length.
-            # Several: depth_sharded, modules spread over `mesh`. auto: by the number of devices.
+            # Several: time_parallel with mesh.data, which divides batches; program_per_device, in
+            # one process, or depth_sharded, which spread modules. auto: by the devices there are.
             "execution": "time_parallel",
-            "schedule": "",  # of backprop when depth_sharded: blocking, gpipe or 1f1b
+            "schedule": "",  # of backprop on several devices: blocking, gpipe or 1f1b
             "recompute": True,  # with a schedule: keep inputs and compute twice, or keep residuals
             "mesh": {
                 "depth": 0,  # devices along the depth of the network; 0: as many as there are

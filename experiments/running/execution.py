@@ -87,15 +87,22 @@ def force_cpu_devices(config: ConfigDict) -> None:
     nothing where there is an accelerator.
     """
     wanted = max(config.mesh.depth, 1) * max(config.mesh.data, 1)
-    if wanted > 1 and config.execution in ("auto", *ON_MESHES):
+    if wanted > 1 and config.execution in ("auto", "time_parallel", *ON_MESHES):
         jax.config.update("jax_num_cpu_devices", wanted)
 
 
-def choose(config: ConfigDict, depth: int) -> Execution:
+def choose(config: ConfigDict, depth: int, *, streams: bool = False) -> Execution:
     """Chooses for a network of `depth` modules.
 
-    `execution="auto"` spreads them over all devices, or as many as `mesh` says, if there is more
-    than one, and else takes "time_parallel". `mesh.depth=0` stands for as many as there are.
+    `execution="auto"` takes "time_parallel" for clips: on all devices if they divide the batch. For
+    streams, and where `mesh.depth` asks for it, it spreads the modules over the devices, with a
+    program for each if one process sees all of them. `mesh.depth=0` stands for as many as there
+    are.
+
+    Args:
+      config: of the run.
+      depth: D.
+      streams: whether there are streams to learn from, not clips.
 
     Raises:
       ValueError: for an unknown name, and for a mesh that is not used, or that needs more devices
@@ -103,12 +110,13 @@ def choose(config: ConfigDict, depth: int) -> Execution:
     """
     name, mesh = config.execution, config.mesh
     check_name("execution", name, EXECUTIONS)
-    wanted = max(mesh.depth, 1) * max(mesh.data, 1)
+    replicas = max(mesh.data, 1)
     if name == "auto":
-        several = wanted > 1 or jax.device_count() > 1
-        name = "depth_sharded" if several else "time_parallel"
+        name, replicas = _best(config, streams=streams)
+    if name == "time_parallel" and replicas > 1 and mesh.depth <= 1 and not mesh.groups:
+        return _on_mesh(name, make_mesh(1, replicas), None)
     if name not in ON_MESHES:
-        if wanted > 1 or mesh.groups:
+        if max(mesh.depth, 1) * replicas > 1 or mesh.groups:
             raise ValueError(
                 f"execution={name!r} runs on one device, but mesh.depth={mesh.depth}, "
                 f"mesh.data={mesh.data}, mesh.groups={mesh.groups}: set execution='depth_sharded', "
@@ -125,8 +133,27 @@ def choose(config: ConfigDict, depth: int) -> Execution:
             "execution='program_per_device' is for one process that sees all devices, but there "
             f"are {jax.process_count()} processes: set execution='depth_sharded'"
         )
-    replicas = max(mesh.data, 1)
     made = make_mesh(mesh.depth or min(depth, max(jax.device_count() // replicas, 1)), replicas)
+    return _on_mesh(name, made, tuple(mesh.groups) or None)
+
+
+def _best(config: ConfigDict, *, streams: bool) -> tuple[str, int]:
+    """What "auto" stands for, and into how many parts batches are divided."""
+    mesh, devices = config.mesh, jax.device_count()
+    if not streams and mesh.depth <= 1 and not mesh.groups:
+        shares = (n for n in range(devices, 0, -1) if config.data.batch_size % n == 0)
+        replicas = mesh.data if mesh.data > 1 else next(shares)
+        # Several processes take part all or none.
+        if devices == 1 or replicas == devices or (replicas > 1 and jax.process_count() == 1):
+            return "time_parallel", replicas
+    if max(mesh.depth, 1) * max(mesh.data, 1) == devices == 1:
+        return ("scan" if streams else "time_parallel"), 1
+    several = "program_per_device" if jax.process_count() == 1 else "depth_sharded"
+    return several, max(mesh.data, 1)
+
+
+def _on_mesh(name: str, made: Mesh, groups: tuple[int, ...] | None) -> Execution:
+    replicas = made.shape[DATA]
     used = {device.process_index for device in made.devices.flat}
     if len(used) < jax.process_count():
         raise ValueError(
@@ -136,7 +163,7 @@ def choose(config: ConfigDict, depth: int) -> Execution:
         )
     holders = [{device.process_index for device in row} for row in made.devices]
     held = [n for n, processes in enumerate(holders) if jax.process_index() in processes]
-    return Execution(name, made, tuple(mesh.groups) or None, *share_of(held, replicas))
+    return Execution(name, made, groups, *share_of(held, replicas))
 
 
 def share_of(held: Sequence[int], num_rows: int) -> tuple[int, int]:
@@ -177,14 +204,20 @@ def conversions(
         return on_host, lambda train_state: train_state
     if execution.mesh is None:
         return lambda train_state: train_state, lambda train_state: train_state
+    if execution.name == "time_parallel":
+        everywhere = NamedSharding(execution.mesh, PartitionSpec())
+        return on_host, lambda train_state: jax.device_put(train_state, everywhere)
     return per_module(network, tx, execution.mesh, frame, execution.groups)
 
 
 def on_host(train_state: TrainState) -> TrainState:
-    """In host memory, but for keys, which NumPy has not."""
-    return jax.tree.map(
-        lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x), train_state
-    )
+    """In host memory, but for keys, which NumPy has not, and what other processes have as well."""
+
+    def one(x):
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return x if is_key or jax.process_count() > 1 else np.asarray(x)
+
+    return jax.tree.map(one, train_state)
 
 
 def on_this_process(tree):

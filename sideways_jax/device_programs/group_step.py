@@ -17,7 +17,6 @@ from sideways_jax.device_programs.links import heard_within
 from sideways_jax.device_programs.plan import Plan
 from sideways_jax.devices.routes import added
 from sideways_jax.network.wiring import FRAME, heard, returned
-from sideways_jax.rule.fifo import forget
 from sideways_jax.rule.in_flight import Numbers, numbers_of
 from sideways_jax.rule.rule import ModuleStep, empty_fifos, run_group, show
 from sideways_jax.rule.task import metrics_of
@@ -38,7 +37,6 @@ class Given(NamedTuple):
     targets: PyTree  # [K, B, ...] at the top, by computation step; else ()
     numbers: jax.Array  # int32[2, K, D] or [2, K, D, B]: `Numbers.frames` and `origins`
     rng: jax.Array | None
-    reset: jax.Array | None  # bool[K, B] where modules keep something of streams
 
 
 class Within(NamedTuple):
@@ -159,7 +157,7 @@ def empty_pipeline(plan: Plan, n: int) -> Empty:
 
 def own_fifos(plan: Plan, n: int) -> tuple:
     """What the modules of device n keep before the first step; nothing with Sideways."""
-    if plan.task.rule != "pipelined_backprop":
+    if not plan.task.remembers:
         return ()
     fifos = jax.eval_shape(
         lambda params, state, frame, rng: empty_fifos(
@@ -190,14 +188,11 @@ def step_of_device(
     task, group, wiring = plan.task, plan.where.groups[n], plan.task.network.wiring
     numbers = _numbers(given, carry.step)
     frame, target = entry((given.frames, given.targets), carry.step)
-    fifos = carry.fifos
-    if given.reset is not None:
-        fifos = tuple(forget(fifo, entry(given.reset, carry.step)) for fifo in fifos)
     inputs = heard(wiring, group, {FRAME: frame} | carry.within.outputs | below)
     incoming = added(carry.within.cotangents, *above)
     done = run_group(
         task, group, params, carry.state, inputs, tuple(incoming.get(i) for i in group), target,
-        numbers, given.rng, fifos=fifos or None, recompute=plan.recompute,
+        numbers, given.rng, fifos=carry.fifos or None, recompute=plan.recompute,
     )  # fmt: skip
     within, up, down = _sent(plan, n, done)
     trained = jnp.stack([numbers.origins[i] >= 0 for i in group])
@@ -212,7 +207,7 @@ def step_of_device(
         sums=accumulate(carry.sums, tuple(one.grads for one in done)),
         num_grads=carry.num_grads + trained.reshape(len(group), -1).sum(-1, dtype=jnp.int32),
         within=within,
-        fifos=tuple(one.fifo for one in done) if fifos else (),
+        fifos=tuple(one.fifo for one in done) if carry.fifos else (),
         shown=shown,
         squares=carry.squares,
     )

@@ -14,6 +14,7 @@ from sideways_jax.devices import module_groups
 from sideways_jax.devices.layout import share_of
 from sideways_jax.devices.mesh import check_mesh
 from sideways_jax.devices.module_groups import Groups
+from sideways_jax.network.module import key_shape
 from sideways_jax.network.network import Network
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, shape_of
@@ -108,8 +109,7 @@ def make_plan(
 
 def initial_shapes(network: Network, frame: PyTree) -> tuple[tuple, tuple]:
     """The shapes of what `Network.init` gives for a batch of frames."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(network.init, key, shape_of(frame))
+    return jax.eval_shape(network.init, key_shape(), shape_of(frame))
 
 
 def divided(plan: Plan, tx: optax.GradientTransformation) -> Divided:

@@ -101,7 +101,6 @@ def carry_sharding(plan: Plan, n: int) -> Carry:
 
 def give(
     plan: Plan, frames: PyTree, targets: PyTree, numbers: ArrayLike | None, rng: jax.Array | None,
-    reset: jax.Array | None = None,
 ) -> list[Given]:  # fmt: skip
     """Frames, targets by computation step, numbers and the key, where they are needed.
 
@@ -110,7 +109,6 @@ def give(
       frames, targets: `[K, B, ...]`.
       numbers: int32 `[2, K, D]` or `[2, K, D, B]`.
       rng: the key of the run, or None.
-      reset: where streams start, bool `[K, B]`, if modules keep something of them.
     """
     given = []
     for n, (place, group) in enumerate(zip(plan.where.places, plan.where.groups, strict=True)):
@@ -119,7 +117,7 @@ def give(
         given.append(
             Given(
                 *jax.device_put(clip, place.steps),
-                *jax.device_put((numbers, rng, reset), place.whole),
+                *jax.device_put((numbers, rng), place.whole),
             )
         )
     return given

@@ -41,7 +41,7 @@ from sideways_jax.device_programs.steps import (
     run_steps,
 )
 from sideways_jax.devices.routes import added
-from sideways_jax.rule.fifo import Remembered
+from sideways_jax.rule.fifo import Remembered, stashes_weights
 from sideways_jax.rule.in_flight import InFlight, init_in_flight, no_frames
 from sideways_jax.rule.rule import empty_fifos
 from sideways_jax.rule.task import Task
@@ -76,7 +76,7 @@ def make_training(
       with_outputs: whether `train_step` returns `(train_state, metrics, Outputs)`.
     """
     network, places = task.network, places_of(options.mesh)
-    keeps = task.rule == "pipelined_backprop"
+    keeps = task.remembers
     kind = Remembered if keeps else InFlight
 
     def init(key, frame, target=None):
@@ -116,6 +116,11 @@ def make_training(
         check_dispatched(train_state, frames, targets, reset)
         check_in_flight(train_state, kind)
         in_flight, fifos = train_state.in_flight if keeps else (train_state.in_flight, ())
+        if any(map(stashes_weights, fifos)):
+            raise ValueError(
+                "this train state keeps the weights of past forward passes, which a program per "
+                "device does not: go on with execution=Scan(stash_weights=True), or train without"
+            )
         reset = check_stream(
             in_flight.activation_frames.shape[1], frames, targets, reset, update_every
         )
@@ -133,7 +138,7 @@ def make_training(
             *jax.device_put((reset, train_state.frames), places[-1].whole),
         )  # fmt: skip
         carried, paired = _pair(in_flight.targets, jax.device_put(targets, places[-1].steps))
-        given = give(plan, frames, paired, numbers, train_state.rng, reset if keeps else None)
+        given = give(plan, frames, paired, numbers, train_state.rng)
         params, state = (
             put_modules(places, groups, x) for x in (train_state.params, train_state.state)
         )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from sideways_jax.devices.mesh import DATA
+from sideways_jax.network.module import key_shape
 from sideways_jax.network.network import Module, Network
 from sideways_jax.tools.programs import dependent, inline_calls, part
 from sideways_jax.tools.trees import PyTree, shape_of
@@ -63,6 +64,13 @@ def check_counters(
                 )
 
 
+def mean_over_replicas(state: PyTree) -> PyTree:
+    """Running statistics, as means over replicas; integers, such as counters, agree already."""
+    return jax.tree.map(
+        lambda x: jax.lax.pmean(x, DATA) if jnp.issubdtype(x.dtype, jnp.inexact) else x, state
+    )
+
+
 class _Traced:
     """The program that computes the new state of a module in training.
 
@@ -71,12 +79,10 @@ class _Traced:
     """
 
     def __init__(self, module: Module, params: PyTree, state: PyTree, x: PyTree):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-
         def new_state(params, state, x, rng):
             return module.apply(params, state, x, train=True, rng=rng)[1]
 
-        arguments = (*jax.tree.map(shape_of, (params, state, x)), key)
+        arguments = (*jax.tree.map(shape_of, (params, state, x)), key_shape())
         # Modules may use collectives over replicas; the size of that axis does not matter here.
         self._program = inline_calls(jax.make_jaxpr(new_state, axis_env=[(DATA, 1)])(*arguments))
         inputs = self._program.inputs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from jax.sharding import Mesh
 
@@ -13,6 +14,13 @@ from sideways_jax.network.network import Network
 from sideways_jax.tools.trees import PyTree, shape_of
 
 
+class Bytes(NamedTuple):
+    """What devices hold of one kind."""
+
+    used: Sequence[int]  # by each device
+    held: int  # by every device, padding included
+
+
 def report(
     network: Network,
     params: tuple,
@@ -20,25 +28,32 @@ def report(
     frame: PyTree,
     mesh: Mesh,
     groups: Sequence[int] | None = None,
+    kept: Callable[[Layout], Bytes] | None = None,
 ) -> str:
     """A table of the modules of every device, their share of the work, and what padding costs.
 
     Arguments and errors are those of `layout.place`. Bytes are used/held: every device holds as
     much as the largest needs. The state of the optimizer is divided like the parameters.
+
+    Args:
+      network, params, state, frame, mesh, groups: what is placed, and where.
+      kept: what modules keep of past frames, which
+        `pipeline.sideways_stage.bytes_kept` counts; nothing by default.
     """
     layout = place(network, params, state, frame, mesh, groups)
     costs = module_groups.count_costs(
         network, shape_of(params), shape_of(state), share_of(frame, mesh)
     )
-    return text(layout, costs)
+    return text(layout, costs, kept and kept(layout))
 
 
-def text(layout: Layout, costs: Sequence[float]) -> str:
+def text(layout: Layout, costs: Sequence[float], kept: Bytes | None = None) -> str:
     """For every device its modules, its share of the work, and bytes used/held, as text.
 
     Args:
       layout: of a run.
       costs: of every module, in any unit.
+      kept: of past frames, if anything is.
     """
     signals = list(layout.inner.bytes_used)
     for route in layout.routes:  # A device has room for what comes from below and from above.
@@ -47,13 +62,15 @@ def text(layout: Layout, costs: Sequence[float]) -> str:
             if sent:
                 signals[n + route.distance] += sent
     columns = {
-        "params": (layout.params.bytes_used, layout.params.bytes_held),
-        "state": (layout.state.bytes_used, layout.state.bytes_held),
-        "signals": (
+        "params": Bytes(layout.params.bytes_used, layout.params.bytes_held),
+        "state": Bytes(layout.state.bytes_used, layout.state.bytes_held),
+        "signals": Bytes(
             signals,
             2 * sum(route.packing.bytes_held for route in layout.routes) + layout.inner.bytes_held,
         ),
     }
+    if kept is not None and kept.held:
+        columns["kept"] = kept
     head, *lines, speedup = table(layout.groups, costs).splitlines()
     for name, (used, held) in columns.items():
         cells = [f"{one:,}/{held:,}" for one in used]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -32,6 +32,11 @@ class Module(NamedTuple):
 
     init: Callable[..., tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[PyTree, PyTree]]
+
+
+def key_shape() -> Any:
+    """The shape and dtype of a key, where only shapes are looked at."""
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def module_key(rng: jax.Array | None, index: int, frame_id: jax.Array | int) -> jax.Array | None:

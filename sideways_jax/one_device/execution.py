@@ -7,8 +7,18 @@ from functools import partial
 
 import jax
 import optax
+from jax.sharding import Mesh
 
-from sideways_jax.one_device import backprop, blocking, online, per_episode, scan, time_parallel
+from sideways_jax.devices.mesh import check_mesh
+from sideways_jax.one_device import (
+    backprop,
+    blocking,
+    online,
+    per_episode,
+    replicated,
+    scan,
+    time_parallel,
+)
 from sideways_jax.rule.episode import Episode
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree
@@ -23,11 +33,14 @@ class Scan:
     Memory does not depend on the length of the clip; the execution for streams on one device.
 
     Attributes:
-      recompute: of pipelined backprop on clips alone: keep inputs, and run forward passes again
-        (the default), or keep what the backward pass needs.
+      recompute: of pipelined backprop: keep inputs, and run forward passes again (the default), or
+        keep what the backward pass needs; the latter on clips, or with `stash_weights`.
+      stash_weights: of pipelined backprop on streams: the backward pass of a frame uses the weights
+        of its forward pass, a copy of which is kept; otherwise those of now.
     """
 
     recompute: bool | None = None
+    stash_weights: bool = False
 
     def episode(
         self,
@@ -39,14 +52,14 @@ class Scan:
         rng: jax.Array | None,
     ) -> Episode:
         """The gradients of one episode."""
-        recompute = self._recompute(task)
+        recompute = self._checked_on_clips(task)
         if task.is_pipelined:
             return scan.episode(task, params, state, frames, targets, rng, recompute)
         return backprop.scan_episode(task, params, state, frames, targets, rng)
 
     def training(self, task: Task, tx: optax.GradientTransformation) -> Training:
         """Training with one update per episode."""
-        self._recompute(task)
+        self._checked_on_clips(task)
         return per_episode.make_training(task, tx, partial(self.episode, task))
 
     def stream_training(
@@ -62,12 +75,14 @@ class Scan:
         Raises:
           ValueError: for backprop with `update_every` other than 1: it blocks for 2D-1 frames.
         """
-        self._recompute(task)
+        recompute = self._checked(task)
         if task.is_pipelined:
-            check_recompute(self.recompute, update_every)
+            if not self.stash_weights:
+                check_recompute(self.recompute, update_every)
             return online.make_training(
-                task, tx, update_every=update_every, with_outputs=with_outputs
-            )
+                task, tx, update_every=update_every, with_outputs=with_outputs,
+                recompute=recompute, stash_weights=self.stash_weights,
+            )  # fmt: skip
         if update_every != 1:
             raise ValueError(
                 f"update_every={update_every} with rule='backprop': on a stream it takes one frame "
@@ -75,19 +90,49 @@ class Scan:
             )
         return blocking.make_training(task, tx, with_outputs=with_outputs)
 
-    def _recompute(self, task: Task) -> bool:
-        """Raises ValueError if `recompute` is given where nothing is kept."""
-        if self.recompute is not None and task.rule != "pipelined_backprop":
-            raise ValueError(
-                f"recompute={self.recompute}: on one device only rule='pipelined_backprop' keeps "
-                "something of a frame; leave it out"
-            )
+    def _checked(self, task: Task) -> bool:
+        """Whether inputs are kept; ValueError for an option that is given where nothing is kept."""
+        for name, given in (
+            ("recompute", self.recompute is not None),
+            ("stash_weights", self.stash_weights),
+        ):
+            if given and not task.remembers:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: on one device only rule='pipelined_backprop' "
+                    "keeps something of a frame; leave it out"
+                )
         return self.recompute is not False
+
+    def _checked_on_clips(self, task: Task) -> bool:
+        """As `_checked`; ValueError for `stash_weights`, too: weights are constant on a clip."""
+        if self.stash_weights:
+            raise ValueError(
+                "stash_weights=True is for streams, whose weights change between the passes of a "
+                "frame: set update_every, or leave it out"
+            )
+        return self._checked(task)
 
 
 @dataclasses.dataclass(frozen=True)
 class TimeParallel:
-    """Module after module, each with all frames of an episode at once: the fast one for clips."""
+    """Module after module, each with all frames of an episode at once: the fast one for clips.
+
+    Attributes:
+      mesh: with an axis `data`, over whose devices batches are divided, and `depth` 1; None for one
+        device. `make_mesh(1, data=n)` makes it.
+
+    Raises:
+      ValueError: for a mesh that divides modules.
+    """
+
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        if self.mesh is not None and check_mesh(self.mesh, "time_parallel")[1] > 1:
+            raise ValueError(
+                f"mesh={dict(self.mesh.shape)}: execution='time_parallel' divides batches, not "
+                "modules; use make_mesh(1, data=n), or another execution"
+            )
 
     def episode(
         self,
@@ -99,11 +144,17 @@ class TimeParallel:
         rng: jax.Array | None,
     ) -> Episode:
         """The gradients of one episode."""
-        return time_parallel.episode(task, params, state, frames, targets, rng)
+        one = partial(time_parallel.episode, task)
+        if self.mesh is None:
+            return one(params, state, frames, targets, rng)
+        return replicated.episode(self.mesh, task.network, one, params, state, frames, targets, rng)
 
     def training(self, task: Task, tx: optax.GradientTransformation) -> Training:
         """Training with one update per episode."""
-        return per_episode.make_training(task, tx, partial(self.episode, task))
+        init, train_step = per_episode.make_training(task, tx, partial(self.episode, task))
+        if self.mesh is not None:
+            init = replicated.init_everywhere(self.mesh, init)
+        return Training(init, train_step)
 
     def stream_training(
         self,

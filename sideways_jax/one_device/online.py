@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from sideways_jax.one_device.scan import steps
-from sideways_jax.rule.fifo import Remembered
+from sideways_jax.rule.fifo import Fifo, Remembered, stashes_weights
 from sideways_jax.rule.in_flight import InFlight, following, init_in_flight
 from sideways_jax.rule.rule import empty_fifos
 from sideways_jax.rule.task import Task
@@ -28,7 +28,13 @@ from sideways_jax.training.train_state import Training, new_train_state
 
 
 def make_training(
-    task: Task, tx: optax.GradientTransformation, *, update_every: int, with_outputs: bool
+    task: Task,
+    tx: optax.GradientTransformation,
+    *,
+    update_every: int,
+    with_outputs: bool,
+    recompute: bool = True,
+    stash_weights: bool = False,
 ) -> Training:
     """A pipeline with an update every `update_every` frames: the pipeline is carried on over them.
 
@@ -38,8 +44,9 @@ def make_training(
       task, tx: what is trained, and by which transformation.
       update_every: frames from one update to the next.
       with_outputs: whether `train_step` returns `(train_state, metrics, Outputs)`.
+      recompute, stash_weights: what modules keep, with pipelined backprop (`rule.empty_fifos`).
     """
-    kind = Remembered if task.rule == "pipelined_backprop" else InFlight
+    kind = Remembered if task.remembers else InFlight
 
     def init(key, frame, target=None):
         check_target(task.target, target)
@@ -51,7 +58,10 @@ def make_training(
             target_alignment=task.target, per_example=True,
         )  # fmt: skip
         if kind is Remembered:
-            fifos = empty_fifos(task.network, params, state, frame, rng=rng)
+            fifos = empty_fifos(
+                task.network, params, state, frame,
+                rng=rng, recompute=recompute, stash_weights=stash_weights,
+            )  # fmt: skip
             in_flight = Remembered(in_flight, fifos)
         return new_train_state(params, state, tx.init(params), in_flight, rng)
 
@@ -60,7 +70,7 @@ def make_training(
         in_flight, fifos = _apart(train_state.in_flight)
         done = steps(
             task, train_state.params, train_state.state, in_flight, frames, targets,
-            train_state.frames, reset, rng=train_state.rng, fifos=fifos,
+            train_state.frames, reset, rng=train_state.rng, fifos=fifos, recompute=recompute,
         )  # fmt: skip
         batch = reset.shape[1]
         grads = tuple(
@@ -82,7 +92,9 @@ def make_training(
 
     def train_step(train_state, frames, targets, reset=None):
         check_in_flight(train_state, kind)
-        batch = _apart(train_state.in_flight)[0].activation_frames.shape[1]
+        in_flight, fifos = _apart(train_state.in_flight)
+        _check_stash(fifos, stash_weights)
+        batch = in_flight.activation_frames.shape[1]
         reset = check_stream(batch, frames, targets, reset, update_every)
         split = jax.tree.map(
             lambda x: x.reshape((-1, update_every, *x.shape[1:])), (frames, targets, reset)
@@ -102,6 +114,16 @@ def make_training(
 def _apart(in_flight: InFlight | Remembered) -> tuple[InFlight, tuple]:
     """What is in flight, and what modules keep."""
     return in_flight if isinstance(in_flight, Remembered) else (in_flight, ())
+
+
+def _check_stash(fifos: tuple, stash_weights: bool) -> None:
+    """Raises ValueError if this train state keeps weights and should not, or the reverse."""
+    filled = [fifo for fifo in fifos if isinstance(fifo, Fifo) and jax.tree.leaves(fifo.kept)]
+    if any(stashes_weights(fifo) != stash_weights for fifo in filled):
+        raise ValueError(
+            f"this train state was made with stash_weights={not stash_weights}, and is trained "
+            f"with Scan(stash_weights={stash_weights}): make both with the same"
+        )
 
 
 def _update(tx, train_state, grads, trained):

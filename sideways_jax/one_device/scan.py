@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from sideways_jax.rule import rule
 from sideways_jax.rule.episode import Episode
-from sideways_jax.rule.fifo import forget
 from sideways_jax.rule.in_flight import InFlight, frame_numbers, init_in_flight, restart
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, accumulate, average, first_of, masked_mean, wide_zeros
@@ -62,7 +61,6 @@ def steps(
         frame, target, frame_id, reset = inputs
         if reset is not None:
             in_flight = restart(in_flight, reset)
-            fifos = tuple(forget(fifo, reset) for fifo in fifos)
             frame_id = jnp.full(reset.shape, frame_id)
         paired = (target, *in_flight.targets)[-1]
         one = rule.computation_step(
@@ -100,7 +98,7 @@ def episode(
         target_alignment=task.target,
     )  # fmt: skip
     fifos = ()
-    if task.rule == "pipelined_backprop":
+    if task.remembers:
         fifos = rule.empty_fifos(
             task.network, params, state, first_of(frames),
             train=task.train, rng=rng, recompute=recompute,

@@ -59,7 +59,7 @@ def episode(
     wiring, depth = task.network.wiring, task.depth
     if not task.is_pipelined:
         wiring = wiring._replace(delay=0)
-    exact = task.rule == "pipelined_backprop"
+    exact = task.remembers
     num_frames = jax.tree.leaves(frames)[0].shape[0]
     late = wiring.steps_to(depth - 1)  # computation steps before the first output
     # The target that the output of each frame is paired with, for frames that reach the top.

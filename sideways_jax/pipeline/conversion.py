@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sideways_jax.devices.layout import share_of
 from sideways_jax.devices.mesh import DEPTH, check_mesh, grid
 from sideways_jax.devices.packing import Packed, Packing
+from sideways_jax.network.module import key_shape
 from sideways_jax.network.network import Network
 from sideways_jax.pipeline.in_flight import (
     check_signals,
@@ -27,7 +28,7 @@ from sideways_jax.pipeline.in_flight import (
 )
 from sideways_jax.pipeline.plan import Plan, close_state, groups_of, make_plan, open_state
 from sideways_jax.pipeline.sideways_stage import packing_of_kept
-from sideways_jax.rule.fifo import Remembered
+from sideways_jax.rule.fifo import Remembered, stashes_weights
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, shape_of
 from sideways_jax.training.train_state import TrainState
@@ -58,8 +59,7 @@ def per_module(
 
     def packing_of(task: Task, plan: Plan) -> Packing:
         share = share_of(shape_of(frame), mesh)
-        key = jax.eval_shape(lambda: jax.random.key(0))  # Inputs do not depend on it.
-        return packing_of_kept(task, plan.layout, share, key, recompute=True)
+        return packing_of_kept(task, plan.layout, share, key_shape(), recompute=True)
 
     def to_modules(train_state: TrainState) -> TrainState:
         sizes = groups_of(train_state, groups)
@@ -89,6 +89,11 @@ def per_module(
         in_flight = train_state.in_flight
         if in_flight:
             exact = isinstance(in_flight, Remembered)
+            if exact and any(map(stashes_weights, in_flight.fifos)):
+                raise ValueError(
+                    "this train state keeps the weights of past forward passes, which a mesh does "
+                    "not: go on with execution=Scan(stash_weights=True), or train without them"
+                )
             task = Task(network, _no_loss, "pipelined_backprop" if exact else "sideways")
             packing = packing_of(task, plan)
             in_flight = jax.jit(

@@ -23,13 +23,14 @@ from sideways_jax.devices.exchange import key_of_replica, on_mesh, own
 from sideways_jax.devices.layout import Layout, pack, place, unpack
 from sideways_jax.devices.mesh import DATA, DEPTH, check_mesh, data_axis
 from sideways_jax.devices.packing import Packed
+from sideways_jax.devices.replicas import mean_over_replicas
 from sideways_jax.pipeline.backprop_stage import backprop_steps
 from sideways_jax.pipeline.sideways_stage import (
     episode_numbers,
     no_signals,
     sideways_steps,
 )
-from sideways_jax.pipeline.sums import Sums, counts, metrics_on_mesh, reduced
+from sideways_jax.pipeline.sums import Sums, counts, metrics_on_mesh
 from sideways_jax.rule import schedules
 from sideways_jax.rule.episode import Episode, paired_targets
 from sideways_jax.rule.task import Task
@@ -161,7 +162,7 @@ def episode_on_device(
             return sums
         return sums._replace(
             grads=jax.lax.pmean(sums.grads, DATA),
-            state=reduced(sums.state),
+            state=mean_over_replicas(sums.state),
             losses=jax.lax.pmean(sums.losses, DATA),
         )
 

@@ -129,7 +129,7 @@ class Pipeline:
             raise ValueError(
                 f"schedule={self.schedule!r}: rule={task.rule!r} has its own schedule; leave it out"
             )
-        if task.rule == "pipelined_backprop":
+        if task.remembers:
             between = [pair for pair in task.network.shortcuts if pair[0] >= 0]
             if between and not any_shortcuts:
                 raise ValueError(

@@ -175,7 +175,7 @@ def signals_to_modules(
     activations, scaled = jax.tree.map(lambda *x: jnp.concatenate(x), *shares)
     pseudo_gradients = jax.tree.map(lambda x: x / replicas, scaled)
     signals = InFlight(activations, pseudo_gradients, *in_flight[1:4])
-    if task.rule != "pipelined_backprop":
+    if not task.remembers:
         return signals
     return Remembered(signals, fifos_of(task, layout, packing, in_flight.kept))
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from sideways_jax.devices.layout import Layout
 from sideways_jax.devices.packing import Packed, Packing, filled
+from sideways_jax.devices.report import Bytes
 from sideways_jax.rule.fifo import Fifo, Past, passes_of, places, started
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree
@@ -43,7 +44,7 @@ def kept_packing(
     """
 
     def of_device(n):
-        if task.rule != "pipelined_backprop":
+        if not task.remembers:
             return ((),) * len(layout.groups[n])
         variables = layout.params.trees[n], layout.state.trees[n], inputs(n)
         found: list[PyTree] = []
@@ -65,9 +66,22 @@ def nothing_kept(task: Task, packing: Packing, bubble: float = 0.0) -> Kept:
     return Kept(rows, jnp.zeros((), jnp.int32))
 
 
+def bytes_of_rows(task: Task, layout: Layout, packing: Packing) -> Bytes:
+    """What the modules of each device keep, and the rows that every device holds."""
+    wiring = task.network.wiring
+    used = [
+        sum(
+            wiring.first_trained(i) * Packing.of([tree]).bytes_held
+            for i, tree in zip(group, packing.trees[n], strict=True)
+        )
+        for n, group in enumerate(layout.groups)
+    ]
+    return Bytes(used, wiring.first_trained(0) * packing.bytes_held)
+
+
 def looking_back(task: Task, layout: Layout, packing: Packing, n: int, kept: Kept) -> tuple | None:
     """For every module of device n, what it kept when the input of now's cotangents came."""
-    if task.rule != "pipelined_backprop":
+    if not task.remembers:
         return None
     found: list[Past | tuple] = []
     for k, i in enumerate(layout.groups[n]):
@@ -108,7 +122,8 @@ def fifos_of(task: Task, layout: Layout, packing: Packing, kept: Kept) -> tuple:
                 fifos.append(())
                 continue
             # The oldest first.
-            ages = (kept.place - jnp.arange(late, 0, -1)) % (2 * (task.depth - 1))
+            count = task.network.wiring.first_trained(0)
+            ages = (kept.place - jnp.arange(late, 0, -1)) % count
             parts = []
             for r in range(replicas):
                 rows = {name: v[n, r][ages] for name, v in kept.rows.items()}
@@ -137,7 +152,7 @@ def kept_of(
                 if late in fifos[i].places:  # Else nothing is kept.
                     order = (fifos[i].places[late] + order) % late
                 entries = jax.tree.map(lambda x, order=order: x[order], fifos[i].kept)
-                entries = _share(entries, packing.trees[n][k], r, replicas)
+                entries = _share(entries, r, replicas)
                 before = places(packing.trees[n][k], count - late)
                 buffers.append(_after(before, entries))
             pack = jax.vmap(lambda *entries, n=n: packing.pack(n, entries))
@@ -162,7 +177,7 @@ def _joined(parts: list) -> PyTree:
     return state, jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *(x for _, x in parts))
 
 
-def _share(entries: PyTree, like: PyTree, r: int, replicas: int) -> PyTree:
+def _share(entries: PyTree, r: int, replicas: int) -> PyTree:
     """What replica r has of them."""
     if replicas == 1:
         return entries

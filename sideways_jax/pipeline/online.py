@@ -14,6 +14,8 @@ from sideways_jax.devices.exchange import key_of_replica, on_mesh, own
 from sideways_jax.devices.layout import share_of
 from sideways_jax.devices.mesh import DATA, DEPTH, check_mesh, data_axis
 from sideways_jax.devices.packing import Packing
+from sideways_jax.devices.replicas import mean_over_replicas
+from sideways_jax.network.module import key_shape
 from sideways_jax.pipeline.in_flight import (
     ShardedInFlight,
     check_signals,
@@ -30,7 +32,6 @@ from sideways_jax.pipeline.plan import (
 )
 from sideways_jax.pipeline.sideways_stage import packing_of_kept, sideways_steps
 from sideways_jax.pipeline.start import init_state
-from sideways_jax.pipeline.sums import reduced
 from sideways_jax.pipeline.update import update_on_device
 from sideways_jax.rule.in_flight import Numbers, check_examples, following
 from sideways_jax.rule.task import Task
@@ -64,8 +65,7 @@ class _Run(NamedTuple):
     def kept(self, plan: Plan, frame: PyTree) -> Packing:
         """How what modules keep lies in vectors; `frame` is a whole batch, or its shape."""
         share = share_of(shape_of(frame), self.mesh)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return packing_of_kept(self.task, plan.layout, share, key, recompute=True)
+        return packing_of_kept(self.task, plan.layout, share, key_shape(), recompute=True)
 
     @property
     def replicas(self) -> int:
@@ -206,7 +206,7 @@ def _one_update(run: _Run, plan: Plan, carry: tuple, inputs: tuple, rng: jax.Arr
     state = sums.state
     if run.replicas > 1:
         grads, num_grads = jax.lax.psum((grads, num_grads), DATA)
-        state = reduced(state)
+        state = mean_over_replicas(state)
     params, opt_state, norm = update_on_device(plan, params, opt_state, grads, num_grads, hold=True)
     shown = sums.outputs, sums.losses, sums.metrics
     return (params, state, opt_state, signals, kept), (shown, norm)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from sideways_jax.devices.layout import Layout, place
 from sideways_jax.devices.module_groups import Groups
 from sideways_jax.devices.packing import Packed, Packing
+from sideways_jax.network.module import key_shape
 from sideways_jax.network.network import Network
 from sideways_jax.tools.trees import PyTree, shape_of
 from sideways_jax.training.division import Divided, divide
@@ -57,8 +58,7 @@ def make_plan(
       ValueError: if the modules or the batch do not go into the mesh, or for an optimizer that
         cannot be divided among devices.
     """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    params, state = jax.eval_shape(network.init, key, shape_of(frame))
+    params, state = jax.eval_shape(network.init, key_shape(), shape_of(frame))
     layout = place(network, params, state, shape_of(frame), mesh, groups)
     optimizer = divide(tx, params, layout.groups)
     opt_packing = Packing.of([optimizer.state(n) for n in range(layout.num_devices)])

@@ -5,19 +5,30 @@ And pipelined backprop, whose modules look back at what they kept (`kept.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from sideways_jax.devices.exchange import exchange, run_branch
-from sideways_jax.devices.layout import Layout
+from sideways_jax.devices.layout import Layout, share_of
 from sideways_jax.devices.mesh import DATA
 from sideways_jax.devices.packing import Packed, Packing, filled
+from sideways_jax.devices.report import Bytes
 from sideways_jax.devices.routes import added, from_above, from_below, to_above, to_below
+from sideways_jax.network.module import key_shape
 from sideways_jax.network.wiring import FRAME, heard, returned
-from sideways_jax.pipeline.kept import Kept, kept_packing, looking_back, nothing_kept, with_row
+from sideways_jax.pipeline.kept import (
+    Kept,
+    bytes_of_rows,
+    kept_packing,
+    looking_back,
+    nothing_kept,
+    with_row,
+)
 from sideways_jax.pipeline.sums import Sums, metrics_on_mesh
 from sideways_jax.rule import schedules
 from sideways_jax.rule.in_flight import Numbers, numbers_of
@@ -149,6 +160,26 @@ def packing_of_kept(
         return jax.eval_shape(received, frame)
 
     return kept_packing(task, layout, inputs, rng, recompute=recompute)
+
+
+def bytes_kept(
+    task: Task, mesh: Mesh, frame: PyTree, *, recompute: bool = True
+) -> Callable[[Layout], Bytes]:
+    """Counts, for `devices.report`, the bytes of inputs or residuals that modules keep.
+
+    Args:
+      task: what is trained; only pipelined backprop keeps something.
+      mesh: where.
+      frame: a whole batch of frames, or its shape.
+      recompute: whether inputs are kept, or residuals.
+    """
+
+    def of_layout(layout: Layout) -> Bytes:
+        share = share_of(frame, mesh)
+        packing = packing_of_kept(task, layout, share, key_shape(), recompute=recompute)
+        return bytes_of_rows(task, layout, packing)
+
+    return of_layout
 
 
 def _received(

@@ -39,14 +39,6 @@ def counts(task: Task, num_frames: int) -> tuple[jax.Array, jax.Array]:
     )
 
 
-def reduced(state: Packed) -> Packed:
-    """Running statistics, as means over replicas; integers, such as counters, agree already."""
-    return {
-        name: jax.lax.pmean(v, DATA) if jnp.issubdtype(v.dtype, jnp.inexact) else v
-        for name, v in state.items()
-    }
-
-
 def metrics_on_mesh(
     task: Task, output: PyTree, target: PyTree, replicas: int, *, per_example: bool
 ) -> dict[str, jax.Array]:

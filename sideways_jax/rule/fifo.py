@@ -10,6 +10,11 @@ A shortcut from module j to module k is faster than the main path in both direct
 would reach module j 2(k-1-j) steps before that of the main path for the same frame, so module k
 holds it back for as long. Where it belongs to no frame of the main path (at the start of a stream)
 it is zero.
+
+Buffers need no emptying where a stream ends and another begins. The first cotangent of the main
+path comes to module j 2(D-1)-j steps after the restart, and until then what shortcuts bring counts
+as nothing. What they bring with it was written j+1 steps after the restart or later, as zero if it
+belonged to no frame. And no cotangent of the new stream meets an input of the one before.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import jax.numpy as jnp
 from sideways_jax.network.module import Module
 from sideways_jax.network.wiring import FRAME, Wiring
 from sideways_jax.rule.in_flight import InFlight
-from sideways_jax.rule.kept import Passes, passes
+from sideways_jax.rule.kept import Passes, Stashed, passes, with_stashed_weights
 from sideways_jax.tools.trees import PyTree, select, shape_of, zeros
 
 
@@ -50,7 +55,7 @@ class Past(NamedTuple):
 
 def passes_of(
     module: Module, params: PyTree, state: PyTree, x: PyTree, rng: jax.Array | None,
-    *, train: bool, recompute: bool,
+    *, train: bool, recompute: bool, stash_weights: bool = False,
 ) -> Passes:  # fmt: skip
     """The two passes of a module; arguments are arrays or shapes, `rng` is the key of a frame."""
 
@@ -61,7 +66,14 @@ def passes_of(
 
     shapes = shape_of((params, state, x))
     key = None if rng is None else jax.eval_shape(lambda: rng)
-    return passes(run, (*shapes, key), recompute=recompute)
+    one = passes(run, (*shapes, key), recompute=recompute)
+    return with_stashed_weights(one) if stash_weights else one
+
+
+def stashes_weights(fifo: Fifo | Past | tuple) -> bool:
+    """Whether weights are among what a module keeps."""
+    kept = fifo.kept if isinstance(fifo, Fifo) else fifo.oldest if isinstance(fifo, Past) else ()
+    return isinstance(kept, Stashed)
 
 
 def empty_fifo(wiring: Wiring, i: int, one: Passes, x: PyTree) -> Fifo | tuple:
@@ -138,21 +150,6 @@ def module_step(
 
 def _moved(fifo: Fifo) -> dict[int, jax.Array]:
     return {n: (place + 1) % n for n, place in fifo.places.items()}
-
-
-def forget(fifo: Fifo | tuple, reset: jax.Array) -> Fifo | tuple:
-    """The buffers without the cotangents of streams that have ended, bool `[B]`.
-
-    Their inputs may stay: no cotangent of the new stream meets them.
-    """
-    if not isinstance(fifo, Fifo):
-        return fifo
-
-    def clear(x: jax.Array) -> jax.Array:
-        ended = reset.reshape((1, -1) + (1,) * (x.ndim - 2))
-        return jnp.where(ended, jnp.zeros((), x.dtype), x)
-
-    return fifo._replace(held_back=jax.tree.map(clear, fifo.held_back))
 
 
 def places(entry: PyTree, count: int) -> PyTree:

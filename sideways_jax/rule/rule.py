@@ -186,8 +186,9 @@ def _one_module(
     module, x = task.network.modules[i], filled(x)
     if isinstance(kept, (Fifo, Past)):
         passes = fifo.passes_of(
-            module, params, state, x, keys[0], train=task.train, recompute=step.recompute
-        )
+            module, params, state, x, keys[0], train=task.train, recompute=step.recompute,
+            stash_weights=fifo.stashes_weights(kept),
+        )  # fmt: skip
         done = fifo.module_step(passes, params, state, x, pseudo_gradient, kept, keys, trained[i])
         one = ModuleStep(*done)
     else:
@@ -363,6 +364,7 @@ def empty_fifos(
     train: bool = True,
     rng: jax.Array | None = None,
     recompute: bool = True,
+    stash_weights: bool = False,
 ) -> tuple:
     """What the modules keep in pipelined backprop, before the first step.
 
@@ -372,12 +374,15 @@ def empty_fifos(
       frame: a batch of frames `[B, ...]`, or its shape.
       train, rng: as for `computation_step`.
       recompute: keep inputs and states, and run forward passes again; otherwise keep residuals.
+      stash_weights: keep the weights of every forward pass for its backward pass, too; otherwise
+        both use those of now.
     """
     inputs = network.inputs(shape_of(frame), network.activation_shapes(params, state, frame))
     found = []
     for i, module in enumerate(network.modules):
         one = fifo.passes_of(
-            module, params[i], state[i], inputs[i], rng, train=train, recompute=recompute
-        )
+            module, params[i], state[i], inputs[i], rng,
+            train=train, recompute=recompute, stash_weights=stash_weights,
+        )  # fmt: skip
         found.append(fifo.empty_fifo(network.wiring, i, one, inputs[i]))
     return tuple(found)

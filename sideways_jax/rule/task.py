@@ -35,6 +35,11 @@ class Task(NamedTuple):
         return self.rule != "backprop"
 
     @property
+    def remembers(self) -> bool:
+        """Whether modules of the pipeline keep what a cotangent that comes back later needs."""
+        return self.rule == "pipelined_backprop"
+
+    @property
     def depth(self) -> int:
         """D, the number of modules."""
         return self.network.depth

@@ -40,7 +40,8 @@ def check_recompute(recompute: bool | None, update_every: int) -> None:
         raise ValueError(
             f"recompute=False with update_every={update_every}: residuals are of the weights of "
             "then, mixed with those of now wherever a module uses its parameters as they are; "
-            "leave it out, or train on clips with update_every=None"
+            "leave it out, keep the weights of then as well on one device with "
+            "Scan(recompute=False, stash_weights=True), or train on clips with update_every=None"
         )
 
 
@@ -116,8 +117,8 @@ def stream_numbers(
     def body(numbers: InFlight, inputs: tuple) -> tuple[InFlight, Numbers]:
         frame_id, reset = inputs
         frame_id = jnp.full(reset.shape, frame_id)
-        exact = task.rule == "pipelined_backprop"
-        return tick(task.network.wiring, restart(numbers, reset), frame_id, keeps_inputs=exact)
+        emptied = restart(numbers, reset)
+        return tick(task.network.wiring, emptied, frame_id, keeps_inputs=task.remembers)
 
     frame_ids = frame_numbers(first_frame_id, len(reset))
     before = in_flight.activation_frames, in_flight.pseudo_gradient_frames

@@ -42,6 +42,7 @@ class Place(NamedTuple):
     groups: tuple[int, ...] | None = None
     schedule: str | None = None
     recompute: bool = True
+    stash_weights: bool = False
 
     @property
     def on_mesh(self):
@@ -241,6 +242,11 @@ def _training_program(case):
     if place.execution == "blocking":
         options |= {"rule": "backprop", "update_every": 1}
         init, train_step = step.make_train_step(network, loss_fn, tx, **options)
+    elif place.stash_weights:
+        execution = step.Scan(place.recompute, stash_weights=True)
+        init, train_step = step.make_train_step(
+            network, loss_fn, tx, execution=execution, **options
+        )
     else:
         init, train_step = step.make_train_step(network, loss_fn, tx, **options)
     frame, target = random_networks.batch_shapes(problem)
@@ -434,6 +440,7 @@ def _reference_stream(case):
     return functools.partial(
         reference.sideways_stream, target=case.target, update_every=case.update_every,
         replicas=case.place.replicas, keeps_inputs=case.rule == "pipelined_backprop",
+        stashes_weights=case.place.stash_weights,
     )  # fmt: skip
 
 

@@ -343,11 +343,6 @@ def empty(in_flight):
         return jax.tree.map(lambda leaf: np.full(leaf.shape, fill, leaf.dtype), tree)
 
     if isinstance(in_flight, Remembered):  # Unused places hold anything.
-        return Remembered(
-            empty(in_flight.in_flight),
-            tuple(
-                fifo and numbers("", fifo)._replace(kept=full_of_nan(numbers("", fifo.kept)))
-                for fifo in in_flight.fifos
-            ),
-        )
+        fifos = full_of_nan(numbers("", in_flight.fifos))
+        return Remembered(empty(in_flight.in_flight), fifos)
     return poisoned(type(in_flight)(*map(numbers, in_flight._fields, in_flight)))

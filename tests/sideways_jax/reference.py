@@ -239,7 +239,7 @@ def backprop_episode(
 
 def sideways_stream(
     network, loss_fn, params, state, frames, targets, reset, *,
-    target, update_every, optimizer, rng, replicas=1, keeps_inputs=False,
+    target, update_every, optimizer, rng, replicas=1, keeps_inputs=False, stashes_weights=False,
 ):  # fmt: skip
     """Online learning on B streams: every example sends messages of its own.
 
@@ -255,6 +255,9 @@ def sideways_stream(
     A gradient is the mean over all examples and steps that have one. With replicas, each has its
     share of the batch, keys of its own, and a state of its own until the next update, when the
     states are averaged.
+
+    With `keeps_inputs` it is pipelined backprop, as in an episode. The weights of the backward pass
+    are those of now, or with `stashes_weights` those that the input met in its forward pass.
     """
     D = len(network.modules)
     T, B = reset.shape
@@ -276,7 +279,7 @@ def sideways_stream(
     activation_inbox: dict[int, dict] = {b: {} for b in replica}  # of every example, by wire
     pseudo_gradient_inbox: dict[int, dict] = {b: {} for b in replica}
     early: dict[int, dict] = {b: {} for b in replica}  # as in an episode
-    inputs: dict = {}  # by (example, module, frame), with the state of then
+    inputs: dict = {}  # by (example, module, frame), with the state and the weights of then
     for t in range(1, T + 1):
         for b in range(1, B + 1):
             if reset[t - 1, b - 1]:
@@ -294,7 +297,7 @@ def sideways_stream(
                 if f is None:
                     continue
                 r = replica[b]
-                inputs[b, i, f] = h, sigma[r, i]
+                inputs[b, i, f] = h, sigma[r, i], theta[i]
                 batch_out, _, vjp = _linearise(
                     module, theta[i], sigma[r, i], _stack([h] * rows),
                     train=True, rng=_key(replica_rng[r], i, f),
@@ -318,9 +321,10 @@ def sideways_stream(
                 if arrived is None:
                     continue
                 if keeps_inputs:
-                    then, state_then = inputs[b, i, arrived.frame]
+                    then, state_then, theta_then = inputs[b, i, arrived.frame]
+                    weights = theta_then if stashes_weights else theta[i]
                     _, _, vjp = _linearise(
-                        module, theta[i], state_then, _stack([then] * rows),
+                        module, weights, state_then, _stack([then] * rows),
                         train=True, rng=_key(replica_rng[r], i, arrived.frame),
                     )  # fmt: skip
                 nothing = _zeros(arrived.value)

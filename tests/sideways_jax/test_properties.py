@@ -208,6 +208,8 @@ def _stream_case(choose, *, mixing=False):
     place = Place(execution)
     if place.on_mesh:
         place = _mesh(choose, problem, execution, data=not mixing)
+    elif exact and choose.of(False, True):
+        place = place._replace(recompute=choose.of(True, False), stash_weights=True)
     update_every = choose.of(1, 2, 3)
     # Two calls are long enough for all modules to be trained, or to be trained again.
     frames = choose.of(problem.depth, 2 * problem.depth) + choose.up_to(2)

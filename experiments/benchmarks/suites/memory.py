@@ -2,7 +2,9 @@
 
 The numbers come from the compiled programs; nothing is run. They are what one update (an episode
 and plain gradient descent) needs on every device beside the train state, the clip and the results.
-The mesh has forced CPU devices, also on a machine with accelerators.
+Pipelined backprop is Sideways and what its modules keep: "kept" is how much that is by its shapes,
+"beyond Sideways" what the compiled program needs more. The mesh has forced CPU devices, also on a
+machine with accelerators.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from experiments.benchmarks.rig import measure
 from experiments.benchmarks.rig.programs import loss_fn
 from experiments.benchmarks.rig.suite import COLOURS, Suite
 from sideways_jax import make_mesh, models, step
+from sideways_jax.devices.layout import place
+from sideways_jax.pipeline.sideways_stage import bytes_kept
+from sideways_jax.rule.task import RULES, Task
 
 SHOWN = {
     "schedule": "{}",
@@ -27,10 +32,15 @@ SHOWN = {
     "temporary_bytes": "{:,}",
     "ratio": "{:.2f}",
     "ratio_to": "{}",
+    "bytes_kept": "{:,}",
+    "bytes_beyond_sideways": "{:,}",
 }
+HEADERS = {"bytes_kept": "kept", "bytes_beyond_sideways": "beyond Sideways"}
 # Rule and schedule, and whether the forward pass runs again in the backward pass.
 EXECUTIONS = (
     ("sideways", None),
+    ("pipelined_backprop", True),
+    ("pipelined_backprop", False),
     ("1f1b", True),
     ("1f1b", False),
     ("gpipe", True),
@@ -63,21 +73,29 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
     frame = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
 
     def temporary_bytes(schedule, recompute, num_devices, num_frames):
-        sideways = schedule == "sideways"
+        is_rule = schedule in RULES
         init, train_step = step.make_train_step(
             network,
             loss_fn,
             optax.sgd(0.1),
-            rule="sideways" if sideways else "backprop",
+            rule=schedule if is_rule else "backprop",
             execution="depth_sharded",
             mesh=make_mesh(num_devices),
-            schedule=None if sideways else schedule,
+            schedule=None if is_rule else schedule,
             recompute=recompute,
         )
         train_state = jax.eval_shape(lambda: init(jax.random.key(0), frame))
         clip = jax.ShapeDtypeStruct((num_frames, *frame.shape), frame.dtype)
         labels = jax.ShapeDtypeStruct((num_frames, batch), jnp.int32)
         return measure.temporary_bytes(measure.compiled(train_step, train_state, clip, labels))
+
+    def kept(recompute, num_devices):
+        """Bytes that every device holds of past frames."""
+        mesh = make_mesh(num_devices)
+        variables = jax.eval_shape(network.init, jax.random.key(0), frame)
+        task = Task(network, loss_fn, "pipelined_backprop")
+        layout = place(network, *variables, frame, mesh, None)
+        return bytes_kept(task, mesh, frame, recompute=recompute)(layout).held
 
     wanted = [(*one, n, k) for one in EXECUTIONS for n in depths for k in memory_frames]
     task = progress.add_task("compiling", total=len(wanted))
@@ -94,6 +112,8 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
                 "batch": batch,
                 "size": size,
                 "temporary_bytes": temporary_bytes(schedule, recompute, num_devices, num_frames),
+                "bytes_kept": None,
+                "bytes_beyond_sideways": None,
             }
         )
         progress.advance(task)
@@ -108,6 +128,9 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
         is_other = row["schedule"] != "sideways"
         row["ratio_to"] = "sideways" if is_other else None
         row["ratio"] = row["temporary_bytes"] / of_sideways if is_other else None
+        if row["schedule"] == "pipelined_backprop":
+            row["bytes_kept"] = kept(row["recompute"], row["devices"])
+            row["bytes_beyond_sideways"] = row["temporary_bytes"] - of_sideways
     return result
 
 
@@ -126,7 +149,10 @@ def picture(result: list[dict], path: str) -> None:
                 if (row["schedule"], row["recompute"]) == (schedule, recompute)
                 and row["devices"] == depth
             )
-            label = schedule + {None: "", True: ", recomputed", False: ", kept"}[recompute]
+            label = (
+                schedule.replace("_", " ")
+                + {None: "", True: ", recomputed", False: ", kept"}[recompute]
+            )
             style = "--" if recompute else "-"
             colour = COLOURS[schedule]
             plot.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=label)
@@ -142,4 +168,6 @@ def picture(result: list[dict], path: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-SUITE = Suite(settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN)
+SUITE = Suite(
+    settings=Settings, check=prepare, rows=rows, picture=picture, columns=SHOWN, headers=HEADERS
+)

@@ -288,9 +288,7 @@ def _share(batch: dict[str, np.ndarray], execution: Execution) -> dict[str, np.n
 
 
 def _choose(config: ConfigDict, depth: int) -> Execution:
-    execution = choose(config, depth)
-    if config.execution == "auto" and execution.mesh is None:
-        execution = execution._replace(name="scan")  # Weights change between frames.
+    execution = choose(config, depth, streams=True)
     if config.rule == "backprop" and execution.mesh is not None:
         raise ValueError(
             "rule='backprop' on a stream blocks, and runs on one device: set execution='scan'"

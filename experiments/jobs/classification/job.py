@@ -33,6 +33,8 @@ from experiments.terminal.names import printable
 from experiments.workdir.classes import Classes
 from sideways_jax import Network, models, step
 from sideways_jax.devices import report as devices_report
+from sideways_jax.pipeline.sideways_stage import bytes_kept
+from sideways_jax.rule.task import Task
 from sideways_jax.tools.names import check_name
 
 SHOWN_NAMES = 5  # of classes, in a warning
@@ -272,4 +274,7 @@ def _introduction(
     if execution.mesh is None:
         return text
     mesh, groups = execution.mesh, execution.groups
-    return f"{text}\n{devices_report.report(network, params, state, frame, mesh, groups)}"
+    kept = None
+    if config.rule == "pipelined_backprop":
+        kept = bytes_kept(Task(network, cross_entropy, config.rule), mesh, frame)
+    return f"{text}\n{devices_report.report(network, params, state, frame, mesh, groups, kept)}"

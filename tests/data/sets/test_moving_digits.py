@@ -139,9 +139,59 @@ def test_training_moves_at_the_stride(config):
     assert 2 < np.abs(np.diff(centres)).max() < 3.2
 
 
+@pytest.fixture
+def directed(config):
+    config.task = "direction"
+    config.size, config.digit_size, config.speed = 20, 8, 1.0
+    return config
+
+
+def test_the_direction_is_the_label(directed):
+    """What a torus shows: every frame is the one before, shifted by the direction's velocity."""
+    source = data.load(directed, seed=0)
+    assert list(source.classes) == [
+        "right", "down right", "down", "down left", "left", "up left", "up", "up right",
+    ]  # fmt: skip
+    steps = {"right": (0, 1), "down": (1, 0), "left": (0, -1), "up": (-1, 0)}
+    seen = set()
+    for batch in source.test(batch_size=8):
+        for frames, label, mask in zip(batch["frames"], batch["label"], batch["mask"], strict=True):
+            step = steps.get(source.classes[label])
+            if step is None or mask.sum() < 2:
+                continue
+            first, second = frames[0, ..., 0], frames[1, ..., 0]
+            # Interpolated pixels are rounded twice.
+            np.testing.assert_allclose(np.roll(first, step, (0, 1)), second.astype(int), atol=1)
+            seen.add(step)
+    assert len(seen) == 4
+
+
+def test_diagonals_are_as_fast(directed):
+    rng = np.random.default_rng(0)
+    places = moving_digits.straight(rng, np.arange(9), size=1000, speed=2.0, angle=np.pi / 4)
+    np.testing.assert_allclose(np.diff(places, axis=0) % 1000, np.sqrt(2))
+
+
+def test_every_digit_moves_in_every_direction(directed):
+    """So that neither a single frame nor the digit says anything."""
+    source = data.load(directed, seed=0)
+    assert (source.num_train, source.num_test) == (60 * 8, 20 * 8)
+    labels = np.asarray(source.videos["test"].labels).reshape(20, 8)
+    assert (labels == np.arange(8)).all()
+    ink = {}
+    for batch in source.test(batch_size=16):
+        for frames, video in zip(batch["frames"], batch["video"], strict=True):
+            if video >= 0:
+                ink.setdefault(int(video) // 8, []).append(frames[0].sum())
+    assert len(ink) == 20
+    for of_digit in ink.values():  # The same digit: as much ink, wherever it is on the torus.
+        np.testing.assert_allclose(of_digit, of_digit[0], rtol=0.02)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"task": "directions"}, "task is 'directions'; it must be 'digit' or 'direction'"),
         ({"digit_size": 65}, "digit_size is 65; on a canvas of size 64 it must be from 1 to 64"),
         ({"digit_size": 0}, "digit_size is 0"),
         ({"length": 0}, "length is 0"),

@@ -244,6 +244,29 @@ def test_pipelined_backprop_is_exact(name):
         assert_close(one.grads[i], expected, 1e-12)
 
 
+@pytest.mark.usefixtures("x64", "quick_compile")
+def test_what_is_kept_of_a_stream_does_not_reach_the_next():
+    """Streams of 1 to 14 frames, with NaN in buffers that nothing was written to."""
+    num_frames = 48
+    network, _, frames, targets = _start("all", num_frames)
+    reset = np.random.default_rng(0).random((num_frames, frames.shape[1])) < 0.15
+    reset[20:, 0] = False
+    init, train_step = step.make_train_step(
+        network, squared_error, optax.sgd(0.1), rule="pipelined_backprop", update_every=1
+    )
+    start = init(jax.random.key(0), jnp.asarray(frames[0]))
+    fifos = jax.tree.map(
+        lambda x: jnp.full_like(x, jnp.nan) if x.ndim else x, start.in_flight.fifos
+    )
+    expected = reference.pipelined_stream(
+        network, squared_error, start.params, start.state, frames, targets, reset,
+        target="stream", update_every=1, optimizer=reference.Optimizer(rate=0.1), rng=start.rng,
+    )  # fmt: skip
+    start = start._replace(in_flight=start.in_flight._replace(fifos=fifos))
+    learnt, _ = train_step(start, frames, targets, reset)
+    assert_close(learnt.params, expected.params, 1e-10)
+
+
 def test_a_buffer_goes_round_whatever_the_others_do():
     """Fourteen buffers of 1, 2, ... steps: their common multiple is beyond int32."""
     depth = 15

@@ -8,11 +8,13 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
-from sideways_jax import Module, Network, from_linen, step
+from sideways_jax import Module, Network, from_linen, make_mesh, step
 from sideways_jax.one_device.state_split import draws_alike, remembered, split_program, trace
-from tests.sideways_jax import networks
+from sideways_jax.rule.task import Task
+from tests.sideways_jax import networks, sharding
 from tests.sideways_jax.comparison import assert_same, assert_same_episode
 from tests.sideways_jax.networks import chain, linear, random_clip, squared_error
 
@@ -282,3 +284,41 @@ def test_which_random_numbers_need_their_key_alone(generator, alike):
     assert draws_alike(traced(in_checkpoint(noise()), train=True, rng=rng)[0]) == alike
     # One that has a key and does not use it can run on all frames at once.
     assert draws_alike(traced(NORMALISED, train=True, rng=rng)[0])
+
+
+@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.parametrize("rule", ["sideways", "pipelined_backprop", "backprop"])
+def test_replicas_are_those_of_a_pipeline_of_one_device(rule):
+    """Statistics and dropout masks of their own, means over replicas; the batch stays divided."""
+    network, frame = sharding.case("uneven")
+    mesh = make_mesh(1, data=2)
+    start = sharding.variables(network, frame)
+    frames, targets = sharding.clip(2 * network.depth, frame)
+    task = Task(network, squared_error, rule)
+    schedule = "1f1b" if rule == "backprop" else None
+    arguments = task, *start, frames, targets, jax.random.key(3)
+    expected = step.Pipeline(mesh, schedule=schedule).episode(*arguments)
+    actual = step.TimeParallel(mesh).episode(*arguments)
+    sharding.assert_close(actual._asdict(), expected._asdict(), 1e-10)
+    assert actual.outputs.sharding.spec[1] == "data"
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_training_on_replicas_starts_everywhere_and_stays_there():
+    network, frame = sharding.case("vectors", "float32")
+    frames, targets = sharding.clip(2 * network.depth, frame, "float32")
+    options = {"execution": "time_parallel", "mesh": make_mesh(1, data=2)}
+    init, train_step = step.make_train_step(network, squared_error, optax.sgd(0.01), **options)
+    shape = jax.ShapeDtypeStruct(frames.shape[1:], frames.dtype)
+    train_state, _ = jax.jit(train_step)(init(jax.random.key(0), shape), frames, targets)
+    for leaf in jax.tree.leaves(train_state.params):
+        assert len(leaf.devices()) == 2 and leaf.sharding.is_fully_replicated
+    with pytest.raises(
+        ValueError, match=r"divides batches, not modules; use make_mesh\(1, data=n\)"
+    ):
+        step.TimeParallel(make_mesh(2))
+    with pytest.raises(ValueError, match="a batch of 4 does not divide into data=3"):
+        step.TimeParallel(make_mesh(1, data=3)).episode(
+            Task(network, squared_error), *sharding.variables(network, frame, "float32"),
+            frames, targets, None,
+        )  # fmt: skip

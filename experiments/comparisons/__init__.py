@@ -1,0 +1,1 @@
+"""What `experiments/compare_rules.py` compares: a file for every study."""
