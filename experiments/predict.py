@@ -74,6 +74,7 @@ def main(argv: list[str]) -> int:
         f"{videos} videos, {frames:,} frames in {seconds:.1f} s: {videos / seconds:.3g} videos/s, "
         f"{frames / seconds:.3g} frames/s" + (f"; {bad} could not be read" if bad else ""),
         highlight=False,
+        soft_wrap=True,
     )
     return 1 if bad or not videos else 0
 
