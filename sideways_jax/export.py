@@ -98,7 +98,7 @@ def pipelined(
         pipeline, *shown = pipelined_step(network, params, state, pipeline, frame, reset)
         return tuple(jax.tree.leaves(pipeline)), *shown
 
-    exporting = {"platforms": platforms}
+    exporting: dict[str, Any] = {"platforms": platforms}
     return ExportedPipeline(
         export.export(start, **exporting)(),
         export.export(step, **exporting)(tuple(jax.tree.leaves(signals)), frame, reset),

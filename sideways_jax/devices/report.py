@@ -29,31 +29,38 @@ def report(
     mesh: Mesh,
     groups: Sequence[int] | None = None,
     kept: Callable[[Layout], Bytes] | None = None,
+    *,
+    padded: bool = True,
 ) -> str:
     """A table of the modules of every device, their share of the work, and what padding costs.
 
-    Arguments and errors are those of `layout.place`. Bytes are used/held: every device holds as
-    much as the largest needs. The state of the optimizer is divided like the parameters.
+    Arguments and errors are those of `layout.place`. Bytes are used/held: in one program for all
+    devices every device holds as much as the largest needs. The state of the optimizer is divided
+    like the parameters.
 
     Args:
       network, params, state, frame, mesh, groups: what is placed, and where.
       kept: what modules keep of past frames, which
         `pipeline.sideways_stage.bytes_kept` counts; nothing by default.
+      padded: whether it is one program; a device with a program of its own holds what it uses.
     """
     layout = place(network, params, state, frame, mesh, groups)
     costs = module_groups.count_costs(
         network, shape_of(params), shape_of(state), share_of(frame, mesh)
     )
-    return text(layout, costs, kept and kept(layout))
+    return text(layout, costs, kept and kept(layout), padded=padded)
 
 
-def text(layout: Layout, costs: Sequence[float], kept: Bytes | None = None) -> str:
+def text(
+    layout: Layout, costs: Sequence[float], kept: Bytes | None = None, *, padded: bool = True
+) -> str:
     """For every device its modules, its share of the work, and bytes used/held, as text.
 
     Args:
       layout: of a run.
       costs: of every module, in any unit.
       kept: of past frames, if anything is.
+      padded: whether devices hold more than they use.
     """
     signals = list(layout.inner.bytes_used)
     for route in layout.routes:  # A device has room for what comes from below and from above.
@@ -73,10 +80,12 @@ def text(layout: Layout, costs: Sequence[float], kept: Bytes | None = None) -> s
         columns["kept"] = kept
     head, *lines, speedup = table(layout.groups, costs).splitlines()
     for name, (used, held) in columns.items():
-        cells = [f"{one:,}/{held:,}" for one in used]
+        cells = [f"{one:,}/{held:,}" if padded else f"{one:,}" for one in used]
         width = max(map(len, (name, *cells)))
         head += f"  {name:>{width}}"
         lines = [f"{line}  {cell:>{width}}" for line, cell in zip(lines, cells, strict=True)]
+    if not padded:
+        return "\n".join([head, *lines, speedup, "bytes of each device"])
     all_used = sum(sum(used) for used, _ in columns.values())
     all_held = layout.num_devices * sum(held for _, held in columns.values())
     padding = 1 - all_used / all_held if all_held else 0

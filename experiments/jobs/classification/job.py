@@ -271,10 +271,13 @@ def _introduction(
         + "."
         + "".join(f"\nWarning: {warning}." for warning in _warnings(source))
     )
-    if execution.mesh is None:
+    if execution.mesh is None or execution.name == "time_parallel":
         return text
     mesh, groups = execution.mesh, execution.groups
     kept = None
     if config.rule == "pipelined_backprop":
-        kept = bytes_kept(Task(network, cross_entropy, config.rule), mesh, frame)
-    return f"{text}\n{devices_report.report(network, params, state, frame, mesh, groups, kept)}"
+        kept = bytes_kept(Task(network, ONE_CLASS.loss_fn, config.rule), mesh, frame)
+    report = devices_report.report(
+        network, params, state, frame, mesh, groups, kept, padded=execution.is_jitted
+    )
+    return f"{text}\n{report}"

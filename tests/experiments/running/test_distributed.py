@@ -113,7 +113,12 @@ def test_goes_on_with_another_execution_and_number_of_devices(tmp_path):
     options = {"train__log_every": 1, "train__eval_every": 0}
     train_and_evaluate(tiny.config(**options), alone)
     train_and_evaluate(tiny.config(**options, train__num_steps=2, **MESH), moved)
-    train_and_evaluate(tiny.config(**options, train__num_steps=4, execution="scan"), moved)
+    train_and_evaluate(tiny.config(**options, train__num_steps=3, execution="scan"), moved)
+    of_its_own = MESH | {"execution": "program_per_device"}
+    train_and_evaluate(tiny.config(**options, train__num_steps=4, **of_its_own), moved)
+    train_and_evaluate(
+        tiny.config(**options, train__num_steps=5, execution="time_parallel", mesh__data=2), moved
+    )
     last = tiny.config(**options, execution="depth_sharded", mesh__depth=1, mesh__data=2)
     train_and_evaluate(last, moved)
     assert [line["step"] for line in lines(moved, "train")] == [1, 2, 3, 4, 5, 6]
