@@ -117,6 +117,7 @@ def test_other_classes_are_found_by_their_names(workdir, tmp_path):
         checkpoint.evaluate(*unknown[:4], data, seed=0, average="logits")
 
 
+@pytest.mark.full
 def test_an_auto_encoder_paints(workdir, tmp_path):
     from experiments.jobs.autoencoding.prediction import paint
 

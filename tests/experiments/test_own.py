@@ -59,6 +59,7 @@ def test_network_and_data(mine):
     assert best.step == summary.best_step
 
 
+@pytest.mark.full
 def test_the_command_with_workers(mine):
     (mine / "configured.py").write_text(
         "import data, mine\n"

@@ -36,7 +36,15 @@ def loss_of(run):
     ).loss  # fmt: skip
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize(
+    "execution",
+    [
+        "time_parallel",
+        "depth_sharded",
+        pytest.param("scan", marks=pytest.mark.full),
+        pytest.param("program_per_device", marks=pytest.mark.full),
+    ],
+)
 def test_of_every_execution(execution, tmp_path):
     train_and_evaluate(tiny.config(**EXECUTIONS[execution]), tmp_path, QUIET)
     run = trained.load(tmp_path)

@@ -22,7 +22,7 @@ from experiments.configs.common import DTYPES
 from experiments.examples import archives
 from experiments.jobs.classification import report
 from experiments.jobs.classification.accuracy import make_evaluate
-from experiments.jobs.classification.losses import ONE_CLASS, Loss, cross_entropy, make_loss
+from experiments.jobs.classification.losses import ONE_CLASS, Loss, make_loss
 from experiments.running import run
 from experiments.running.checks import all_finite
 from experiments.running.execution import Execution, choose, conversions, on_this_process
