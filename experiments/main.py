@@ -13,6 +13,7 @@ import sys
 
 # Run from a checkout: `experiments` and `data` are packages of the repository, not installed ones.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.append(os.getcwd())  # For networks and data of the user's own.
 from experiments.processes import interrupts
 
 if __name__ == "__main__":  # Before the imports, which take seconds; not in worker processes.
