@@ -11,6 +11,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
+PATIENCE = 900.0  # seconds for a run to its end
 _FIELDS = {
     "model.widths": (4, 4, 4, 4, 4),
     "data.size": 12,
@@ -55,11 +56,31 @@ def command(workdir: Path, variant: str = "plain", **fields: object) -> list[str
     return [sys.executable, *launch, "python", *main]
 
 
-def start(arguments: list[str], log: Path) -> subprocess.Popen:
-    """Starts it in the background, with all it says in a file."""
-    with log.open("ab") as stream:
+def start(arguments: list[str], log: Path, errors: Path | None = None) -> subprocess.Popen:
+    """Starts it in the background, with all it says in a file, or its errors in another."""
+    with log.open("ab") as stream, (errors or log).open("ab") as error_stream:
         return subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stream,
-                                stderr=stream, start_new_session=True)  # fmt: skip
+                                stderr=error_stream, start_new_session=True)  # fmt: skip
+
+
+def to_its_end(
+    arguments: list[str], log: Path, errors: Path | None = None, patience: float = PATIENCE
+) -> int | None:
+    """Starts it and waits; the exit status, or None if it had to be killed."""
+    process = start(arguments, log, errors)
+    try:
+        return process.wait(patience)
+    except subprocess.TimeoutExpired:
+        for one in family(process):
+            one.kill()
+        process.wait()
+        return None
+
+
+def newest(workdir: Path) -> int:
+    """The step of the newest checkpoint; -1 if there is none."""
+    steps = (path.name for path in workdir.glob("checkpoints/*"))
+    return max((int(name) for name in steps if name.isdigit()), default=-1)
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
