@@ -11,6 +11,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
+# Of two processes: they agree on every save, which takes a second or two where cores are shared.
+STEPS_OF_PROCESSES = 20
 PATIENCE = 900.0  # seconds for a run to its end
 _FIELDS = {
     "model.widths": (4, 4, 4, 4, 4),
@@ -46,6 +48,8 @@ def command(workdir: Path, variant: str = "plain", **fields: object) -> list[str
         named["data.num_workers"] = 2
     if variant == "processes":
         named |= {"execution": "depth_sharded", "mesh.depth": 2}
+        if "train__num_steps" not in fields:
+            named |= {"train.num_steps": STEPS_OF_PROCESSES, "train.eval_every": 8}
     main = [
         "experiments/main.py", "--config=experiments/configs/quickstart.py:smoke",
         f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in named.items()),
