@@ -35,19 +35,22 @@ class Left(NamedTuple):
     state: dict[str, bytes]  # the arrays of the last checkpoint, by their paths
 
 
-def command(workdir: Path, variant: str = "plain", **fields: object) -> list[str]:
+def command(
+    workdir: Path, variant: str = "plain", processes: int = 2, **fields: object
+) -> list[str]:
     """The command line of a run.
 
     Args:
       workdir: of the run.
-      variant: plain; workers, two of them make the batches; or processes, two on a mesh.
+      variant: plain; workers, two of them make the batches; or processes, on a mesh.
+      processes: how many of those.
       **fields: of the config, with two underscores for every dot.
     """
     named = _FIELDS | {name.replace("__", "."): value for name, value in fields.items()}
     if variant == "workers":
         named["data.num_workers"] = 2
     if variant == "processes":
-        named |= {"execution": "depth_sharded", "mesh.depth": 2}
+        named |= {"execution": "depth_sharded", "mesh.depth": processes}
         if "train__num_steps" not in fields:
             named |= {"train.num_steps": STEPS_OF_PROCESSES, "train.eval_every": 8}
     main = [
@@ -56,7 +59,7 @@ def command(workdir: Path, variant: str = "plain", **fields: object) -> list[str
     ]  # fmt: skip
     if variant != "processes":
         return [sys.executable, *main]
-    launch = "experiments/launch.py", "--processes=2", f"--logs={workdir}.logs", "--"
+    launch = "experiments/launch.py", f"--processes={processes}", f"--logs={workdir}.logs", "--"
     return [sys.executable, *launch, "python", *main]
 
 
