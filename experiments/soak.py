@@ -64,7 +64,7 @@ def watch(take: Callable[[int], object], frames: int, seconds: float) -> list[Lo
         take(n)
         passed = max(n / frames, (time.monotonic() - start) / seconds)
         if passed >= next_look or n == frames:
-            next_look += 1 / PARTS
+            next_look = passed + 1 / PARTS
             looks.append(Look(n, process.memory_info().rss / 2**20))
             print(f"{n:,} frames: {looks[-1].resident:.1f} MiB", flush=True)
         if passed >= 1.0:

@@ -13,6 +13,11 @@ for the next run (root alone can mount such a disk). `videos`: each is decoded o
 docs/reliability.md has the counts.
 """
 
+import signal
+
+if __name__ == "__main__":  # First of all: what comes meanwhile waits for `end_at_once`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
 import json
 import os
 import sys

@@ -16,7 +16,8 @@ import psutil
 
 from experiments.trials import small
 
-VARIANTS = "plain", "workers", "processes"
+# In turn; two processes take several times as long as one.
+VARIANTS = "plain", "workers", "processes", "plain", "workers"
 KILLS = 5  # of a trial
 LEFT_SECONDS = 60.0  # in which processes that have lost the one that was killed have to end
 
