@@ -109,15 +109,9 @@ def _kill(process, variant: str, random_moment: random.Random) -> int:
             victim.kill()
         except psutil.NoSuchProcess:
             continue
-    deadline = time.monotonic() + LEFT_SECONDS
-    while time.monotonic() < deadline and any(map(_is_alive, family)):
-        process.poll()
-        time.sleep(0.05)
-    left = [one for one in family if _is_alive(one)]
-    for one in left:
-        one.kill()
+    left = small.kill_left(process, family, LEFT_SECONDS)
     process.wait()
-    return len(left)
+    return left
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -125,10 +119,3 @@ def _command(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,6 +99,25 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
         return [first, *first.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def kill_left(process: subprocess.Popen, family: Sequence[psutil.Process], seconds: float) -> int:
+    """Waits for the end of all of them; kills those that are left then, and gives their number."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(map(_is_alive, family)):
+        process.poll()
+        time.sleep(0.05)
+    left = [one for one in family if _is_alive(one)]
+    for one in left:
+        one.kill()
+    return len(left)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def left_by(workdir: Path) -> Left:

@@ -35,11 +35,14 @@ def test_damaged_videos_in_two_pieces(tmp_path):
 def test_an_unknown_trial(tmp_path):
     done, _ = torture(tmp_path, "vidoes")
     assert done.returncode == 1
-    assert "give one of kills, lost, devices, disk, videos, interrupts" in done.stdout + done.stderr
+    assert (
+        "give one of kills, lost, devices, disk, stops, videos, interrupts"
+        in done.stdout + done.stderr
+    )
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("trial", ["kills", "lost", "devices"])
+@pytest.mark.parametrize("trial", ["kills", "lost", "devices", "stops"])
 def test_one_trial(trial, tmp_path):
     done, rows = torture(tmp_path, trial, "--count=1")
     assert done.returncode == 0, done.stderr
