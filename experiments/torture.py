@@ -7,7 +7,7 @@ python experiments/torture.py interrupts --programs=quickstart,launch,live,table
 Prints a table, and writes every trial to FILE. Trials that are there already are not made again, so
 that the same command, or one with a larger `--count`, goes on. `kills`: a trial is a small run that
 is killed five times; it has to end bit for bit as one that never was. `stops`: a run that gets
-SIGTERM or Ctrl-C while it trains is saved, and ends, within 10 s. `lost`: one of two or three
+SIGTERM or Ctrl-C while it trains is saved within 10 s, and ends. `lost`: one of two or three
 processes is killed or stopped; the others have to end within 60 s. `devices`: a checkpoint of N
 devices is gone on from on M. `disk`: the disk is full from a random moment on, and has room again
 for the next run (root alone can mount such a disk). `videos`: each is decoded or refused by name.
