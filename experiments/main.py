@@ -8,6 +8,11 @@ arguments, `--config=experiments/configs/quickstart.py:rule=backprop`. The same 
 on from the last checkpoint.
 """
 
+import signal
+
+if __name__ == "__main__":  # First of all: what comes meanwhile waits for `end_at_once`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
 import os
 import sys
 
