@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 # Run from a checkout: `experiments` and `data` are packages of the repository, not installed ones.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path.cwd()))  # For data of the user's own.
 
 from absl import app, flags
 from ml_collections import config_flags

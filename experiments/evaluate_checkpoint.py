@@ -15,6 +15,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.append(os.getcwd())  # For networks and data of the user's own.
 from experiments.processes import interrupts
 
 if __name__ == "__main__":
@@ -39,7 +40,6 @@ def main(argv: list[str]) -> int:
     from experiments.terminal import command_line
 
     command_line.quiet()
-    sys.path.append(os.getcwd())  # For networks and data of the user's own.
     from data import BadVideo
     from experiments import trained
     from experiments.terminal.names import printable

@@ -4,7 +4,8 @@ python experiments/export.py --workdir=DIR --out=FOLDER
 
 `network.jax` takes frames uint8 [B, size, size, 3], for any B; `pipeline_start.jax` and
 `pipeline_step.jax` are depth-parallel inference, one frame of each of `--batch` streams a step;
-`network.json` says the size of frames and the names of classes.
+`network.json` says the size of frames (the middle of frames whose shorter side was resized to
+`resize`) and the names of classes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.append(os.getcwd())  # For networks and data of the user's own.
 
 import json
 from pathlib import Path
@@ -32,11 +34,11 @@ def main(argv: list[str]) -> int:
     from experiments.terminal.command_line import quiet
 
     quiet()
-    sys.path.append(os.getcwd())  # For networks of the user's own.
     import jax
     import numpy as np
 
     from experiments import trained
+    from experiments.jobs.classification.prediction import frame_sizes
     from experiments.workdir.files import write_atomically
     from sideways_jax import export
 
@@ -58,6 +60,7 @@ def main(argv: list[str]) -> int:
         return 1
     says = {
         "size": size,
+        "resize": frame_sizes(run.config.data)[1],
         "classes": list(run.classes),
         "average": run.config.eval.average,
         "depth": run.network.depth,

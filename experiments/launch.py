@@ -12,6 +12,11 @@ pipeline on a CPU: devices of one process share its threads.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # First of all: what comes meanwhile waits for `end_at_once`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
 import os
 import sys
 
@@ -21,7 +26,6 @@ from experiments.processes import interrupts
 if __name__ == "__main__":
     interrupts.end_at_once("Stopped before anything was started.")
 
-import signal
 import tempfile
 from pathlib import Path
 

@@ -8,11 +8,17 @@ arguments, `--config=experiments/configs/quickstart.py:rule=backprop`. The same 
 on from the last checkpoint.
 """
 
+import signal
+
+if __name__ == "__main__":  # First of all: what comes meanwhile waits for `end_at_once`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
 import os
 import sys
 
 # Run from a checkout: `experiments` and `data` are packages of the repository, not installed ones.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.append(os.getcwd())  # For networks and data of the user's own.
 from experiments.processes import interrupts
 
 if __name__ == "__main__":  # Before the imports, which take seconds; not in worker processes.

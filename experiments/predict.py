@@ -14,6 +14,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.append(os.getcwd())  # For networks and data of the user's own.
 from experiments.processes import interrupts
 
 if __name__ == "__main__":
@@ -43,7 +44,6 @@ def main(argv: list[str]) -> int:
     from experiments.terminal.command_line import quiet
 
     quiet()
-    sys.path.append(os.getcwd())  # For networks of the user's own.
     from rich.console import Console
 
     from experiments import trained
@@ -74,6 +74,7 @@ def main(argv: list[str]) -> int:
         f"{videos} videos, {frames:,} frames in {seconds:.1f} s: {videos / seconds:.3g} videos/s, "
         f"{frames / seconds:.3g} frames/s" + (f"; {bad} could not be read" if bad else ""),
         highlight=False,
+        soft_wrap=True,
     )
     return 1 if bad or not videos else 0
 

@@ -1,15 +1,23 @@
 """What a run survives: kills, lost processes, other devices, damaged videos, Ctrl-C at any moment.
 
 python experiments/torture.py kills --count=20 --json=/tmp/torture.json
-python experiments/torture.py lost|devices|videos --count=16 --json=/tmp/torture.json
+python experiments/torture.py stops|lost|devices|disk|videos --count=16 --json=/tmp/torture.json
 python experiments/torture.py interrupts --programs=quickstart,launch,live,table3 --every=0.2
 
 Prints a table, and writes every trial to FILE. Trials that are there already are not made again, so
 that the same command, or one with a larger `--count`, goes on. `kills`: a trial is a small run that
-is killed five times; it has to end bit for bit as one that never was. `lost`: one of two processes
-is killed or stopped; the other has to end within 60 s. `devices`: a checkpoint of N devices is gone
-on from on M. `videos`: each is decoded or refused by name. docs/reliability.md has the counts.
+is killed five times; it has to end bit for bit as one that never was. `stops`: a run that gets
+SIGTERM or Ctrl-C while it trains is saved within 10 s, and ends. `lost`: one of two or three
+processes is killed or stopped; the others have to end within 60 s. `devices`: a checkpoint of N
+devices is gone on from on M. `disk`: the disk is full from a random moment on, and has room again
+for the next run (root alone can mount such a disk). `videos`: each is decoded or refused by name.
+docs/reliability.md has the counts.
 """
+
+import signal
+
+if __name__ == "__main__":  # First of all: what comes meanwhile waits for `end_at_once`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
 import json
 import os
@@ -29,13 +37,14 @@ from absl import app, flags
 from rich.table import Table
 
 from experiments.terminal import command_line
-from experiments.trials import devices, kills, lost, mutants
+from experiments.trials import devices, disk, kills, lost, mutants, stops
 from experiments.trials import interrupts as interrupted
 from experiments.workdir.files import write_atomically
 
-TRIALS = {"kills": kills.run, "lost": lost.run, "devices": devices.run, "videos": mutants.run}
+TRIALS = {"kills": kills.run, "lost": lost.run, "devices": devices.run, "disk": disk.run,
+          "stops": stops.run, "videos": mutants.run}  # fmt: skip
 # Columns that are added up, beside the number of trials and of those that failed.
-_SUMS = "kills", "inside_saves", "damaged", "left_over"
+_SUMS = "kills", "inside_saves", "was_full", "damaged", "left_over"
 
 _COUNT = flags.DEFINE_integer("count", 5, "how many trials", lower_bound=1)
 _JSON = flags.DEFINE_string("json", "/tmp/torture.json", "where the trials go")
@@ -61,8 +70,10 @@ def run(settings: Settings) -> list[dict]:
     """The rows of all trials of this kind, those of the file among them."""
     rows = _read(settings.file)
     if settings.what == "interrupts":
+        done = {(row["program"], row["signal"], row["after"])
+                for row in rows if row["what"] == settings.what}  # fmt: skip
         made = (outcome._asdict() | {"failed": not outcome.passed}
-                for outcome in interrupted.run(settings.interrupts))  # fmt: skip
+                for outcome in interrupted.run(settings.interrupts, done))  # fmt: skip
     else:
         done = {row["number"] for row in rows if row["what"] == settings.what}
         first = max(done, default=-1) + 1
@@ -70,7 +81,8 @@ def run(settings: Settings) -> list[dict]:
     start = time.monotonic()
     for row in made:
         now = time.monotonic()
-        rows.append({"what": settings.what, **row, "took_seconds": now - start})
+        measured = {"took_seconds": now - start, "load": os.getloadavg()[0]}
+        rows.append({"what": settings.what, **row, **measured})
         start = now
         write_atomically(settings.file, json.dumps({"rows": rows}, indent=1) + "\n")
         print("failed" if row["failed"] else "passed", row, file=sys.stderr, flush=True)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from experiments.configs._newer import completed
 from experiments.jobs.autoencoding import job as autoencoding
 from experiments.jobs.classification import job as classification
-from experiments.running.optimizer import make_tx, tested_params
+from experiments.running.optimizer import make_tx, params_for_tests
 from experiments.workdir import checkpoints, classes
 from experiments.workdir.classes import Classes
 from sideways_jax import Network
@@ -63,7 +63,7 @@ def load(workdir: os.PathLike[str] | str, checkpoint: int | str = "last") -> Tra
             make_tx(config.optimizer, config.optimizer.accumulate).init, params
         )
     params, state, opt_state = checkpoints.read_weights(folder, params, state, opt_state)
-    params = tested_params(params, opt_state)
+    params = params_for_tests(params, opt_state)
     return Trained(
         network, params, state, known.names, config, int(folder.name), known.multi_label
     )  # fmt: skip

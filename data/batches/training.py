@@ -178,7 +178,7 @@ class _TrainClip:
         )
         size = videos.frame_size(video)
         side = options.size
-        if options.scale != (1, 1):
+        if tuple(options.scale) != (1, 1):
             side = augmentation.drawn_side(rng, side, options.scale, *size)
         box = sampling.random_crop(rng, *size, side)
         flipped = options.flip and rng.random() < 0.5

@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from data import Source, load
-from experiments.jobs.classification.job import cross_entropy
+from experiments.jobs.classification.losses import cross_entropy
 from sideways_jax import Network, step, stream
 
 

@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM, from the first line of a program to its last: one line, and 130 or 143.
 
-A program calls `end_at_once` before it imports anything that takes time. While there is something
-to finish, it holds an `Asked`, which turns the first signal into a flag.
+A program blocks both signals by its first statement, and calls `end_at_once`, which unblocks them,
+before it imports anything else that takes time. While there is something to finish, it holds an
+`Asked`, which turns the first signal into a flag.
 
 Python runs signal handlers between two instructions of the main thread. That is minutes late when
 XLA compiles, and an exception raised there passes through C++ code which swallows it or crashes. So
@@ -47,13 +48,16 @@ def end_at_once(line: str) -> None:
     of its own there. Workers of `multiprocessing` are ended, too.
     """
     is_first, _Ending.line = _Ending.line is None, line
+    if is_first:  # Blocked until all of this is there; by programs since their first statement.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number in SIGNALS:
+        signal.signal(number, _wait)
     if is_first:
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         threading.Thread(target=_watch, args=(woken,), name="interrupts", daemon=True).start()
-    for number in SIGNALS:
-        signal.signal(number, _wait)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def end_with_parent() -> None:
@@ -154,6 +158,8 @@ def _wait(number: int, frame: object) -> None:
 
 
 def _watch(woken: int) -> None:
+    # It was started while they were blocked. It takes those that all other threads block.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     while True:
         number = os.read(woken, 1)[0]
         asked = _Ending.asked

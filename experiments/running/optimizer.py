@@ -50,8 +50,20 @@ def make_tx(options: ConfigDict, steps_per_epoch: int) -> optax.GradientTransfor
     if options.ema:
         tx = optax.chain(tx, average_params(options.ema))
     if options.accumulate > 1:
-        tx = optax.MultiSteps(tx, options.accumulate).gradient_transformation()
+        tx = _accumulated(tx, options.accumulate)
     return tx
+
+
+def _accumulated(tx: optax.GradientTransformation, count: int) -> optax.GradientTransformation:
+    several = optax.MultiSteps(tx, count).gradient_transformation()
+
+    def update(updates, state, params=None):
+        # optax divides a gradient by a number of steps, an integer, which fails where
+        # jax_numpy_dtype_promotion is strict.
+        with jax.numpy_dtype_promotion("standard"):
+            return several.update(updates, state, params)
+
+    return optax.GradientTransformation(several.init, update)
 
 
 def average_params(decay: float) -> optax.GradientTransformation:
@@ -83,7 +95,7 @@ def average_params(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def tested_params(params: Any, opt_state: Any) -> Any:
+def params_for_tests(params: Any, opt_state: Any) -> Any:
     """The parameters to test with: their average, if the optimizer keeps one."""
     found = [
         one

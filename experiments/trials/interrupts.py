@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,13 +79,15 @@ def check(settings: Settings) -> None:
         )
 
 
-def run(settings: Settings) -> Iterator[Outcome]:
-    """Yields every outcome, program by program."""
+def run(settings: Settings, done: Collection[tuple[str, str, float]] = ()) -> Iterator[Outcome]:
+    """Yields every outcome, program by program; not of the `(program, signal, after)` in `done`."""
     moments = int((settings.last - settings.first) / settings.every + 1e-6) + 1
     for program in settings.programs:
         for name in settings.signals:
             for n in range(moments):
-                yield interrupt(program, name, settings.first + n * settings.every)
+                after = round(settings.first + n * settings.every, 3)
+                if (program, name, after) not in done:
+                    yield interrupt(program, name, after)
 
 
 def interrupt(program: str, name: str, after: float) -> Outcome:

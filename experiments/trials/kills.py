@@ -16,9 +16,9 @@ import psutil
 
 from experiments.trials import small
 
-VARIANTS = "plain", "workers", "processes"
+# In turn; two processes take several times as long as one.
+VARIANTS = "plain", "workers", "processes", "plain", "workers"
 KILLS = 5  # of a trial
-PATIENCE = 900.0  # seconds for a run to its end
 LEFT_SECONDS = 60.0  # in which processes that have lost the one that was killed have to end
 
 
@@ -41,7 +41,7 @@ def undisturbed(variant: str, folder: Path) -> small.Left:
     if not (workdir / "summary.json").exists():
         shutil.rmtree(workdir, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        status = _to_its_end(workdir, name, folder / f"{name}.log")
+        status = small.to_its_end(small.command(workdir, name), folder / f"{name}.log")
         if status != 0:
             raise ValueError(f"the undisturbed run ended with {status}: see {folder}/{name}.log")
     return small.left_by(workdir)
@@ -62,7 +62,7 @@ def _trial(number: int, variant: str, folder: Path) -> dict:
         left_over += _kill(process, variant, random_moment)
         kills += 1
         inside_saves += any(workdir.glob("checkpoints/*orbax-checkpoint-tmp*"))
-    status = _to_its_end(workdir, variant, log)
+    status = small.to_its_end(small.command(workdir, variant), log)
     said = log.read_text(errors="replace")
     same = status == 0 and small.left_by(workdir) == expected
     outcome = {
@@ -86,16 +86,13 @@ def _until_it_saves(process, workdir: Path, random_moment: random.Random) -> Non
     if random_moment.random() < 0.2:
         time.sleep(random_moment.uniform(0, 8))
         return
-    before = _newest(workdir)
-    deadline = time.monotonic() + PATIENCE
-    while _newest(workdir) == before and process.poll() is None and time.monotonic() < deadline:
+    before = small.newest(workdir)
+    deadline = time.monotonic() + small.PATIENCE
+    while (
+        small.newest(workdir) == before and process.poll() is None and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     time.sleep(random_moment.uniform(0, 1.0))
-
-
-def _newest(workdir: Path) -> int:
-    steps = (path.name for path in workdir.glob("checkpoints/*"))
-    return max((int(name) for name in steps if name.isdigit()), default=-1)
 
 
 def _kill(process, variant: str, random_moment: random.Random) -> int:
@@ -112,15 +109,9 @@ def _kill(process, variant: str, random_moment: random.Random) -> int:
             victim.kill()
         except psutil.NoSuchProcess:
             continue
-    deadline = time.monotonic() + LEFT_SECONDS
-    while time.monotonic() < deadline and any(map(_is_alive, family)):
-        process.poll()
-        time.sleep(0.05)
-    left = [one for one in family if _is_alive(one)]
-    for one in left:
-        one.kill()
+    left = small.kill_left(process, family, LEFT_SECONDS)
     process.wait()
-    return len(left)
+    return left
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -128,22 +119,3 @@ def _command(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _to_its_end(workdir: Path, variant: str, log: Path) -> int | None:
-    """The exit status; None if it had to be killed."""
-    process = small.start(small.command(workdir, variant), log)
-    try:
-        return process.wait(PATIENCE)
-    except Exception:
-        for one in small.family(process):
-            one.kill()
-        process.wait()
-        return None

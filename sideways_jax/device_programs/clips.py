@@ -91,7 +91,7 @@ def make_programs(
     )  # fmt: skip
     where = plan.where
     if task.is_pipelined:
-        steps = make_steps(plan, partial(_start, plan, keep_outputs))
+        steps = make_steps(plan, partial(start, plan, keep_outputs))
         table = schedules.sideways(num_frames, task.depth)
     else:
         stages = make_stages(plan, num_frames, keep_outputs=keep_outputs)
@@ -104,7 +104,7 @@ def make_programs(
             given = give(plan, frames, targets, None, rng)
             return run_table(stages, table, params, state, given)
         given = give(plan, frames, _paired(task, targets), numbers, rng)
-        started = [start(given[n], plan.own(n, state)) for n, start in enumerate(steps.start)]
+        started = [program(given[n], plan.own(n, state)) for n, program in enumerate(steps.start)]
         carries, *arrived = (list(x) for x in zip(*started, strict=True))
         owned = [Owned(plan.own(n, params), []) for n in range(len(where.places))]
         return run_steps(steps, owned, carries, Arrived(*arrived), given)[1]
@@ -118,9 +118,10 @@ def make_programs(
     )
 
 
-def _start(
+def start(
     plan: Plan, keep_outputs: bool, n: int, given: Given, state: tuple
 ) -> tuple[Carry, dict, tuple]:
+    """What device n starts an episode from: an empty pipeline."""
     empty, shown = empty_pipeline(plan, n), room_to_show(plan, n, given, keep_outputs)
     carry = start_carry(plan, n, state, empty.within, empty.fifos, shown, 1)
     return carry, empty.below, empty.above

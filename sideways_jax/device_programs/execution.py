@@ -97,5 +97,5 @@ class ProgramPerDevice:
         return Pipeline(self.mesh, self.groups, self.schedule, self.recompute)
 
     def _options(self, task: Task, bubble: float) -> Options:
-        schedule = self._pipeline().schedule_of(task, any_shortcuts=True)
+        schedule = self._pipeline().schedule_of(task)
         return Options(self.mesh, self.groups, schedule, self.donate, bubble)

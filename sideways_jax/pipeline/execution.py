@@ -92,8 +92,8 @@ class Pipeline:
         Raises:
           ValueError: for backprop, which blocks: on a mesh it trains on clips.
         """
-        self.schedule_of(task)
         self.check_stream(task, update_every)
+        self.schedule_of(task)
         return online.make_training(
             task, tx, mesh=self.mesh, groups=self.groups, update_every=update_every,
             with_outputs=with_outputs, bubble=bubble,
@@ -101,7 +101,7 @@ class Pipeline:
 
     def check_stream(self, task: Task, update_every: int) -> None:
         """Raises ValueError for what trains on clips alone."""
-        if task.rule == "pipelined_backprop":
+        if task.remembers:
             check_recompute(self.recompute, update_every)
         if task.rule == "backprop":
             raise ValueError(
@@ -109,12 +109,8 @@ class Pipeline:
                 "execution='scan': on a mesh backprop trains on clips, with update_every=None"
             )
 
-    def schedule_of(self, task: Task, *, any_shortcuts: bool = False) -> Schedule:
+    def schedule_of(self, task: Task) -> Schedule:
         """The order of backprop's passes, and what is kept.
-
-        Args:
-          task: what is trained.
-          any_shortcuts: whether pipelined backprop may have shortcuts between modules.
 
         Raises:
           ValueError: unless `schedule` and `recompute` are there exactly where they are used, and
@@ -130,13 +126,6 @@ class Pipeline:
                 f"schedule={self.schedule!r}: rule={task.rule!r} has its own schedule; leave it out"
             )
         if task.remembers:
-            between = [pair for pair in task.network.shortcuts if pair[0] >= 0]
-            if between and not any_shortcuts:
-                raise ValueError(
-                    f"shortcuts {between} with rule='pipelined_backprop' are for one device: set "
-                    "execution='scan', 'time_parallel' or 'program_per_device'; shortcuts from the "
-                    "frame, (-1, module), work with 'depth_sharded', too"
-                )
             return Schedule(None, self.recompute is not False)
         if self.recompute is not None:
             raise ValueError(

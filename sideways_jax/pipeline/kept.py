@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from sideways_jax.devices.layout import Layout
 from sideways_jax.devices.packing import Packed, Packing, filled
 from sideways_jax.devices.report import Bytes
-from sideways_jax.rule.fifo import Fifo, Past, passes_of, places, started
+from sideways_jax.rule.fifo import Entry, Fifo, Past, passes_of, places, started
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree
 
@@ -33,7 +33,7 @@ def kept_packing(
     task: Task, layout: Layout, inputs: Callable[[int], tuple], rng: jax.Array | None,
     *, recompute: bool,
 ) -> Packing:  # fmt: skip
-    """What the modules of each device keep of a step: nothing with Sideways, or in the top one.
+    """What the modules of each device keep of a step: nothing with Sideways.
 
     Args:
       task: what is trained.
@@ -47,13 +47,16 @@ def kept_packing(
         if not task.remembers:
             return ((),) * len(layout.groups[n])
         variables = layout.params.trees[n], layout.state.trees[n], inputs(n)
-        found: list[PyTree] = []
+        found = []
         for i, own_params, own_state, x in zip(layout.groups[n], *variables, strict=True):
             one = passes_of(
                 task.network.modules[i], own_params, own_state, x, rng,
                 train=task.train, recompute=recompute,
             )  # fmt: skip
-            found.append(one.kept if i < task.depth - 1 else ())
+            waits = task.network.wiring.held_back(i)
+            parts = x if len(waits) > 1 else (x,)
+            held_back = (part if wait else () for part, wait in zip(parts, waits, strict=True))
+            found.append(_entry(task, i, one.kept, tuple(held_back)))
         return tuple(found)
 
     return Packing.of([of_device(n) for n in range(layout.num_devices)])
@@ -66,36 +69,58 @@ def nothing_kept(task: Task, packing: Packing, bubble: float = 0.0) -> Kept:
     return Kept(rows, jnp.zeros((), jnp.int32))
 
 
+def _entry(task: Task, i: int, kept: PyTree, held_back: tuple) -> Entry | tuple:
+    """What module i keeps of a step. The gradient of the top module is there at once."""
+    wiring = task.network.wiring
+    if not wiring.first_trained(i) and not any(wiring.held_back(i)):
+        return ()
+    return Entry(kept if wiring.first_trained(i) else (), held_back)
+
+
 def bytes_of_rows(task: Task, layout: Layout, packing: Packing) -> Bytes:
     """What the modules of each device keep, and the rows that every device holds."""
     wiring = task.network.wiring
+
+    def of_module(i: int, entry: Entry | tuple) -> int:
+        if not isinstance(entry, Entry):
+            return 0
+        several = [(wiring.first_trained(i), entry.kept)]
+        several += zip(wiring.held_back(i), entry.held_back, strict=True)
+        return sum(count * Packing.of([tree]).bytes_held for count, tree in several)
+
     used = [
-        sum(
-            wiring.first_trained(i) * Packing.of([tree]).bytes_held
-            for i, tree in zip(group, packing.trees[n], strict=True)
-        )
+        sum(of_module(i, entry) for i, entry in zip(group, packing.trees[n], strict=True))
         for n, group in enumerate(layout.groups)
     ]
     return Bytes(used, wiring.first_trained(0) * packing.bytes_held)
 
 
 def looking_back(task: Task, layout: Layout, packing: Packing, n: int, kept: Kept) -> tuple | None:
-    """For every module of device n, what it kept when the input of now's cotangents came."""
+    """For every module of device n, what it kept when the input of now's cotangents came.
+
+    And the cotangents of shortcuts that have waited long enough.
+    """
     if not task.remembers:
         return None
-    found: list[Past | tuple] = []
-    for k, i in enumerate(layout.groups[n]):
-        late = task.network.wiring.first_trained(i)
-        if late == 0:  # The gradient of the top module is there at once.
-            found.append(())
-            continue
+    wiring = task.network.wiring
+
+    def ago(steps: int, k: int) -> Entry:
         row = {
             name: jax.lax.dynamic_index_in_dim(
-                rows, (kept.place - late) % rows.shape[0], keepdims=False
+                rows, (kept.place - steps) % rows.shape[0], keepdims=False
             )
             for name, rows in kept.rows.items()
         }
-        found.append(Past(packing.unpack(n, row)[k]))
+        return packing.unpack(n, row)[k]
+
+    found: list[Past | tuple] = []
+    for k, i in enumerate(layout.groups[n]):
+        late, waits = wiring.first_trained(i), wiring.held_back(i)
+        if not late and not any(waits):
+            found.append(())
+            continue
+        held_back = (ago(wait, k).held_back[m] if wait else () for m, wait in enumerate(waits))
+        found.append(Past(ago(late, k).kept if late else (), tuple(held_back)))
     return tuple(found)
 
 
@@ -113,23 +138,34 @@ def fifos_of(task: Task, layout: Layout, packing: Packing, kept: Kept) -> tuple:
 
     Batches of replicas are joined. States, which are kept beside inputs, become means.
     """
+    wiring = task.network.wiring
     fifos: list[Fifo | tuple] = []
     replicas = max((rows.shape[1] for rows in kept.rows.values()), default=1)
+
+    def last(count: int, n: int, k: int, r: int) -> Entry:
+        """Of the last so many steps, the oldest first."""
+        ages = (kept.place - jnp.arange(count, 0, -1)) % wiring.first_trained(0)
+        rows = {name: v[n, r][ages] for name, v in kept.rows.items()}
+        return jax.vmap(lambda row: packing.unpack(n, row)[k])(rows)
+
     for n, group in enumerate(layout.groups):
         for k, i in enumerate(group):
-            late = task.network.wiring.first_trained(i)
-            if late == 0:
+            late, waits = wiring.first_trained(i), wiring.held_back(i)
+            if not late and not any(waits):
                 fifos.append(())
                 continue
-            # The oldest first.
-            count = task.network.wiring.first_trained(0)
-            ages = (kept.place - jnp.arange(late, 0, -1)) % count
-            parts = []
-            for r in range(replicas):
-                rows = {name: v[n, r][ages] for name, v in kept.rows.items()}
-                parts.append(jax.vmap(lambda row, n=n, k=k: packing.unpack(n, row)[k])(rows))
-            held_back = ((),) * len(task.network.wiring.sources[i])  # None: no such shortcuts.
-            fifos.append(started(_joined(parts), held_back))
+            entries: PyTree = ()
+            if late:
+                entries = _joined([last(late, n, k, r).kept for r in range(replicas)])
+            held_back: list[PyTree] = [()] * len(waits)
+            for m, wait in enumerate(waits):
+                if wait:
+                    parts = [last(wait, n, k, r).held_back[m] for r in range(replicas)]
+                    # Cotangents are larger on replicas, as those in flight.
+                    held_back[m] = jax.tree.map(
+                        lambda *x: jnp.concatenate(x, axis=1) / replicas, *parts
+                    )
+            fifos.append(started(entries, tuple(held_back)))
     return tuple(fifos)
 
 
@@ -137,24 +173,33 @@ def kept_of(
     task: Task, layout: Layout, packing: Packing, replicas: int, fifos: tuple
 ) -> Kept:  # fmt: skip
     """The inverse of `fifos_of`."""
-    count = task.network.wiring.first_trained(0)
+    wiring = task.network.wiring
+    count = wiring.first_trained(0)
+
+    def in_order(buffer: PyTree, fifo: Fifo, like: PyTree) -> PyTree:
+        """The entries of a buffer, the oldest first, after as many as there is room for before."""
+        length = max((x.shape[0] for x in jax.tree.leaves(buffer)), default=0)
+        order = (fifo.places.get(length, 0) + jnp.arange(length)) % max(length, 1)
+        return _after(places(like, count - length), jax.tree.map(lambda x: x[order], buffer))
+
+    def of_module(fifo: Fifo | tuple, like: Entry | tuple, r: int) -> Entry | tuple:
+        if not isinstance(fifo, Fifo) or not isinstance(like, Entry):
+            return ()
+        share = _share(fifo.kept, r, replicas) if jax.tree.leaves(fifo.kept) else fifo.kept
+        parts = []
+        for part, shape in zip(fifo.held_back, like.held_back, strict=True):
+            own = jax.tree.map(lambda x: jnp.split(x, replicas, axis=1)[r] * replicas, part)
+            parts.append(in_order(own, fifo, shape))
+        return Entry(in_order(share, fifo, like.kept), tuple(parts))
+
     rows = []
     for n, group in enumerate(layout.groups):
         of_replicas = []
         for r in range(replicas):
-            buffers = []
-            for k, i in enumerate(group):
-                if not isinstance(fifos[i], Fifo):
-                    buffers.append(())
-                    continue
-                late = task.network.wiring.first_trained(i)
-                order = jnp.arange(late)  # The oldest first.
-                if late in fifos[i].places:  # Else nothing is kept.
-                    order = (fifos[i].places[late] + order) % late
-                entries = jax.tree.map(lambda x, order=order: x[order], fifos[i].kept)
-                entries = _share(entries, r, replicas)
-                before = places(packing.trees[n][k], count - late)
-                buffers.append(_after(before, entries))
+            buffers = [
+                of_module(fifos[i], like, r)
+                for i, like in zip(group, packing.trees[n], strict=True)
+            ]
             pack = jax.vmap(lambda *entries, n=n: packing.pack(n, entries))
             there = bool(jax.tree.leaves(buffers))
             nothing = nothing_kept(task, packing).rows

@@ -29,7 +29,7 @@ from sideways_jax.network.module import Module
 from sideways_jax.network.wiring import FRAME, Wiring
 from sideways_jax.rule.in_flight import InFlight
 from sideways_jax.rule.kept import Passes, Stashed, passes, with_stashed_weights
-from sideways_jax.tools.trees import PyTree, select, shape_of, zeros
+from sideways_jax.tools.trees import PyTree, same_structure, select, shape_of, zeros
 
 
 class Fifo(NamedTuple):
@@ -47,10 +47,18 @@ class Remembered(NamedTuple):
     fifos: tuple  # of every module a `Fifo`, or ()
 
 
+class Entry(NamedTuple):
+    """What one module keeps of a step, where its buffers lie elsewhere."""
+
+    kept: PyTree  # for the backward pass
+    held_back: tuple  # of every source of the module: its cotangent, or () if it need not wait
+
+
 class Past(NamedTuple):
-    """The oldest entry alone, where the buffers of a module lie elsewhere."""
+    """What comes up now of what a module kept, likewise."""
 
     oldest: PyTree
+    held_back: tuple
 
 
 def passes_of(
@@ -125,27 +133,30 @@ def module_step(
 
     Returns:
       The output, the new state, the gradients, the cotangent of the oldest input, and the buffers;
-      of a `Past` the newest entry.
+      of a `Past` the `Entry` of now.
     """
     output, new_state, newest = one.forward(params, state, x, keys[0])
-    if isinstance(fifo, Past):
-        kept, oldest = newest, fifo.oldest
+    if isinstance(fifo, Past):  # Where nothing is kept, as at the top, the newest is the oldest.
+        late = same_structure(fifo.oldest, newest)
+        kept, oldest = (newest, fifo.oldest) if late else ((), newest)
     else:
         kept, oldest = _pass_through(fifo.kept, newest, fifo.places)
     if callable(cotangent):
         cotangent = cotangent(output)
     grads, down = one.backward(params, oldest, keys[1], cotangent)
-    if isinstance(fifo, Past):
-        return output, new_state, grads, down, kept
-    if len(fifo.held_back) == 1:
-        return output, new_state, grads, down, Fifo(_moved(fifo), kept, fifo.held_back)
-    buffers, parts = [], []
-    for buffer, part in zip(fifo.held_back, down, strict=True):
-        if jax.tree.leaves(buffer):
-            buffer, part = _pass_through(buffer, select(trained, part), fifo.places)
-        buffers.append(buffer)
+    several = len(fifo.held_back) > 1
+    held_back, parts = [], []
+    for waiting, part in zip(fifo.held_back, down if several else (down,), strict=True):
+        if jax.tree.leaves(waiting) and isinstance(fifo, Fifo):
+            waiting, part = _pass_through(waiting, select(trained, part), fifo.places)
+        elif jax.tree.leaves(waiting):
+            waiting, part = select(trained, part), waiting
+        held_back.append(waiting)
         parts.append(part)
-    return output, new_state, grads, tuple(parts), Fifo(_moved(fifo), kept, tuple(buffers))
+    down = tuple(parts) if several else parts[0]
+    if isinstance(fifo, Past):
+        return output, new_state, grads, down, Entry(kept, tuple(held_back))
+    return output, new_state, grads, down, Fifo(_moved(fifo), kept, tuple(held_back))
 
 
 def _moved(fifo: Fifo) -> dict[int, jax.Array]:

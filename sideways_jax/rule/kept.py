@@ -19,8 +19,7 @@ class Passes(NamedTuple):
 
     # forward(params, state, x, context) -> (result, aux, kept)
     forward: Callable[..., tuple[PyTree, PyTree, PyTree]]
-    # backward(params, kept, context, cotangent of the result) -> (grads, cotangent of x); where
-    # residuals are kept, for a forward pass that has been traced.
+    # backward(params, kept, context, cotangent of the result) -> (grads, cotangent of x)
     backward: Callable[..., tuple[PyTree, PyTree]]
     shapes: tuple[PyTree, PyTree, PyTree, PyTree]  # of the arguments of `forward`
 
@@ -72,6 +71,8 @@ def passes(
             return result, aux, [v for v, own in zip(leaves, residuals.kept, strict=True) if own]
 
         def backward(params: PyTree, kept: PyTree, context: PyTree, cotangent: PyTree) -> tuple:
+            if not found:
+                jax.eval_shape(forward, *shapes)
             leaves = found["residuals"].all_of(params, kept, context)
             return jax.tree.unflatten(found["structure"], leaves)(cotangent)
 

@@ -15,6 +15,7 @@ from experiments.jobs.autoencoding import job as autoencoding
 from experiments.jobs.classification import checkpoint
 from experiments.jobs.classification.job import train_and_evaluate
 from experiments.jobs.classification.prediction import classifier_of, predict
+from tests.data import server
 from tests.experiments import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -53,7 +54,7 @@ def test_the_commands(workdir, tmp_path):
               f"--path={videos}", f"--out={tmp_path / 'result'}"),
         start("experiments/export.py", where, f"--out={tmp_path / 'exported'}"),
     ]  # fmt: skip
-    said = [process.communicate(timeout=120) for process in found]
+    said = [process.communicate(timeout=300) for process in found]
     assert [process.returncode for process in found] == [1, 0, 0], said
     lines = said[0][0].splitlines()
     assert len(lines) == 8
@@ -75,7 +76,7 @@ def test_the_commands(workdir, tmp_path):
 
     code = CODE[1].replace("/tmp/exported", str(tmp_path / "exported"))
     alone = start("-c", 'import sys; sys.modules["sideways_jax"] = None\n' + code)
-    output, errors = alone.communicate(timeout=120)
+    output, errors = alone.communicate(timeout=300)
     assert alone.returncode == 0, errors
     run = trained.load(workdir)
     black = np.zeros((9, 28, 28, 3), np.uint8)
@@ -102,6 +103,18 @@ def test_a_prediction_is_that_of_the_test(workdir):
     )
 
 
+def test_an_address_is_predicted_as_the_file(workdir):
+    run = trained.load(workdir)
+    path = workdir / "example_videos" / "test" / "falling" / "from_9.avi"
+    with server.serving({"/video.avi": server.file(path)}) as address:
+        sources = [f"{address}/video.avi", str(path), f"{address}/nothing.avi"]
+        file, live, missing = predict(classifier_of(run, 30), sources, live_frames=0)
+        [some] = predict(classifier_of(run, 30), sources[:1], live_frames=7)
+    np.testing.assert_allclose(live.probabilities, file.probabilities, rtol=1e-4)
+    assert (file.frames, live.frames, some.frames) == (20, 20, 7)
+    assert "cannot be read" in missing.error
+
+
 def test_other_classes_are_found_by_their_names(workdir, tmp_path):
     run = trained.load(workdir)
     data = run.config.data
@@ -117,6 +130,7 @@ def test_other_classes_are_found_by_their_names(workdir, tmp_path):
         checkpoint.evaluate(*unknown[:4], data, seed=0, average="logits")
 
 
+@pytest.mark.full
 def test_an_auto_encoder_paints(workdir, tmp_path):
     from experiments.jobs.autoencoding.prediction import paint
 

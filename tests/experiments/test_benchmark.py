@@ -66,6 +66,27 @@ def test_suite_chip(tmp_path):
 
 
 @pytest.mark.full
+def test_suite_memory(tmp_path):
+    """What pipelined backprop needs beyond Sideways is what it keeps, and a row that is written."""
+    path = tmp_path / "memory.json"
+    done = run(
+        "benchmark.py", "--suite=memory", f"--json={path}", "--memory_frames=11,22", "--depths=2",
+        "--batch=2", "--size=16",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    for recompute in (True, False):
+        short, long = (
+            row for row in rows
+            if (row["schedule"], row["recompute"]) == ("pipelined_backprop", recompute)
+        )  # fmt: skip
+        assert short["bytes_kept"] == long["bytes_kept"]
+        assert short["bytes_beyond_sideways"] == long["bytes_beyond_sideways"]  # Flat in K.
+        # D = 6: ten rows.
+        assert 1 <= short["bytes_beyond_sideways"] / short["bytes_kept"] < 1.25
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("model", "depth", "flags"),
     [("simple_cnn", 6, ["--frames=11", "--size=8"]), ("vgg8", 8, ["--frames=15", "--size=27"])],
@@ -154,8 +175,8 @@ def test_a_suite_says_which_settings_it_takes():
 def test_draw_schedule(tmp_path):
     path = tmp_path / "schedules.png"
     done = run(
-        "draw_schedule.py", "--schedules=sideways,blocking,gpipe,1f1b", "--stages=3", "--steps=8",
-        "--frames=4", f"--out={path}",
+        "draw_schedule.py", "--schedules=sideways,pipelined_backprop,blocking,gpipe,1f1b",
+        "--stages=3", "--steps=8", "--frames=4", f"--out={path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -1,6 +1,7 @@
 """experiments/torture.py as users run it; its larger counts are in docs/reliability.md."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -34,15 +35,41 @@ def test_damaged_videos_in_two_pieces(tmp_path):
 def test_an_unknown_trial(tmp_path):
     done, _ = torture(tmp_path, "vidoes")
     assert done.returncode == 1
-    assert "give one of kills, lost, devices, videos, interrupts" in done.stdout + done.stderr
+    assert (
+        "give one of kills, lost, devices, disk, stops, videos, interrupts"
+        in done.stdout + done.stderr
+    )
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("trial", ["kills", "lost", "devices"])
+@pytest.mark.parametrize("trial", ["kills", "lost", "devices", "stops"])
 def test_one_trial(trial, tmp_path):
     done, rows = torture(tmp_path, trial, "--count=1")
     assert done.returncode == 0, done.stderr
     assert [row["failed"] for row in rows] == [False]
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounts a small file system")
+def test_a_disk_that_runs_full(tmp_path):
+    done, rows = torture(tmp_path, "disk", "--count=2")
+    if "cannot be mounted" in done.stderr:
+        pytest.skip("a small file system cannot be mounted here")
+    assert done.returncode == 0, done.stderr
+    assert [row["failed"] for row in rows] == [False] * 2
+    assert any(row["was_full"] for row in rows)
+
+
+def test_interrupts_go_on_where_they_stopped(tmp_path):
+    row = {"what": "interrupts", "program": "live", "signal": "SIGINT", "seconds": 0.1,
+           "left_over": 0, "failed": False}  # fmt: skip
+    rows = [row | {"after": after} for after in (0.2, 0.3)]
+    (tmp_path / "rows.json").write_text(json.dumps({"rows": rows}))
+    flags = "--programs=live", "--signals=SIGINT", "--first=0.2", "--every=0.1", "--last=0.3"
+    done, more = torture(tmp_path, "interrupts", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert more == rows
+    assert "live SIGINT" in done.stdout
 
 
 @pytest.mark.full

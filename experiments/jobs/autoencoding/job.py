@@ -27,7 +27,7 @@ from experiments.jobs.autoencoding.score import Scores, StreamScore
 from experiments.running import run
 from experiments.running.checks import all_finite
 from experiments.running.execution import Execution, choose, conversions, on_this_process
-from experiments.running.optimizer import make_schedule, make_tx, tested_params
+from experiments.running.optimizer import make_schedule, make_tx, params_for_tests
 from experiments.running.protocol import Job, Result
 from experiments.workdir.classes import Classes
 from sideways_jax import Network, models
@@ -178,7 +178,7 @@ def make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) ->
     def evaluate(train_state, chunks, *, last, folder) -> StreamEvaluation:
         del last
         modules = to_modules(train_state)
-        learned = tested_params(modules.params, modules.opt_state)
+        learned = params_for_tests(modules.params, modules.opt_state)
         params, state = on_this_process((learned, modules.state))
         carry = start(params, state, frame)
         score = StreamScore(pixel_range, count_missing=count_missing)

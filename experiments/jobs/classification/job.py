@@ -26,7 +26,7 @@ from experiments.jobs.classification.losses import ONE_CLASS, Loss, make_loss
 from experiments.running import run
 from experiments.running.checks import all_finite
 from experiments.running.execution import Execution, choose, conversions, on_this_process
-from experiments.running.optimizer import make_schedule, make_tx, tested_params
+from experiments.running.optimizer import make_schedule, make_tx, params_for_tests
 from experiments.running.protocol import Job, Result
 from experiments.running.stopping import hidden_from_children
 from experiments.terminal.names import printable
@@ -174,7 +174,7 @@ def _make_evaluate(
     def test(train_state, batches, *, last, folder):
         del folder
         modules = to_modules(train_state)
-        params = tested_params(modules.params, modules.opt_state)
+        params = params_for_tests(modules.params, modules.opt_state)
         return evaluate(
             *on_this_process((params, modules.state)),
             batches,

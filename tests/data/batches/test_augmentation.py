@@ -30,14 +30,14 @@ def test_each_factor_does_what_its_name_says(clip):
             assert (low, high, size) == (0.5, 1.5, 3)
             return np.array(self.factors)
 
-    clip = clip // 4 + 64  # nothing is clipped
+    clip = clip // 4 + 64  # Nothing is clipped. OpenCV rounds factors to 1/1024: 0.55, not 0.5.
     grey = clip @ np.array([0.299, 0.587, 0.114])
     darker = augmentation.jittered(clip, Drawn(0.5, 1, 1), 0.5)
-    np.testing.assert_allclose(darker, clip * 0.5, atol=0.51)
+    np.testing.assert_allclose(darker, clip * 0.5, atol=0.55)
     flatter = augmentation.jittered(clip, Drawn(1, 0.5, 1), 0.5)
-    np.testing.assert_allclose(flatter, (clip + grey.mean()) / 2, atol=0.51)
+    np.testing.assert_allclose(flatter, (clip + grey.mean()) / 2, atol=0.55)
     paler = augmentation.jittered(clip, Drawn(1, 1, 0.5), 0.5)
-    np.testing.assert_allclose(paler, (clip + grey[..., None]) / 2, atol=0.51)
+    np.testing.assert_allclose(paler, (clip + grey[..., None]) / 2, atol=0.55)
 
 
 def test_scaled_crops_show_more_or_less_of_the_frame():

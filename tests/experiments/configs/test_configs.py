@@ -2,8 +2,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.configs import autoencoder, cater, hmdb51, quickstart, ucf101, video_folder
+import data
+from experiments.configs import (
+    autoencoder,
+    cater,
+    hmdb51,
+    kinetics_csv,
+    quickstart,
+    ucf101,
+    video_folder,
+)
 from experiments.configs.common import ArgumentError, parse_arguments
+from experiments.examples import archives
 from experiments.jobs.autoencoding import job as autoencoding_job
 from experiments.jobs.classification import job as classification_job
 from experiments.terminal.command_line import fields
@@ -38,7 +48,7 @@ def test_every_config_has_the_same_fields():
     """What is common stays common: training reads these of any config."""
     common = [
         {name for name in fields(module.get_config()) if not name.startswith(("model.", "data."))}
-        for module in (quickstart, video_folder, cater, hmdb51, ucf101)
+        for module in (quickstart, video_folder, kinetics_csv, cater, hmdb51, ucf101)
     ]
     assert all(fields == common[0] for fields in common)
     assert {"seed", "rule", "execution", "optimizer.learning_rate", "eval.average"} < common[0]
@@ -72,10 +82,20 @@ def test_the_protocol_of_the_paper(module, steps):
         module.get_config("dropout=0.9")
 
 
+def test_the_list_of_example_videos(tmp_path):
+    config = archives.with_examples(kinetics_csv.get_config("smoke"), tmp_path)
+    source = data.load(config.data, seed=0)
+    assert (source.classes, source.num_train, source.num_test) == (("falling", "rightwards"), 4, 2)
+    assert (config.data.size, config.data.num_frames) == (28, 16)
+
+
 def test_cater():
     config = cater.get_config("subset=max2action_cameramotion")
     assert (config.data.variant, config.data.split) == ("max2action_cameramotion", "localize")
     assert (config.data.size, config.data.labels, config.data.flip) == (240, True, False)
+    assert not config.data.multi_label
+    several = cater.get_config("subset=all_actions,task=actions_present").data
+    assert (several.variant, several.multi_label) == ("all_actions", True)
 
 
 @pytest.mark.parametrize("module", [quickstart, ucf101, autoencoder])

@@ -120,6 +120,38 @@ def test_workers_are_ended(number, tmp_path):
         time.sleep(0.1)
 
 
+IMPORTS_SLOWLY = """
+import sys, time
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "experiments":
+            print("importing", flush=True)
+            time.sleep(0.5)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["main", "launch"]
+    + [pytest.param(program, marks=pytest.mark.full) for program in ("live", "table3", "torture")],
+)
+def test_from_the_first_line_of_a_program(program, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(IMPORTS_SLOWLY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = subprocess.Popen(
+        [sys.executable, f"experiments/{program}.py"], cwd=tiny.ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    until(process, "importing")
+    process.send_signal(signal.SIGTERM)
+    _, errors = ended(process)
+    assert process.returncode == 143, errors
+    assert len(errors.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("program", "after"),
     [

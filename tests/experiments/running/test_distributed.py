@@ -91,6 +91,23 @@ def test_two_processes_train_like_one_device_and_survive_a_kill(tmp_path):
     assert_close(together, alone, count=1)
 
 
+@pytest.mark.full
+def test_two_processes_go_on_from_a_step_that_was_tested(tmp_path):
+    """The first process alone has the log that says so."""
+    options = {"train__checkpoint_every": 2, "train__eval_every": 2, **MESH}
+    for steps in (4, 6):
+        arguments = flags(tmp_path / "run", **options)
+        arguments = [flag.replace("num_steps=6", f"num_steps={steps}") for flag in arguments]
+        launched = [sys.executable, "experiments/launch.py", "--processes=2", "--"]
+        result = subprocess.run(
+            [*launched, *tiny.MAIN, *arguments],
+            cwd=tiny.ROOT, capture_output=True, text=True, timeout=200, check=False,
+            env=os.environ | CPU,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+    assert [line["step"] for line in lines(tmp_path / "run", "test")] == [2, 4, 6]
+
+
 def test_goes_on_with_another_execution_and_number_of_devices(tmp_path):
     alone, moved = tmp_path / "alone", tmp_path / "moved"
     options = {"train__log_every": 1, "train__eval_every": 0}

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from experiments.configs.common import base_config
-from experiments.running.optimizer import make_schedule, make_tx, tested_params
+from experiments.running.optimizer import make_schedule, make_tx, params_for_tests
 
 GRADIENTS = [np.array([0.3, -0.2]), np.array([-0.9, 0.5]), np.array([0.1, 0.4]), np.array([2, 1.0])]
 
@@ -66,8 +66,8 @@ def test_the_average_of_the_parameters():
     for t, params in enumerate(alone, start=1):
         kept = min(0.5, (1 + t) / (10 + t))
         average = kept * average + (1 - kept) * params
-    np.testing.assert_allclose(tested_params(None, state), average, rtol=1e-6)
-    assert tested_params("own", make_tx(options(), 10).init(jnp.ones(2))) == "own"
+    np.testing.assert_allclose(params_for_tests(None, state), average, rtol=1e-6)
+    assert params_for_tests("own", make_tx(options(), 10).init(jnp.ones(2))) == "own"
 
 
 @pytest.mark.parametrize(

@@ -59,3 +59,17 @@ def test_workdirs_that_cannot_be(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
         workdirs.check(tiny.config(), tmp_path)
+
+
+def test_fields_that_are_newer_than_a_run_have_to_have_their_defaults(tmp_path):
+    """A run goes on with a later version, as it was; and is not changed by a new field."""
+    config = tiny.config()
+    workdirs.claim(config, tmp_path)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    file = tmp_path / "config.json"
+    earlier = json.loads(file.read_text())
+    del earlier["loss"], earlier["optimizer"]["ema"], earlier["data"]["scale"]
+    file.write_text(json.dumps(earlier))
+    workdirs.check(config, tmp_path)
+    with pytest.raises(ValueError, match=r"optimizer\.ema was 0\.0 there and is 0\.9 now"):
+        workdirs.check(tiny.config(optimizer__ema=0.9), tmp_path)

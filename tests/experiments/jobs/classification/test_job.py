@@ -16,12 +16,12 @@ from experiments.configs import video_folder
 from experiments.examples import videos
 from experiments.jobs.classification import job
 from experiments.jobs.classification.job import (
-    cross_entropy,
     make_network,
     make_train_step,
     prepare,
     train_and_evaluate,
 )
+from experiments.jobs.classification.losses import cross_entropy
 from experiments.running.execution import choose
 from experiments.running.optimizer import make_tx
 from experiments.running.stopping import NonFiniteError, Stopped
