@@ -59,11 +59,12 @@ def _place(devices: np.ndarray) -> Place:
 
 def put(tree: PyTree, sharding: Sharding) -> PyTree:
     """`jax.device_put`, which takes some 20 us also for an array that is there; this does not."""
-    there = (
-        isinstance(x, jax.Array) and x.committed and x.sharding == sharding
-        for x in jax.tree.leaves(tree)
-    )
-    return tree if all(there) else jax.device_put(tree, sharding)
+
+    def is_there(x: object) -> bool:
+        is_array = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+        return is_array and x.committed and x.sharding == sharding
+
+    return tree if all(map(is_there, jax.tree.leaves(tree))) else jax.device_put(tree, sharding)
 
 
 def put_modules(places: Places, groups: Groups, modules: Sequence[PyTree]) -> tuple:
