@@ -75,7 +75,7 @@ def picture(rows: Sequence[Row]) -> Figure:
     summaries = by_seed(rows, [_variant(row) for row in rows], STUDY.value)
     names = [
         NAMES[one.run["rule"]]
-        + ("" if one.run["hear the frame"] == "none" else "\nwith shortcuts from the frame")
+        + ("" if one.run["hear the frame"] == "none" else "\nwith shortcuts\nfrom the frame")
         for one in summaries
     ]
     bars(axes, summaries, names)
