@@ -57,7 +57,7 @@ from sideways_jax.training.streams import (
     stream_metrics,
     stream_numbers,
 )
-from sideways_jax.training.train_state import Training
+from sideways_jax.training.train_state import Training, TrainState
 
 
 def make_training(
@@ -76,29 +76,11 @@ def make_training(
       update_every: frames from one update to the next.
       with_outputs: whether `train_step` returns `(train_state, metrics, Outputs)`.
     """
-    network, places = task.network, places_of(options.mesh)
+    places = places_of(options.mesh)
     keeps = task.remembers
     kind = Remembered if keeps else InFlight
 
-    def init(key, frame, target=None):
-        check_target(task.target, target)
-        params, state = initial_shapes(network, frame)
-        plan = make_plan(
-            task, params, state, frame, target, options.mesh, options.sizes, shape_of(key)
-        )
-        optimizer = divided(plan, tx)
-        check_separable(optimizer.owners)
-        train_state = init_state(plan, optimizer, key)
-        in_flight = init_in_flight(
-            network, plan.params, plan.state, plan.frame, target,
-            target_alignment=task.target, per_example=True,
-        )  # fmt: skip
-        fifos: tuple = ()
-        if keeps:
-            fifos = empty_fifos(network, plan.params, plan.state, plan.frame, rng=train_state.rng)
-        in_flight, fifos = put_in_flight(plan, in_flight, fifos)
-        held: Any = Remembered(in_flight, fifos) if keeps else in_flight
-        return train_state._replace(in_flight=held)
+    init = partial(_init, task, tx, options)
 
     @functools.cache
     def programs_for(sizes, shapes):
@@ -157,6 +139,29 @@ def make_training(
         return result(train_state, metrics, shown.outputs, shown_frames, with_outputs)
 
     return Training(init, train_step)
+
+
+def _init(
+    task: Task, tx: optax.GradientTransformation, options: Options, key: jax.Array, frame: PyTree,
+    target: PyTree = None,
+) -> TrainState:  # fmt: skip
+    """The first train state, on its places, with nothing in flight."""
+    check_target(task.target, target)
+    params, state = initial_shapes(task.network, frame)
+    plan = make_plan(task, params, state, frame, target, options.mesh, options.sizes, shape_of(key))
+    optimizer = divided(plan, tx)
+    check_separable(optimizer.owners)
+    train_state = init_state(plan, optimizer, key)
+    variables = plan.params, plan.state, plan.frame
+    in_flight = init_in_flight(
+        task.network, *variables, target, target_alignment=task.target, per_example=True
+    )
+    fifos: tuple = ()
+    if task.remembers:
+        fifos = empty_fifos(task.network, *variables, rng=train_state.rng)
+    in_flight, fifos = put_in_flight(plan, in_flight, fifos)
+    held: Any = Remembered(in_flight, fifos) if task.remembers else in_flight
+    return train_state._replace(in_flight=held)
 
 
 def _apart(in_flight: InFlight | Remembered) -> tuple[InFlight, tuple]:
