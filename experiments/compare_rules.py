@@ -11,6 +11,11 @@ command goes on after an interruption, and with more `--seeds` computes those th
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # First of all: what comes meanwhile waits for `end_at_once`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
 import os
 import sys
 

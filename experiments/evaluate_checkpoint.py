@@ -11,6 +11,11 @@ run on a stream it prints the errors on the test streams.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # First of all: what comes meanwhile waits for `end_at_once`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
 import os
 import sys
 

@@ -10,6 +10,11 @@ meanwhile on the right. The status is 1 if something could not be read.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # First of all: what comes meanwhile waits for `end_at_once`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
 import os
 import sys
 

@@ -133,10 +133,12 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+OTHERS = "live", "table3", "torture", "compare_rules", "evaluate_checkpoint", "predict"
+
+
 @pytest.mark.parametrize(
     "program",
-    ["main", "launch"]
-    + [pytest.param(program, marks=pytest.mark.full) for program in ("live", "table3", "torture")],
+    ["main", "launch", *(pytest.param(name, marks=pytest.mark.full) for name in OTHERS)],
 )
 def test_from_the_first_line_of_a_program(program, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(IMPORTS_SLOWLY)
