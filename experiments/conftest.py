@@ -6,5 +6,6 @@ _HERE = Path(__file__).parent
 collect_ignore = [
     str(file.relative_to(_HERE))
     for file in _HERE.rglob("*.py")
-    if "app.run(" in file.read_text(encoding="utf-8") and file != Path(__file__)
+    if file != Path(__file__)
+    and any(word in file.read_text(encoding="utf-8") for word in ("app.run(", "flags.DEFINE_"))
 ]

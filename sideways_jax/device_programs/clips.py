@@ -24,19 +24,17 @@ from sideways_jax.device_programs.group_step import (
 from sideways_jax.device_programs.optimizer import (
     Owned,
     Update,
-    join_state,
     programs_of,
     run_update,
-    split_state,
 )
 from sideways_jax.device_programs.places import places_of, put_modules
 from sideways_jax.device_programs.plan import Plan, divided, initial_shapes, make_plan
 from sideways_jax.device_programs.schedule import make_stages, run_table
 from sideways_jax.device_programs.start import (
-    advanced,
     check_dispatched,
-    copies,
     init_state,
+    owned_by_places,
+    put_together,
     sizes_of,
 )
 from sideways_jax.device_programs.steps import (
@@ -164,15 +162,18 @@ def episode(
 ) -> Episode:  # fmt: skip
     """An episode; its arrays stay on their places. Arguments as for `Execution.episode`.
 
-    Programs are kept for calls with the same task, of arguments with the same shapes.
+    Programs are kept for calls with the same task, of arguments with the same shapes. For a task
+    that cannot be hashed, and for functions that are made anew, each call compiles its own.
     """
     check_dispatched(params, state, frames, targets, rng)
     task = task._replace(metrics_fn=None)
     asked = task, options, closed(params, state, frames, targets, rng)
     try:
-        programs = _kept(*asked)
-    except TypeError:  # Something in the task has no hash.
+        hash(asked)
+    except TypeError:  # Something in the task has none.
         programs = make_programs(*asked)
+    else:
+        programs = _kept(*asked)
     carries = programs.run(params, state, frames, targets, rng)
     num_frames = jax.tree.leaves(frames)[0].shape[0]
     num_grads, valid = counts(task, num_frames)
@@ -222,23 +223,16 @@ def make_training(task: Task, tx: optax.GradientTransformation, options: Options
         arguments = train_state.params, train_state.state, frames, targets, key
         sizes = options.sizes or sizes_of(places, train_state)
         programs, update, updates = programs_for(sizes, closed(*arguments))
-        plan, groups = programs.plan, programs.plan.where.groups
-        params = put_modules(places, groups, train_state.params)
-        opt_state = split_state(update.optimizer, places, train_state.opt_state)
+        plan = programs.plan
+        owned = owned_by_places(plan, update.optimizer, train_state, donate=options.donate)
+        params = tuple(one for each in owned for one in each.params)
         carries = programs.run(params, *arguments[1:])
-        owned = [Owned(plan.own(n, params), opt_state[n]) for n in range(len(places))]
-        if not options.donate:
-            owned = [copies(one) for one in owned]
         owned, carries = run_update(update, updates, owned, carries)
         squares = jax.device_put([carry.squares for carry in carries], places[-1].whole)
-        step, number_of_frames = advanced(step, number_of_frames, 1, num_frames)
-        train_state = train_state._replace(
-            step=step,
-            params=tuple(one for each in owned for one in each.params),
-            state=tuple(one for carry in carries for one in carry.state),
-            opt_state=join_state(update.optimizer, [each.opt_state for each in owned]),
-            frames=number_of_frames,
-        )
+        train_state = put_together(
+            train_state._replace(step=step, frames=number_of_frames), update.optimizer, owned,
+            carries, (), updates=1, num_frames=num_frames,
+        )  # fmt: skip
         return train_state, programs.summary(carries[-1].shown, squares)
 
     return Training(init, train_step)

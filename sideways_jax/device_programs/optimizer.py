@@ -18,7 +18,7 @@ import optax
 from sideways_jax.device_programs.group_step import Carry, squares_of
 from sideways_jax.device_programs.places import Places, put
 from sideways_jax.device_programs.plan import Plan
-from sideways_jax.tools.trees import PyTree, average, select, zeros
+from sideways_jax.tools.trees import PyTree, average, same_structure, select, zeros
 from sideways_jax.training.division import Divided, Rounds, computed
 from sideways_jax.training.module_flow import Flow
 
@@ -53,8 +53,8 @@ def split_state(optimizer: Divided, places: Places, opt_state: PyTree) -> list[l
     Raises:
       ValueError: for the state of another optimizer, whose leaves would be taken for those of this.
     """
-    leaves, structure = jax.tree.flatten(opt_state)
-    if structure != jax.tree.structure(optimizer.owners.state):
+    leaves = jax.tree.leaves(opt_state)
+    if not same_structure(opt_state, optimizer.owners.state):
         had, wanted = (
             [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
             for tree in (opt_state, optimizer.owners.state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -60,7 +60,7 @@ def _place(devices: np.ndarray) -> Place:
 def put(tree: PyTree, sharding: Sharding) -> PyTree:
     """`jax.device_put`, which takes some 20 us also for an array that is there; this does not."""
 
-    def is_there(x: object) -> bool:
+    def is_there(x: Any) -> bool:
         is_array = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
         return is_array and x.committed and x.sharding == sharding
 

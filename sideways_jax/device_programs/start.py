@@ -6,14 +6,17 @@ of either is one of the other. Only where arrays lie differs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sideways_jax.device_programs.group_step import Carry
+from sideways_jax.device_programs.optimizer import Owned, join_state, split_state
 from sideways_jax.device_programs.optimizer import init_state as init_optimizer
-from sideways_jax.device_programs.places import Places, groups_of
+from sideways_jax.device_programs.places import Places, groups_of, put_modules
 from sideways_jax.device_programs.plan import Plan
 from sideways_jax.rule.in_flight import following
 from sideways_jax.tools.trees import PyTree
@@ -61,13 +64,52 @@ def sizes_of(places: Places, train_state: TrainState) -> tuple[int, ...] | None:
     return None if groups is None else tuple(map(len, groups))
 
 
+def owned_by_places(
+    plan: Plan, optimizer: Divided, train_state: TrainState, *, donate: bool
+) -> list[Owned]:
+    """What every place has of the weights and the optimizer: programs may take it over.
+
+    Args:
+      plan, optimizer: of the run.
+      train_state: its arrays may be anywhere.
+      donate: whether those in their places are taken; otherwise copies are.
+    """
+    where = plan.where
+    params = put_modules(where.places, where.groups, train_state.params)
+    held = split_state(optimizer, where.places, train_state.opt_state)
+    owned = [Owned(plan.own(n, params), leaves) for n, leaves in enumerate(held)]
+    return owned if donate else [_copies(one) for one in owned]
+
+
+def put_together(
+    train_state: TrainState, optimizer: Divided, owned: Sequence[Owned], carries: Sequence[Carry],
+    in_flight: Any, *, updates: int, num_frames: int,
+) -> TrainState:  # fmt: skip
+    """The train state after a call.
+
+    Args:
+      train_state: before it, with the counters on the place of the loss.
+      optimizer: of the run.
+      owned, carries: of every place, after it.
+      in_flight: likewise.
+      updates, num_frames: how many there were.
+    """
+    step, frames = _advanced(train_state.step, train_state.frames, updates, num_frames)
+    return train_state._replace(
+        step=step,
+        params=tuple(one for each in owned for one in each.params),
+        state=tuple(one for carry in carries for one in carry.state),
+        opt_state=join_state(optimizer, [each.opt_state for each in owned]),
+        in_flight=in_flight,
+        frames=frames,
+    )
+
+
 @jax.jit
-def advanced(step: jax.Array, frames: Any, updates: jax.Array, num_frames: jax.Array) -> tuple:
-    """The counters of a train state after some updates and frames."""
+def _advanced(step: jax.Array, frames: Any, updates: jax.Array, num_frames: jax.Array) -> tuple:
     return step + updates, following(jnp.asarray(frames, jnp.int32), num_frames)
 
 
 @jax.jit
-def copies(tree: PyTree) -> PyTree:
-    """Copies, on the same device: what is given to a program that takes its memory over."""
+def _copies(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)

@@ -23,14 +23,14 @@ from sideways_jax.device_programs.group_step import (
     start_carry,
 )
 from sideways_jax.device_programs.links import deliver_up, heard_within
-from sideways_jax.device_programs.optimizer import Owned, Update, join_state, split_state
+from sideways_jax.device_programs.optimizer import Update
 from sideways_jax.device_programs.places import places_of, put, put_modules
 from sideways_jax.device_programs.plan import Plan, divided, initial_shapes, make_plan
 from sideways_jax.device_programs.start import (
-    advanced,
     check_dispatched,
-    copies,
     init_state,
+    owned_by_places,
+    put_together,
     sizes_of,
 )
 from sideways_jax.device_programs.steps import (
@@ -46,7 +46,7 @@ from sideways_jax.rule.fifo import Remembered, stashes_weights
 from sideways_jax.rule.in_flight import InFlight, init_in_flight, no_frames
 from sideways_jax.rule.rule import empty_fifos
 from sideways_jax.rule.task import Task
-from sideways_jax.tools.trees import PyTree, masked_mean, shape_of
+from sideways_jax.tools.trees import PyTree, first_of, masked_mean, shape_of
 from sideways_jax.training.hold_back import check_separable
 from sideways_jax.training.streams import (
     check_in_flight,
@@ -57,7 +57,7 @@ from sideways_jax.training.streams import (
     stream_metrics,
     stream_numbers,
 )
-from sideways_jax.training.train_state import Training
+from sideways_jax.training.train_state import Training, TrainState
 
 
 def make_training(
@@ -76,29 +76,11 @@ def make_training(
       update_every: frames from one update to the next.
       with_outputs: whether `train_step` returns `(train_state, metrics, Outputs)`.
     """
-    network, places = task.network, places_of(options.mesh)
+    places = places_of(options.mesh)
     keeps = task.remembers
     kind = Remembered if keeps else InFlight
 
-    def init(key, frame, target=None):
-        check_target(task.target, target)
-        params, state = initial_shapes(network, frame)
-        plan = make_plan(
-            task, params, state, frame, target, options.mesh, options.sizes, shape_of(key)
-        )
-        optimizer = divided(plan, tx)
-        check_separable(optimizer.owners)
-        train_state = init_state(plan, optimizer, key)
-        in_flight = init_in_flight(
-            network, plan.params, plan.state, plan.frame, target,
-            target_alignment=task.target, per_example=True,
-        )  # fmt: skip
-        fifos: tuple = ()
-        if keeps:
-            fifos = empty_fifos(network, plan.params, plan.state, plan.frame, rng=train_state.rng)
-        in_flight, fifos = put_in_flight(plan, in_flight, fifos)
-        held: Any = Remembered(in_flight, fifos) if keeps else in_flight
-        return train_state._replace(in_flight=held)
+    init = partial(_init, task, tx, options)
 
     @functools.cache
     def programs_for(sizes, shapes):
@@ -111,76 +93,96 @@ def make_training(
         finish = [jax.jit(_finish, out_shardings=place.batch) for place in places]
         return make_steps(plan, start, update), finish
 
-    number, summary = jax.jit(partial(_numbers, task)), jax.jit(_summary)
+    summary = jax.jit(_summary)
+    in_program = jax.jit(partial(_numbers, task))
+
+    def number(in_flight, reset, frames):  # Without the signals, which are elsewhere.
+        bare = in_flight._replace(activations=(), pseudo_gradients=(), targets=())
+        return in_program(bare, reset, frames)
 
     def train_step(train_state, frames, targets, reset=None):
         check_dispatched(train_state, frames, targets, reset)
         check_in_flight(train_state, kind)
         check_tuples(task.depth, train_state.params, train_state.state)
-        in_flight, fifos = train_state.in_flight if keeps else (train_state.in_flight, ())
-        if any(map(stashes_weights, fifos)):
-            raise ValueError(
-                "this train state keeps the weights of past forward passes, which a program per "
-                "device does not: go on with execution=Scan(stash_weights=True), or train without"
-            )
-        reset = check_stream(
-            in_flight.activation_frames.shape[1], frames, targets, reset, update_every
-        )
-        batches = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shape_of((frames, targets))
-        )
-        sizes = options.sizes or sizes_of(places, train_state)
+        in_flight, fifos = _apart(train_state.in_flight)
+        batch = in_flight.activation_frames.shape[1]
+        reset = check_stream(batch, frames, targets, reset, update_every)
         steps, finish = programs_for(
-            sizes, closed(train_state.params, train_state.state, *batches, train_state.rng)
-        )
-        plan, groups = steps.plan, steps.plan.where.groups
-        in_flight, fifos = put_in_flight(plan, in_flight, fifos)
-        after, numbers = number(
-            in_flight.activation_frames, in_flight.pseudo_gradient_frames,
-            *jax.device_put((reset, train_state.frames), places[-1].whole),
+            options.sizes or sizes_of(places, train_state),
+            closed(
+                train_state.params, train_state.state, *first_of(shape_of((frames, targets))),
+                train_state.rng,
+            ),
         )  # fmt: skip
-        carried, paired = _pair(in_flight.targets, jax.device_put(targets, places[-1].steps))
+        plan, optimizer, top = steps.plan, steps.update.optimizer, places[-1]
+        counters = put((train_state.step, train_state.frames), top.whole)
+        train_state = train_state._replace(step=counters[0], frames=counters[1])
+        in_flight, fifos = put_in_flight(plan, in_flight, fifos)
+        after, numbers = number(in_flight, jax.device_put(reset, top.whole), counters[1])
+        carried, paired = _pair(in_flight.targets, jax.device_put(targets, top.steps))
         given = give(plan, frames, paired, numbers, train_state.rng)
-        params, state = (
-            put_modules(places, groups, x) for x in (train_state.params, train_state.state)
-        )
-        opt_state = split_state(steps.update.optimizer, places, train_state.opt_state)
-        owned = [Owned(plan.own(n, params), opt_state[n]) for n in range(len(places))]
-        if not options.donate:
-            owned = [copies(one) for one in owned]
+        owned = owned_by_places(plan, optimizer, train_state, donate=options.donate)
+        state = put_modules(places, plan.where.groups, train_state.state)
         carries, arrived = _begin(steps, state, in_flight, fifos, given)
         owned, carries, arrived, ups = run_steps(steps, owned, carries, arrived, given)
         signals = _end(finish, carries, arrived, ups)
-        in_flight = InFlight(*signals, after[0], after[1], carried)
-        fifos = tuple(one for carry in carries for one in carry.fifos)
-        squares = jax.device_put([carry.squares for carry in carries], places[-1].whole)
-        shown_frames = given[-1].numbers[0, :, -1]
-        shown = carries[-1].shown
+        held: Any = InFlight(signals[0], signals[1], after[0], after[1], carried)
+        if keeps:
+            held = Remembered(held, tuple(one for carry in carries for one in carry.fifos))
+        squares = jax.device_put([carry.squares for carry in carries], top.whole)
+        shown, shown_frames = carries[-1].shown, given[-1].numbers[0, :, -1]
         metrics = summary(shown._replace(outputs=()), shown_frames, squares)
-        updates = len(reset) // update_every
-        counters = jax.device_put((train_state.step, train_state.frames), places[-1].whole)
-        step, number_of_frames = advanced(*counters, updates, len(reset))
-        held: Any = Remembered(in_flight, fifos) if keeps else in_flight
-        train_state = train_state._replace(
-            step=step,
-            params=tuple(one for each in owned for one in each.params),
-            state=tuple(one for carry in carries for one in carry.state),
-            opt_state=join_state(steps.update.optimizer, [each.opt_state for each in owned]),
-            in_flight=held,
-            frames=number_of_frames,
-        )
+        train_state = put_together(
+            train_state, optimizer, owned, carries, held,
+            updates=len(reset) // update_every, num_frames=len(reset),
+        )  # fmt: skip
         return result(train_state, metrics, shown.outputs, shown_frames, with_outputs)
 
     return Training(init, train_step)
 
 
-def _numbers(
-    task: Task, activation_frames: jax.Array, pseudo_gradient_frames: jax.Array, reset: jax.Array,
-    frames: jax.Array,
-) -> tuple:  # fmt: skip
+def _init(
+    task: Task, tx: optax.GradientTransformation, options: Options, key: jax.Array, frame: PyTree,
+    target: PyTree = None,
+) -> TrainState:  # fmt: skip
+    """The first train state, on its places, with nothing in flight."""
+    check_target(task.target, target)
+    params, state = initial_shapes(task.network, frame)
+    plan = make_plan(task, params, state, frame, target, options.mesh, options.sizes, shape_of(key))
+    optimizer = divided(plan, tx)
+    check_separable(optimizer.owners)
+    train_state = init_state(plan, optimizer, key)
+    variables = plan.params, plan.state, plan.frame
+    in_flight = init_in_flight(
+        task.network, *variables, target, target_alignment=task.target, per_example=True
+    )
+    fifos: tuple = ()
+    if task.remembers:
+        fifos = empty_fifos(task.network, *variables, rng=train_state.rng)
+    in_flight, fifos = put_in_flight(plan, in_flight, fifos)
+    held: Any = Remembered(in_flight, fifos) if task.remembers else in_flight
+    return train_state._replace(in_flight=held)
+
+
+def _apart(in_flight: InFlight | Remembered) -> tuple[InFlight, tuple]:
+    """What is in flight, and what modules keep.
+
+    Raises:
+      ValueError: if they keep weights, which is for one device.
+    """
+    if isinstance(in_flight, InFlight):
+        return in_flight, ()
+    if any(map(stashes_weights, in_flight.fifos)):
+        raise ValueError(
+            "this train state keeps the weights of past forward passes, which a program per "
+            "device does not: go on with execution=Scan(stash_weights=True), or train without"
+        )
+    return in_flight
+
+
+def _numbers(task: Task, in_flight: InFlight, reset: jax.Array, frames: jax.Array) -> tuple:
     """Frame numbers after the call, and those of every step, int32 `[2, K, D, B]`."""
-    before = InFlight((), (), activation_frames, pseudo_gradient_frames, ())
-    after, numbers = stream_numbers(task, before, reset, jnp.asarray(frames, jnp.int32))
+    after, numbers = stream_numbers(task, in_flight, reset, jnp.asarray(frames, jnp.int32))
     moved = after.activation_frames, after.pseudo_gradient_frames
     return moved, jnp.stack([numbers.frames, numbers.origins])
 
@@ -207,11 +209,13 @@ def put_in_flight(plan: Plan, in_flight: InFlight, fifos: tuple) -> tuple[InFlig
         place for place, group in zip(places, plan.where.groups, strict=True) for _ in group
     ]
     top = places[-1]
+    activations, pseudo_gradients = (
+        tuple(put(x, place.batch) for x, place in zip(trees, place_of[:-1], strict=True))
+        for trees in (in_flight.activations, in_flight.pseudo_gradients)
+    )
     moved = InFlight(
-        *(
-            tuple(put(x, place.batch) for x, place in zip(trees, place_of[:-1], strict=True))
-            for trees in (in_flight.activations, in_flight.pseudo_gradients)
-        ),
+        activations,
+        pseudo_gradients,
         put(in_flight.activation_frames, top.whole),
         put(in_flight.pseudo_gradient_frames, top.whole),
         put(in_flight.targets, top.batch),

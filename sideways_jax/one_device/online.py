@@ -28,14 +28,9 @@ from sideways_jax.training.train_state import Training, new_train_state
 
 
 def make_training(
-    task: Task,
-    tx: optax.GradientTransformation,
-    *,
-    update_every: int,
-    with_outputs: bool,
-    recompute: bool = True,
-    stash_weights: bool = False,
-) -> Training:
+    task: Task, tx: optax.GradientTransformation, *, update_every: int, with_outputs: bool,
+    recompute: bool = True, stash_weights: bool = False,
+) -> Training:  # fmt: skip
     """A pipeline with an update every `update_every` frames: the pipeline is carried on over them.
 
     A gradient is the mean over all steps and examples that have one, of each module for itself.

@@ -180,13 +180,9 @@ def make_optimizer(
         _check_positive("clip_value", clip_value, "; None for no clipping")
     _check_not_negative("weight_decay", weight_decay)
     schedule = learning_rate_schedule(
-        learning_rate,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=warmup_epochs,
-        drop_epochs=drop_epochs,
-        drop_factor=drop_factor,
-        cosine_epochs=cosine_epochs,
-    )
+        learning_rate, steps_per_epoch=steps_per_epoch, warmup_epochs=warmup_epochs,
+        drop_epochs=drop_epochs, drop_factor=drop_factor, cosine_epochs=cosine_epochs,
+    )  # fmt: skip
     decay = weight_decay if decay_coupling == "learning_rate" else weight_decay / learning_rate
     return optax.chain(
         optax.identity() if clip_value is None else optax.clip(clip_value),

@@ -183,8 +183,8 @@ def test_interrupted_while_evaluating(tmp_path, monkeypatch):
 
     make = job.make_evaluate
 
-    def make_interrupted(*arguments):
-        evaluate = make(*arguments)
+    def make_interrupted(*arguments, **options):
+        evaluate = make(*arguments, **options)
 
         def interrupted(params, state, batches, **options):
             def broken_off():
