@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ml_collections
 
 from data.batches.labels import classes_of
+from data.batches.loose import Files, load_files, video_files
 from data.batches.source import Source, check_options, make_source
 from data.batches.streams import Streams
 from data.batches.videos import ClipOptions, Splits, Videos
@@ -25,7 +26,6 @@ from data.sets import CLIPS, STREAMS, recorded
 from data.video.boxes import Box
 from data.video.decoding import BadVideo, decode
 from data.video.live import is_live
-from data.video.loose import Files, load_files, video_files
 
 if TYPE_CHECKING:
     from data.building.builder import VideoBuilder

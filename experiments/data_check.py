@@ -213,9 +213,10 @@ def _draw_clips(batches, classes: Sequence[str], sheet: str) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    from experiments.configs._descriptions import describe
     from experiments.terminal.command_line import parse_flags
 
-    return parse_flags(argv)
+    return parse_flags(argv, describe)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from experiments.processes import interrupts
 if __name__ == "__main__":
     interrupts.end_at_once("Stopped.")
 
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags
@@ -86,7 +87,8 @@ def _test_stream(run, data, folder, console):
 
 
 if __name__ == "__main__":
+    from experiments.configs._descriptions import describe
     from experiments.terminal.command_line import parse_flags
 
     flags.mark_flag_as_required("workdir")
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=partial(parse_flags, describe=describe))

@@ -75,10 +75,11 @@ def main(argv: list[str]) -> int:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    from experiments.configs._descriptions import describe
     from experiments.processes import distributed  # noqa: F401, for its flags
     from experiments.terminal.command_line import parse_flags
 
-    return parse_flags(argv)
+    return parse_flags(argv, describe)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -23,21 +23,10 @@ from experiments.configs._newer import completed
 from experiments.jobs.autoencoding import job as autoencoding
 from experiments.jobs.classification import job as classification
 from experiments.running.optimizer import make_tx, params_for_tests
+from experiments.running.protocol import Trained
 from experiments.workdir import checkpoints, classes
 from experiments.workdir.classes import Classes
 from sideways_jax import Network
-
-
-class Trained(NamedTuple):
-    """A network with what it has learned, on the first device."""
-
-    network: Network  # takes frames uint8 [B, size, size, 3]
-    params: tuple  # a pytree for every module
-    state: tuple  # likewise
-    classes: tuple[str, ...]  # names, in the order of the logits; () of a stream, which has none
-    config: ConfigDict  # of the run
-    step: int  # of the training loop, after which this was saved
-    multi_label: bool  # whether a video may have several classes, so that each has its sigmoid
 
 
 def load(workdir: os.PathLike[str] | str, checkpoint: int | str = "last") -> Trained:

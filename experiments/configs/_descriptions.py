@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-import data
 from experiments.configs import _recognition, autoencoder, common
 
 # `config.a.b = value  # comment` and, in a dictionary, `"a": value,  # comment`.
@@ -28,7 +27,7 @@ def describe(config: ConfigDict, file: str | None = None) -> list[str]:
             sources.append(inspect.getsource(shared))
     for source in (*sources, inspect.getsource(common)):
         comments = comments_in(source) | comments
-    sets = Path(data.__file__).parent / "sets"
+    sets = Path(__file__).resolve().parents[2] / "data" / "sets"
     own = sets / f"{config.data.get('name', '')}.py"
     others = sets / "recorded.py", sets / "protocol.py", sets.parent / "video" / "files.py"
     for one in (own, *others, *sorted(sets.glob("*.py"))):

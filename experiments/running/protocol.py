@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments.workdir.classes import Classes
+from sideways_jax import Network
 from sideways_jax.step import TrainState
 
 
@@ -90,3 +91,15 @@ class Job(NamedTuple):
     learning_rate: Callable[[int], jax.Array]  # of the step number 0, 1, ...
     steps_per_epoch: float
     finish: Finish
+
+
+class Trained(NamedTuple):
+    """A network with what it has learned, on the first device."""
+
+    network: Network  # takes frames uint8 [B, size, size, 3]
+    params: tuple  # a pytree for every module
+    state: tuple  # likewise
+    classes: tuple[str, ...]  # names, in the order of the logits; () of a stream, which has none
+    config: ConfigDict  # of the run
+    step: int  # of the training loop, after which this was saved
+    multi_label: bool  # whether a video may have several classes, so that each has its sigmoid

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -27,8 +27,13 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(
+    argv: list[str], describe: Callable[[ConfigDict, str], list[str]] | None = None
+) -> list[str]:
     """Parses the flags as `absl.app.run` does, for its `flags_parser`.
+
+    `describe(config, file)` gives the lines about the fields of a config that `--help` shows, if
+    the program takes one.
 
     An unknown field of the config, or a config that is not there, ends the program with a message
     that names the closest valid one; `absl` and `ml_collections` would show a traceback.
@@ -40,7 +45,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         configs = [os.path.join(folder, name) for name in files if name.endswith(".py")]
         _fail(f"--config={path}: there is no such file; {did_you_mean(path, configs)}".rstrip("; "))
     if _HELP.intersection(argv):
-        _help(argv, path)
+        _help(argv, path, describe)
     try:
         left = app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError):
@@ -94,15 +99,15 @@ def _unknown_field(argv: list[str]) -> str | None:
     return None
 
 
-def _help(argv: list[str], path: str | None) -> None:
+def _help(argv: list[str], path: str | None, describe: Callable | None) -> None:
     """Prints what the program does, its flags, and the fields of the config; ends the program."""
     app.usage(shorthelp=True, writeto_stdout=True)
+    if describe is None:
+        sys.exit(0)
     if path is None:
         print("The fields of a config: --config=FILE --help, such as")
         print("  --config=experiments/configs/quickstart.py --help")
         sys.exit(0)
-    from experiments.configs._descriptions import describe
-
     config = flags.FLAGS["config"].parser.parse(_config_value(argv))
     print(f"The fields of {path}, with their values:", *describe(config, path), sep="\n")
     sys.exit(0)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from data import BadVideo, Streams, default_config, is_live, load_files, load_streams
 from experiments.jobs.classification.accuracy import averaged, make_sums
-from experiments.trained import Trained
+from experiments.running.protocol import Trained
 from sideways_jax import Network
 
 
