@@ -216,7 +216,8 @@ def _execution(execution: str | Execution, **options: Any) -> Execution:
             return EXECUTIONS[execution](**given)
         kind = f"execution={execution!r} runs on one device and"
         if execution == "time_parallel":
-            kind = "execution='time_parallel' divides batches, not modules, and"
+            if "mesh" in given:
+                kind = "execution='time_parallel' divides batches, not modules, and"
             execution = TimeParallel(given.pop("mesh", None))
         else:
             execution = EXECUTIONS[execution]()

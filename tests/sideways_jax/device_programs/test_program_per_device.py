@@ -84,7 +84,7 @@ def test_a_train_state_goes_from_one_device_to_several_and_back(update_every):
     )
     frames, targets = clip(2 * network.depth, frame)
     expected, actual = (f(jax.random.key(0), _shape(frame)) for f in (init, init_there))
-    assert_close(_host(actual), _host(expected), 0)
+    assert_close(_host(actual), _host(expected), 1e-14)
     for number in range(4):
         expected, metrics = on_one(expected, frames, targets)
         if number == 2:  # As from a checkpoint.
