@@ -50,7 +50,7 @@ from sideways_jax.pipeline.sums import counts
 from sideways_jax.rule import schedules
 from sideways_jax.rule.episode import Episode, check_episode, paired_targets
 from sideways_jax.rule.task import Task
-from sideways_jax.tools.trees import PyTree, average, masked_mean, shape_of
+from sideways_jax.tools.trees import PyTree, average, first_of, masked_mean, shape_of
 from sideways_jax.training.train_state import Training
 
 
@@ -80,9 +80,7 @@ def make_programs(
     """Programs for arguments of these shapes: those of `Execution.episode`, from `params` on."""
     params, state, frames, targets, rng = opened(shapes)
     num_frames = jax.tree.leaves(frames)[0].shape[0]
-    frame, target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (frames, targets)
-    )
+    frame, target = first_of((frames, targets))
     plan = make_plan(
         task, params, state, frame, target, options.mesh, options.sizes, rng,
         recompute=options.schedule.recompute, bubble=options.bubble,
@@ -101,7 +99,7 @@ def make_programs(
         if not task.is_pipelined:
             given = give(plan, frames, targets, None, rng)
             return run_table(stages, table, params, state, given)
-        given = give(plan, frames, _paired(task, targets), numbers, rng)
+        given = give(plan, frames, paired_targets(task, targets), numbers, rng)
         started = [program(given[n], plan.own(n, state)) for n, program in enumerate(steps.start)]
         carries, *arrived = (list(x) for x in zip(*started, strict=True))
         owned = [Owned(plan.own(n, params), []) for n in range(len(where.places))]
@@ -123,10 +121,6 @@ def start(
     empty, shown = empty_pipeline(plan, n), room_to_show(plan, n, given, keep_outputs)
     carry = start_carry(plan, n, state, empty.within, empty.fifos, shown, 1)
     return carry, empty.below, empty.above
-
-
-def _paired(task: Task, targets: PyTree) -> PyTree:
-    return targets if task.target == "stream" else paired_targets(task, targets)
 
 
 def _means(plan: Plan, n: int, sums: tuple, num_grads: jax.Array) -> tuple:

@@ -24,6 +24,7 @@ from sideways_jax.tools.trees import (
     PyTree,
     accumulate,
     each_example,
+    entry,
     squared_norm,
     wide_zeros,
     zeros,
@@ -149,7 +150,7 @@ def empty_pipeline(plan: Plan, n: int) -> Empty:
     within = heard_within(plan.task.network.wiring, plan.where.groups[n])
     return Empty(
         Within(bubbles(within), bubbles(within)),
-        {j: x for a in links.below(n) for j, x in bubbles(links.up[a, n]).items()},
+        bubbles(links.heard_by(n)),
         tuple(bubbles(links.up[n, b]) for b in links.above(n)),
         own_fifos(plan, n),
     )
@@ -248,11 +249,6 @@ def _show(
     elif task.metrics_fn is not None:
         metrics = metrics_of(task, output, target)
     return Shown(output if keep_outputs else (), loss, metrics)
-
-
-def entry(tree: PyTree, index: jax.Array | int) -> PyTree:
-    """One entry along the leading axis."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)
 
 
 def squares_of(plan: Plan, grads: PyTree) -> jax.Array:

@@ -61,14 +61,13 @@ def make_pipelined_step(
     batch = jax.tree.leaves(frame)[0].shape[0]
 
     def nothing(n: int) -> tuple[DevicePipeline, dict]:
-        sources = [j for (a, b), up in where.links.up.items() if b == n for j in up]
         return (
             DevicePipeline(
                 zeros({j: outputs[j] for j in heard_within(network.wiring, where.groups[n])}),
                 no_frames(network.depth, batch),
                 jnp.zeros((), jnp.int32),
             ),
-            zeros({j: outputs[j] for j in sources}),
+            zeros({j: outputs[j] for j in where.links.heard_by(n)}),
         )
 
     programs, empty = [], []

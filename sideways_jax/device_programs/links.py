@@ -23,6 +23,10 @@ class Links(NamedTuple):
         """The modules of place n that are heard on other places."""
         return tuple(sorted({j for (a, _), sources in self.up.items() if a == n for j in sources}))
 
+    def heard_by(self, n: int) -> tuple[int, ...]:
+        """The modules of other places that place n hears."""
+        return tuple(j for a in self.below(n) for j in self.up[a, n])
+
     def above(self, n: int) -> list[int]:
         """The places that hear place n, and send it cotangents."""
         return sorted(b for a, b in self.up if a == n)

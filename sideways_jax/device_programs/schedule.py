@@ -18,7 +18,6 @@ from sideways_jax.device_programs.group_step import (
     Given,
     Shown,
     Within,
-    entry,
     many,
     start_carry,
     write,
@@ -32,7 +31,7 @@ from sideways_jax.network.wiring import FRAME, input_of
 from sideways_jax.rule.kept import Passes, passes
 from sideways_jax.rule.schedules import ClockTable
 from sideways_jax.rule.task import metrics_of
-from sideways_jax.tools.trees import PyTree, accumulate, wide_zeros
+from sideways_jax.tools.trees import PyTree, accumulate, entry, wide_zeros
 
 
 class _Context(NamedTuple):
@@ -209,7 +208,7 @@ def _stage(plan: Plan, n: int) -> Passes:
             result = task.loss_fn(output, context.target)
         return result, (output, tuple(new_state))
 
-    arrived = {j: plan.outputs[j] for a in links.below(n) for j in links.up[a, n]}
+    arrived = {j: plan.outputs[j] for j in links.heard_by(n)}
     frame = plan.frame if hears_frame(task.network.wiring, group) else ()
     target = plan.target if n == plan.top else ()
     frame_id: Any = jax.ShapeDtypeStruct((), jnp.int32)

@@ -26,6 +26,7 @@ from sideways_jax.tools.trees import (
     PyTree,
     accumulate,
     cast_like,
+    entry,
     first_of,
     shape_of,
     wide_zeros,
@@ -67,7 +68,7 @@ class _Run(NamedTuple):
 
     def context(self, frame_id: jax.Array) -> _Context:
         """Of one frame."""
-        frame, target = _entry((self.frames, self.targets), frame_id)
+        frame, target = entry((self.frames, self.targets), frame_id)
         return _Context(frame, frame_id, target)
 
 
@@ -187,7 +188,7 @@ def _forward(run: _Run, n: int, carry: _Carry, frame_id: jax.Array) -> tuple[_Ca
 def _backward(run: _Run, n: int, carry: _Carry, frame_id: jax.Array) -> tuple[Packed, Packed]:
     """The backward pass of stage n: its gradients, and what it sends down."""
     layout, relay = run.layout, run.layout.relay
-    row = {name: _entry(rows, frame_id % run.table.stash) for name, rows in carry.stash.items()}
+    row = {name: entry(rows, frame_id % run.table.stash) for name, rows in carry.stash.items()}
     if n < layout.num_devices - 1:
         cotangent = relay.packing.unpack(n, carry.from_above)
     else:
@@ -234,7 +235,3 @@ def _make_stage(
     context = _Context(frame, jax.ShapeDtypeStruct((), jnp.int32), shape_of(target))
     shapes = layout.params.trees[n], layout.state.trees[n], arrived, context
     return passes(run, shapes, recompute=recompute)
-
-
-def _entry(tree: PyTree, index: jax.Array) -> PyTree:
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)

@@ -41,6 +41,11 @@ def first_of(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
 
 
+def entry(tree: PyTree, index: jax.Array | int) -> PyTree:
+    """One entry along the leading axis: a frame, given frames `[K, ...]`."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree)
+
+
 def zeros(tree: PyTree) -> PyTree:
     """Zeros with the shape and dtype of every leaf, which may be a `jax.ShapeDtypeStruct`."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
