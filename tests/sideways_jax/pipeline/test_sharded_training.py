@@ -244,8 +244,10 @@ def test_no_device_holds_the_gradients_of_all_modules():
         int(np.prod([int(n) for n in shape.split(",")]))
         for shape in re.findall(r"f32\[([\d,]+)\]", hlo)
     }
-    held = [rows.shape[1] for rows in train_state.params.vectors.values()]
-    assert sum(held) == max(sizes)  # What every device holds, in padded vectors.
+    held = [slot[0].size for slot in train_state.params.slots.values()]
+    # What every device holds: the largest matrix and bias, and a slot for 20x3, which is too long
+    # for that of 16x20.
+    assert sorted(held) == [20, 20 * 3, 16 * 20]
     assert max(held) in arrays
     assert max(arrays) < sum(sizes)
     assert "all-gather" not in hlo
