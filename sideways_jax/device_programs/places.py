@@ -21,6 +21,11 @@ class Place(NamedTuple):
     batch: Sharding  # of arrays [B, ...]
     steps: Sharding  # of arrays [K, B, ...]
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether it has several devices."""
+        return len(self.whole.device_set) > 1
+
 
 Places = tuple[Place, ...]  # along `depth`
 

@@ -16,6 +16,7 @@ from sideways_jax.devices.mesh import check_mesh
 from sideways_jax.devices.module_groups import Groups
 from sideways_jax.network.module import key_shape
 from sideways_jax.network.network import Network
+from sideways_jax.rule.in_flight import check_examples
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, shape_of
 from sideways_jax.training.division import Divided, divide
@@ -99,11 +100,13 @@ def make_plan(
 ) -> Plan:
     """The plan for these parameters, states, batches of frames and of targets, arrays or shapes.
 
-    Errors are those of `place_modules`.
+    Errors are those of `place_modules`, and of `check_examples` where devices share a batch.
     """
     params, state, frame, target, key = shape_of((params, state, frame, target, rng))
     where = place_modules(task.network, params, state, frame, mesh, sizes)
     outputs = task.network.activation_shapes(params, state, frame)
+    if where.places[0].is_shared:
+        check_examples(frame, outputs)
     return Plan(task, where, params, state, frame, target, outputs, key, recompute, bubble)
 
 

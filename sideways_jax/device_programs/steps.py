@@ -88,7 +88,10 @@ def carry_sharding(plan: Plan, n: int) -> Carry:
     place, batch = plan.where.places[n], jax.tree.leaves(plan.frame)[0].shape[0]
 
     def of_entries(x: jax.ShapeDtypeStruct) -> Sharding:
-        """Of buffers `[n, B, ...]`; states, and what else is kept, have no such axis."""
+        """Of buffers `[n, B, ...]`; states, and what else is kept, have no such axis.
+
+        A wrong guess costs a transfer: how an array lies does not change its values.
+        """
         return place.steps if x.shape[1:2] == (batch,) else place.whole
 
     lies: dict[str, Any] = dict.fromkeys(Carry._fields, place.whole) | {
