@@ -29,15 +29,15 @@ from sideways_jax.network.module import Module
 from sideways_jax.network.wiring import FRAME, Wiring
 from sideways_jax.rule.in_flight import InFlight
 from sideways_jax.rule.kept import Passes, Stashed, passes, with_stashed_weights
-from sideways_jax.tools.trees import PyTree, same_structure, select, shape_of, zeros
+from sideways_jax.tools.trees import PyTree, entry, same_structure, select, shape_of, zeros
 
 
 class Fifo(NamedTuple):
     """What one module keeps; its place in the buffers goes round with the steps."""
 
-    places: dict[int, jax.Array]  # int32[], by length of a buffer: the place of its oldest entry
-    kept: PyTree  # [n, ...], of the last n = 2(D-1-i) steps
-    held_back: tuple  # of every source of the module: [m, B, ...], m = 2(i-1-j); () for the frame
+    places: dict[int, jax.Array]  # int32[], by length of a buffer: where its next entry goes
+    kept: PyTree  # [n + 1, ...], of the last n = 2(D-1-i) steps and that of now
+    held_back: tuple  # of every source: likewise with m = 2(i-1-j), [m + 1, B, ...]; or ()
 
 
 class Remembered(NamedTuple):
@@ -98,14 +98,14 @@ def empty_fifo(wiring: Wiring, i: int, one: Passes, x: PyTree) -> Fifo | tuple:
     sources = wiring.sources[i]
     parts = x if len(sources) > 1 else (x,)
     held_back = tuple(
-        () if j == FRAME else places(part, wait)
+        () if j == FRAME else room(part, wait)
         for j, part, wait in zip(sources, parts, wiring.held_back(i), strict=True)
     )
-    return started(places(one.kept, wiring.first_trained(i)), held_back)
+    return started(room(one.kept, wiring.first_trained(i)), held_back)
 
 
 def started(kept: PyTree, held_back: tuple) -> Fifo:
-    """Buffers whose oldest entries are in place 0."""
+    """Buffers whose next entries go to place 0, and whose oldest are in place 1."""
     lengths = sorted({x.shape[0] for x in jax.tree.leaves((kept, held_back))})
     return Fifo({n: jnp.zeros((), jnp.int32) for n in lengths}, kept, held_back)
 
@@ -163,27 +163,32 @@ def _moved(fifo: Fifo) -> dict[int, jax.Array]:
     return {n: (place + 1) % n for n, place in fifo.places.items()}
 
 
-def places(entry: PyTree, count: int) -> PyTree:
-    """Room for so many entries, like an array or its shape; `()` for none."""
-    if count == 0:
+def room(entry: PyTree, steps: int) -> PyTree:
+    """A buffer for entries, like an array or its shape, of so many steps and of now; `()` for 0."""
+    if steps == 0:
         return ()
     return zeros(
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), shape_of(entry))
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((steps + 1, *x.shape), x.dtype), shape_of(entry)
+        )
     )
 
 
 def _pass_through(
     buffer: PyTree, newest: PyTree, places: dict[int, jax.Array]
 ) -> tuple[PyTree, PyTree]:
-    """The buffer, with a new entry in the place of the oldest, and the oldest."""
+    """The buffer with a new entry, and the oldest of those before.
+
+    It is read from the new buffer. To read it from the one before, and write the new entry in its
+    place, takes a buffer less, but XLA copies the whole buffer for it, twice at every step.
+    """
     if not jax.tree.leaves(buffer):
         return buffer, newest
-    place = places[jax.tree.leaves(buffer)[0].shape[0]]
-
-    def read(entries: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(entries, place, keepdims=False)
-
-    def write(entries: jax.Array, entry: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(entries, entry, place, axis=0)
-
-    return jax.tree.map(write, buffer, newest), jax.tree.map(read, buffer)
+    length = jax.tree.leaves(buffer)[0].shape[0]
+    place = places[length]
+    buffer = jax.tree.map(
+        lambda entries, entry: jax.lax.dynamic_update_index_in_dim(entries, entry, place, axis=0),
+        buffer,
+        newest,
+    )
+    return buffer, entry(buffer, (place + 1) % length)
