@@ -22,9 +22,9 @@ class Place(NamedTuple):
     steps: Sharding  # of arrays [K, B, ...]
 
     @property
-    def is_shared(self) -> bool:
-        """Whether it has several devices."""
-        return len(self.whole.device_set) > 1
+    def num_devices(self) -> int:
+        """How many."""
+        return len(self.whole.device_set)
 
 
 Places = tuple[Place, ...]  # along `depth`

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from sideways_jax.devices.layout import Layout
 from sideways_jax.devices.packing import Packed, Packing, filled
 from sideways_jax.devices.report import Bytes
-from sideways_jax.rule.fifo import Entry, Fifo, Past, passes_of, started
+from sideways_jax.rule.fifo import Entry, Fifo, Past, passes_of, places, started
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree
 
@@ -143,8 +143,8 @@ def fifos_of(task: Task, layout: Layout, packing: Packing, kept: Kept) -> tuple:
     replicas = max((rows.shape[1] for rows in kept.rows.values()), default=1)
 
     def last(count: int, n: int, k: int, r: int) -> Entry:
-        """Of the last so many steps, the oldest first; before them there is room for another."""
-        ages = (kept.place - jnp.arange(count + 1, 0, -1)) % wiring.first_trained(0)
+        """Of the last so many steps, the oldest first."""
+        ages = (kept.place - jnp.arange(count, 0, -1)) % wiring.first_trained(0)
         rows = {name: v[n, r][ages] for name, v in kept.rows.items()}
         return jax.vmap(lambda row: packing.unpack(n, row)[k])(rows)
 
@@ -176,20 +176,20 @@ def kept_of(
     wiring = task.network.wiring
     count = wiring.first_trained(0)
 
-    def in_order(buffer: PyTree, fifo: Fifo, like: PyTree) -> PyTree:
-        """The entries of a buffer, the oldest first, at the end of as many rows as there are."""
-        length = max((x.shape[0] for x in jax.tree.leaves(buffer)), default=1)
-        order = (fifo.places.get(length, 0) + 1 + jnp.arange(length - 1)) % length
-        before = _rows(like, count - length + 1)
-        return _after(before, jax.tree.map(lambda x: x[order], buffer))
+    def in_order(entries: PyTree, fifo: Fifo, like: PyTree) -> PyTree:
+        """The entries of a buffer, the oldest first, after as many as there is room for before."""
+        length = max((x.shape[0] for x in jax.tree.leaves(entries)), default=0)
+        order = (fifo.places.get(length, 0) + jnp.arange(length)) % max(length, 1)
+        return _after(places(like, count - length), jax.tree.map(lambda x: x[order], entries))
 
     def of_module(fifo: Fifo | tuple, like: Entry | tuple, r: int) -> Entry | tuple:
         if not isinstance(fifo, Fifo) or not isinstance(like, Entry):
             return ()
-        share = _share(fifo.kept, r, replicas) if jax.tree.leaves(fifo.kept) else fifo.kept
+        share = _share(fifo.kept.entries, r, replicas) if fifo.kept else ()
         parts = []
         for part, shape in zip(fifo.held_back, like.held_back, strict=True):
-            own = jax.tree.map(lambda x: jnp.split(x, replicas, axis=1)[r] * replicas, part)
+            entries = part.entries if part else ()
+            own = jax.tree.map(lambda x: jnp.split(x, replicas, axis=1)[r] * replicas, entries)
             parts.append(in_order(own, fifo, shape))
         return Entry(in_order(share, fifo, like.kept), tuple(parts))
 
@@ -207,13 +207,6 @@ def kept_of(
             of_replicas.append(pack(*buffers) if there else nothing)
         rows.append(jax.tree.map(_stack, *of_replicas))
     return Kept(jax.tree.map(_stack, *rows), jnp.zeros((), jnp.int32))
-
-
-def _rows(like: PyTree, count: int) -> PyTree:
-    """Room for so many entries of these shapes; `()` for none."""
-    if not count:
-        return ()
-    return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), like)
 
 
 def _after(before: PyTree, entries: PyTree) -> PyTree:

@@ -20,6 +20,7 @@ belonged to no frame. And no cotangent of the new stream meets an input of the o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -32,12 +33,23 @@ from sideways_jax.rule.kept import Passes, Stashed, passes, with_stashed_weights
 from sideways_jax.tools.trees import PyTree, entry, same_structure, select, shape_of, zeros
 
 
+class Buffer(NamedTuple):
+    """Entries of the last n steps.
+
+    The oldest is read a step ahead. Where it is read before the new one takes its place, XLA copies
+    the whole buffer, twice a step; where it is read afterwards, the backward pass waits for that.
+    """
+
+    entries: PyTree  # [n, ...]
+    oldest: PyTree  # [...]
+
+
 class Fifo(NamedTuple):
     """What one module keeps; its place in the buffers goes round with the steps."""
 
-    places: dict[int, jax.Array]  # int32[], by length of a buffer: where its next entry goes
-    kept: PyTree  # [n + 1, ...], of the last n = 2(D-1-i) steps and that of now
-    held_back: tuple  # of every source: likewise with m = 2(i-1-j), [m + 1, B, ...]; or ()
+    places: dict[int, jax.Array]  # int32[], by length of a buffer: the place of its oldest entry
+    kept: Buffer | tuple  # of the last n = 2(D-1-i) steps; () for n = 0
+    held_back: tuple  # of every source a `Buffer` of the last m = 2(i-1-j) steps; () for m = 0
 
 
 class Remembered(NamedTuple):
@@ -80,8 +92,8 @@ def passes_of(
 
 def stashes_weights(fifo: Fifo | Past | tuple) -> bool:
     """Whether weights are among what a module keeps."""
-    kept = fifo.kept if isinstance(fifo, Fifo) else fifo.oldest if isinstance(fifo, Past) else ()
-    return isinstance(kept, Stashed)
+    kept = fifo.kept if isinstance(fifo, Fifo) else fifo
+    return isinstance(kept, (Buffer, Past)) and isinstance(kept.oldest, Stashed)
 
 
 def empty_fifo(wiring: Wiring, i: int, one: Passes, x: PyTree) -> Fifo | tuple:
@@ -98,16 +110,24 @@ def empty_fifo(wiring: Wiring, i: int, one: Passes, x: PyTree) -> Fifo | tuple:
     sources = wiring.sources[i]
     parts = x if len(sources) > 1 else (x,)
     held_back = tuple(
-        () if j == FRAME else room(part, wait)
+        () if j == FRAME else places(part, wait)
         for j, part, wait in zip(sources, parts, wiring.held_back(i), strict=True)
     )
-    return started(room(one.kept, wiring.first_trained(i)), held_back)
+    return started(places(one.kept, wiring.first_trained(i)), held_back)
 
 
 def started(kept: PyTree, held_back: tuple) -> Fifo:
-    """Buffers whose next entries go to place 0, and whose oldest are in place 1."""
+    """Buffers of these entries, `[n, ...]`, the oldest first; `()` for none."""
     lengths = sorted({x.shape[0] for x in jax.tree.leaves((kept, held_back))})
-    return Fifo({n: jnp.zeros((), jnp.int32) for n in lengths}, kept, held_back)
+    return Fifo(
+        {n: jnp.zeros((), jnp.int32) for n in lengths},
+        _buffer(kept),
+        tuple(map(_buffer, held_back)),
+    )
+
+
+def _buffer(entries: PyTree) -> Buffer | tuple:
+    return Buffer(entries, entry(entries, 0)) if jax.tree.leaves(entries) else ()
 
 
 def module_step(
@@ -147,7 +167,7 @@ def module_step(
     several = len(fifo.held_back) > 1
     held_back, parts = [], []
     for waiting, part in zip(fifo.held_back, down if several else (down,), strict=True):
-        if jax.tree.leaves(waiting) and isinstance(fifo, Fifo):
+        if isinstance(waiting, Buffer) and isinstance(fifo, Fifo):
             waiting, part = _pass_through(waiting, select(trained, part), fifo.places)
         elif jax.tree.leaves(waiting):
             waiting, part = select(trained, part), waiting
@@ -163,32 +183,23 @@ def _moved(fifo: Fifo) -> dict[int, jax.Array]:
     return {n: (place + 1) % n for n, place in fifo.places.items()}
 
 
-def room(entry: PyTree, steps: int) -> PyTree:
-    """A buffer for entries, like an array or its shape, of so many steps and of now; `()` for 0."""
-    if steps == 0:
+def places(entry: PyTree, count: int) -> PyTree:
+    """Room for so many entries, like an array or its shape; `()` for none."""
+    if count == 0:
         return ()
     return zeros(
-        jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((steps + 1, *x.shape), x.dtype), shape_of(entry)
-        )
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), shape_of(entry))
     )
 
 
 def _pass_through(
-    buffer: PyTree, newest: PyTree, places: dict[int, jax.Array]
-) -> tuple[PyTree, PyTree]:
-    """The buffer with a new entry, and the oldest of those before.
-
-    It is read from the new buffer. To read it from the one before, and write the new entry in its
-    place, takes a buffer less, but XLA copies the whole buffer for it, twice at every step.
-    """
-    if not jax.tree.leaves(buffer):
+    buffer: Buffer | tuple, newest: PyTree, places: dict[int, jax.Array]
+) -> tuple[Buffer | tuple, PyTree]:
+    """The buffer, with a new entry in the place of the oldest, and the oldest."""
+    if not isinstance(buffer, Buffer):
         return buffer, newest
-    length = jax.tree.leaves(buffer)[0].shape[0]
+    length = jax.tree.leaves(buffer.entries)[0].shape[0]
     place = places[length]
-    buffer = jax.tree.map(
-        lambda entries, entry: jax.lax.dynamic_update_index_in_dim(entries, entry, place, axis=0),
-        buffer,
-        newest,
-    )
-    return buffer, entry(buffer, (place + 1) % length)
+    write = partial(jax.lax.dynamic_update_index_in_dim, index=place, axis=0)
+    entries = jax.tree.map(write, buffer.entries, newest)
+    return Buffer(entries, entry(entries, (place + 1) % length)), buffer.oldest

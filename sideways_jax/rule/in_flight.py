@@ -72,8 +72,7 @@ def check_examples(frame: PyTree, shapes: tuple) -> int:
       shapes: of `h_1 ... h_D`.
 
     Raises:
-      ValueError: for a leaf without that axis: it could not be a bubble for one example alone, nor
-        be divided among devices.
+      ValueError: for a leaf without that axis: it could not be a bubble for one example alone.
     """
     leaves = jax.tree.leaves(frame)
     leading = jnp.shape(leaves[0])[:1] if leaves else ()  # (B,), unless there is no such axis
@@ -85,8 +84,8 @@ def check_examples(frame: PyTree, shapes: tuple) -> int:
             if batch is None or jnp.shape(leaf)[:1] != leading:
                 raise ValueError(
                     f"{name}{jax.tree_util.keystr(path)} has the shape {jnp.shape(leaf)}; on a "
-                    f"stream, and where devices share a batch, every signal needs an entry for "
-                    f"each example, [B, ...] with B = {batch}: give it a batch axis"
+                    f"stream every signal needs an entry for each example, [B, ...] with "
+                    f"B = {batch}: give it a batch axis"
                 )
     return leading[0]
 

@@ -242,14 +242,18 @@ def test_modules_are_found_where_they_are():
 @pytest.mark.parametrize("rule", ["sideways", "backprop"])
 def test_signals_that_cannot_be_divided_among_devices(rule):
     """A mean over the batch has no entry for each example."""
-    mean = Module(lambda key, x: ((), ()), lambda p, s, x, *, train, rng: (x.mean(0), s))
-    network = Network([networks.dense(3), mean, networks.linear(networks.NUM_OUTPUTS)])
+    mean = Module(lambda key, x: ((), ()), lambda p, s, x, *, train, rng: ((x, x.mean()), s))
+    both = Module(lambda key, x: ((), ()), lambda p, s, x, *, train, rng: (x[0] * x[1], s))
+    top = networks.chain(both, networks.linear(networks.NUM_OUTPUTS))
+    network = Network([networks.dense(3), mean, top])
     frames = jnp.ones((5, BATCH, 2))
     arguments = *network.init(RNG, frames[0]), frames, jnp.ones((5, networks.NUM_OUTPUTS))
     execution = step.ProgramPerDevice(
         make_mesh(2, data=2), schedule="1f1b" if rule == "backprop" else None
     )
-    with pytest.raises(ValueError, match=r"module 1 \(0-based\).*where devices share a batch"):
+    with pytest.raises(
+        ValueError, match=r"module 1 \(0-based\)\[1\] has the shape \(\)"
+    ):
         execution.episode(Task(network, squared_error, rule), *arguments, None)
 
 

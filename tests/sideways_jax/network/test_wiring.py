@@ -274,7 +274,7 @@ def test_a_buffer_goes_round_whatever_the_others_do():
     frame = jnp.zeros((1, WIDTH))
     variables = jax.eval_shape(network.init, jax.random.key(0), frame)
     fifos = empty_fifos(network, *variables, frame)
-    assert sorted(fifos[-1].places) == list(range(3, 2 * depth - 1, 2))
+    assert sorted(fifos[-1].places) == list(range(2, 2 * depth - 2, 2))
 
 
 @pytest.mark.parametrize(
