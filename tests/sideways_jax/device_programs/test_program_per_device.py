@@ -251,9 +251,7 @@ def test_signals_that_cannot_be_divided_among_devices(rule):
     execution = step.ProgramPerDevice(
         make_mesh(2, data=2), schedule="1f1b" if rule == "backprop" else None
     )
-    with pytest.raises(
-        ValueError, match=r"module 1 \(0-based\)\[1\] has the shape \(\)"
-    ):
+    with pytest.raises(ValueError, match=r"module 1 \(0-based\)\[1\] has the shape \(\)"):
         execution.episode(Task(network, squared_error, rule), *arguments, None)
 
 
