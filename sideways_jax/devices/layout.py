@@ -31,6 +31,7 @@ class Layout(NamedTuple):
     relay: Route  # likewise, where all signals are of the same frame
     inner: Packing  # [n]: (activations, pseudo-gradients) between the modules of device n
     output: PyTree  # shapes of the network's output
+    in_place: bool = False  # whether sums may go through a branch: see `changes_in_place`
 
     @property
     def num_devices(self) -> int:
@@ -111,7 +112,18 @@ def place(
         placed = module_groups.balance(costs, num_devices)
     else:
         placed = module_groups.from_sizes(groups, network.depth, num_devices)
-    return make_layout(network, placed, params, state, local)
+    layout = make_layout(network, placed, params, state, local)
+    return layout._replace(in_place=changes_in_place(mesh, num_devices))
+
+
+def changes_in_place(mesh: Mesh, num_devices: int) -> bool:
+    """Whether an array that goes through a branch is changed there and not copied.
+
+    So it is without branches, and on TPUs. There gradients are best added in the branch, to the
+    sums of one device alone. XLA for CPUs and GPUs copies sums on the way into a branch and out of
+    it: there the branch gives gradients, which are added after it.
+    """
+    return num_devices == 1 or mesh.devices.flat[0].platform == "tpu"
 
 
 def share_of(frame: PyTree, mesh: Mesh) -> PyTree:

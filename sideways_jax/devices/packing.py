@@ -80,8 +80,13 @@ class Packing:
         """The slots with this pytree in the place of the one that was there; the rest stays."""
         return packed | {name: _put(packed[name], x) for name, x in self._views(device, tree)}
 
-    def add(self, device: int, packed: Packed, tree: PyTree) -> Packed:
-        """The slots with this pytree added to the one that is there, in the dtype of the slots."""
+    def plus(self, device: int, packed: Packed | None, tree: PyTree) -> Packed:
+        """The slots with this pytree added to the one that is there, in the dtype of the slots.
+
+        Without slots the pytree alone, to be added elsewhere.
+        """
+        if packed is None:
+            return self.pack(device, tree)
         added = {}
         for name, x in self._views(device, tree):
             if x.ndim > 1:  # Otherwise sums may lie as the product that gives `x` likes it best.

@@ -25,6 +25,7 @@ from sideways_jax.rule.schedules import ClockTable
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import (
     PyTree,
+    accumulate,
     entry,
     first_of,
     shape_of,
@@ -37,7 +38,6 @@ class _Carry(NamedTuple):
     """What a device keeps from one step to the next."""
 
     state: Packed
-    grads: Packed  # sums
     stash: Packed  # [places, length]
     outputs: PyTree  # [K, B, ...]
     losses: jax.Array  # [K]
@@ -114,10 +114,13 @@ def backprop_steps(
         frame, target = taken(entry((frames, targets), jnp.maximum(own, 0)))
         return _Context(frame, own, target)
 
-    def body(carry, clock):
-        carry = run_branch(branches, carry, *map(context, clock))
+    def body(carry_and_sums, clock):
+        carry, sums = carry_and_sums
+        inside = sums if layout.in_place else None
+        carry, grads = run_branch(branches, carry, inside, *map(context, clock))
         below, above = exchange(carry.from_below, carry.from_above, layout.num_devices)
-        return carry._replace(from_below=below, from_above=above), None
+        sums = grads if layout.in_place else accumulate(sums, grads)
+        return (carry._replace(from_below=below, from_above=above), sums), None
 
     outputs, losses = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((num_frames, *x.shape), x.dtype), (layout.output, loss)
@@ -125,7 +128,6 @@ def backprop_steps(
     rows = filled(stash, bubble)
     start = _Carry(
         state=state,
-        grads=filled(layout.grads, 0),
         stash={name: jnp.tile(row, (table.stash, 1)) for name, row in rows.items()},
         outputs=zeros(outputs),
         losses=wide_zeros(losses),
@@ -133,14 +135,17 @@ def backprop_steps(
         from_above=filled(layout.relay.packing, bubble),
     )
     clock = jnp.asarray(table.forward), jnp.asarray(table.backward)
-    end, _ = jax.lax.scan(body, start, clock)
-    return Sums(end.grads, end.state, end.outputs, end.losses)
+    (end, sums), _ = jax.lax.scan(body, (start, filled(layout.grads, 0)), clock)
+    return Sums(sums, end.state, end.outputs, end.losses)
 
 
-def _branch(run: _Run, n: int, carry: _Carry, forward: _Context, backward: _Context) -> _Carry:
-    """Stage n at one step: what it keeps and, in the place of what arrived, sends.
+def _branch(
+    run: _Run, n: int, carry: _Carry, sums: Packed | None, forward: _Context, backward: _Context
+) -> tuple[_Carry, Packed]:
+    """Stage n at one step: what it keeps and, in the place of what arrived, sends; its gradients.
 
-    An idle stage does no work: `cond` skips it, `where` would not.
+    These are added to the sums, if there are some. An idle stage does no work: `cond` skips it,
+    `where` would not.
     """
     nothing = filled(run.layout.relay.packing, run.bubble)
     carry, up = jax.lax.cond(
@@ -149,13 +154,14 @@ def _branch(run: _Run, n: int, carry: _Carry, forward: _Context, backward: _Cont
         lambda carry, _: (carry, nothing),
         carry, forward,
     )  # fmt: skip
+    no_grads = filled(run.layout.grads, 0) if sums is None else None
     grads, down = jax.lax.cond(
         backward.frame_id >= 0,
         partial(_backward, run, n),
-        lambda carry, _: (carry.grads, nothing),
-        carry, backward,
+        lambda _, sums, __: (no_grads if sums is None else sums, nothing),
+        carry, sums, backward,
     )  # fmt: skip
-    return carry._replace(grads=grads, from_below=up, from_above=down)
+    return carry._replace(from_below=up, from_above=down), grads
 
 
 def _forward(run: _Run, n: int, carry: _Carry, context: _Context) -> tuple[_Carry, Packed]:
@@ -184,8 +190,10 @@ def _forward(run: _Run, n: int, carry: _Carry, context: _Context) -> tuple[_Carr
     return carry, filled(relay.packing, run.bubble)
 
 
-def _backward(run: _Run, n: int, carry: _Carry, context: _Context) -> tuple[Packed, Packed]:
-    """The backward pass of stage n: sums with its gradients, and what it sends down."""
+def _backward(
+    run: _Run, n: int, carry: _Carry, sums: Packed | None, context: _Context
+) -> tuple[Packed, Packed]:
+    """The backward pass of stage n: its gradients, or sums with them, and what it sends down."""
     layout, relay = run.layout, run.layout.relay
     place = context.frame_id % run.table.stash
     row = {name: entry(rows, place) for name, rows in carry.stash.items()}
@@ -204,7 +212,7 @@ def _backward(run: _Run, n: int, carry: _Carry, context: _Context) -> tuple[Pack
         if n
         else filled(relay.packing, run.bubble)
     )
-    return layout.grads.add(n, carry.grads, grads), down
+    return layout.grads.plus(n, sums, grads), down
 
 
 def _make_stage(

@@ -34,7 +34,7 @@ from sideways_jax.rule import schedules
 from sideways_jax.rule.in_flight import Numbers, numbers_of
 from sideways_jax.rule.rule import run_group, show
 from sideways_jax.rule.task import Task
-from sideways_jax.tools.trees import PyTree, first_of, zeros
+from sideways_jax.tools.trees import PyTree, accumulate, first_of, zeros
 
 
 class _Carry(NamedTuple):
@@ -112,22 +112,26 @@ def sideways_steps(
     def run_even(n, own_params, own_state, signals, kept, *inputs):
         return run_even_group(task, layout, n, own_params, own_state, signals, *inputs, rng, axis)
 
-    def branch(run, n, state, sums, signals, kept, *inputs):
+    def branch(run, n, sums, state, signals, kept, *inputs):
         own = layout.params.unpack(n, params), layout.state.unpack(n, state)
         steps, to_others, there = run(n, *own, signals, kept, *inputs)
-        # Added here, to the sums of these modules alone.
-        sums = layout.grads.add(n, sums, tuple(one.grads for one in steps))
+        sums = layout.grads.plus(n, sums, tuple(one.grads for one in steps))
         state = layout.state.put(n, state, tuple(one.state for one in steps))
         row = packing.pack(n, tuple(one.fifo for one in steps), padding=bubble)
         return state, sums, to_others, row, there
 
     def body(carry, inputs):
         frame, target, numbers = inputs
-        operands = *carry, taken(frame), target, numbers
+        operands = carry.state, carry.signals, carry.kept, taken(frame), target, numbers
         branches, even = ([partial(branch, one, n) for n in devices] for one in (run, run_even))
-        if is_even(task, layout, frame) and alike(even, *operands):
-            branches = even[:1]
-        state, sums, to_others, row, (output, loss) = run_branch(branches, *operands)
+        in_place = layout.in_place
+        if is_even(task, layout, frame) and alike(even, carry.grads, *operands):
+            branches, in_place = even[:1], True
+        state, sums, to_others, row, (output, loss) = run_branch(
+            branches, carry.grads if in_place else None, *operands
+        )
+        if not in_place:
+            sums = accumulate(carry.grads, sums)
         signals = exchanged(layout, to_others)
         kept = with_row(task, carry.kept, row)  # In place: what goes through a branch is copied.
         metrics = metrics_on_mesh(task, output, target, replicas, per_example=per_example)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from sideways_jax.devices.module_groups import of_own_modules
 from sideways_jax.devices.packing import Packed
@@ -66,18 +67,23 @@ def update_on_device(
             trained = dict(zip(layout.groups[n], counts > 0, strict=False))
             updates = tuple(map(select, trained.values(), updates))
             new = _held_back(plan.optimizer, n, trained, new, old)
-        return layout.grads.put(n, sums, updates), plan.opt_packing.put(n, opt_state, new)
+        if layout.in_place:
+            return layout.grads.put(n, sums, updates), plan.opt_packing.put(n, opt_state, new)
+        own = optax.apply_updates(layout.params.unpack(n, params), updates)
+        return layout.params.pack(n, own), plan.opt_packing.pack(n, new)
 
-    # Updates take the place of sums, and are added outside: parameters that go through a branch are
-    # copied there for every device.
-    (updates, opt_state), total = local_optimizer.update_on_device(
+    (params_or_updates, opt_state), total = local_optimizer.update_on_device(
         plan.optimizer, read, square, finish, params, opt_state, sums, counts,
         even=layout.params.is_even,
     )  # fmt: skip
-    params = {
-        name: (slot.astype(updates[name].dtype) + updates[name]).astype(slot.dtype)
-        for name, slot in params.items()
-    }
+    if layout.in_place:
+        # Updates have taken the place of sums, which nothing else needs. Parameters that are
+        # changed in a branch would be copied for several devices.
+        params = jax.tree.map(
+            lambda p, u: (p.astype(u.dtype) + u).astype(p.dtype), params, params_or_updates
+        )
+    else:
+        params = params_or_updates
     return params, opt_state, jnp.sqrt(total)
 
 

@@ -74,10 +74,10 @@ def test_what_other_devices_have_is_left_alone(device, matrices):
     put = jax.jit(packing.put, static_argnums=0)(device, packed, ones)
     _assert_equal(packing.unpack(device, put), ones)
     if device == 1:  # It has nothing; elsewhere truth values cannot be added.
-        added = packing.add(device, packed, ones)
+        added = packing.plus(device, packed, ones)
         assert all(added[name] is slot for name, slot in packed.items())
     if device == 2:
-        added = jax.jit(packing.add, static_argnums=0)(device, packed, ones)
+        added = jax.jit(packing.plus, static_argnums=0)(device, packed, ones)
         two = jax.tree.map(lambda x: x + 1, TREES[device])
         _assert_equal(packing.unpack(device, added), two)
         _assert_equal(*(jax.tree.map(jnp.isnan, x) for x in (added, packed)))
