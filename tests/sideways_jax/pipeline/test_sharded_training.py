@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from sideways_jax import make_mesh, step
+from sideways_jax.devices import layout
 from tests.sideways_jax import networks, sharding
 from tests.sideways_jax.networks import squared_error
 from tests.sideways_jax.sharding import BATCH, TOLERANCE, assert_close, case, variables
@@ -124,6 +125,21 @@ def test_ten_updates_of_a_normalised_network_with_replicas(num_devices):
     _assert_ten_updates_agree(
         "vgg8, sure", "float64", {"depth": num_devices, "data": 2}, rule="sideways",
         sharded="vgg8, reduced",
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.parametrize(
+    ("rule", "mesh", "schedule"),
+    [("sideways", {"depth": 2}, None), ("backprop", {"depth": 3, "data": 2}, "1f1b")],
+)
+def test_ten_updates_as_on_tpus(monkeypatch, rule, mesh, schedule):
+    """Sums go through branches there, and updates take the place of sums."""
+    monkeypatch.setattr(layout, "changes_in_place", lambda *_: True)
+    name = "vectors" if schedule is None else "normalised"
+    sharded = None if schedule is None else "normalised, reduced"
+    _assert_ten_updates_agree(
+        name, "float64", mesh, rule=rule, sharded=sharded, schedule=schedule
     )  # fmt: skip
 
 
