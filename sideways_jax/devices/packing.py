@@ -69,7 +69,8 @@ class Packing:
         def widened(leaf):
             return jax.ShapeDtypeStruct(leaf.shape, wide(leaf.dtype))
 
-        return Packing(*jax.tree.map(widened, (self.trees, self.slots)), self.places)
+        trees, slots = jax.tree.map(widened, (self.trees, self.slots))
+        return Packing(trees, slots, self.places)
 
     def pack(self, device: int, tree: PyTree, padding: float = 0) -> Packed:
         """The pytree of this device in slots."""

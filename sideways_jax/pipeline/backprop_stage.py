@@ -8,7 +8,7 @@ as many places as the table asks for.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ class _Context(NamedTuple):
     """What a stage has of a frame besides what stages below sent, and need not keep."""
 
     frame: PyTree
-    frame_id: jax.Array | jax.ShapeDtypeStruct
+    frame_id: Any  # int32[], or its shape
     target: PyTree
 
 

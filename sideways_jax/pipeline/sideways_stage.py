@@ -96,7 +96,7 @@ def sideways_steps(
     axis = DATA if replicas > 1 else None
     packing = packing_of_kept(task, layout, first_of(frames), rng, recompute=recompute)
     kept = nothing_kept(task, packing, bubble) if kept is None else kept
-    devices = range(layout.num_devices)
+    devices, num_steps = range(layout.num_devices), len(numbers.frames)
 
     def run(n, own_params, own_state, signals, kept, frame, target, numbers):
         inputs, incoming = received(task, layout, n, signals, frame)
@@ -109,8 +109,10 @@ def sideways_steps(
             there = show(task, steps[-1].output, target, numbers)
         return steps, sent(task, layout, n, steps, bubble), there
 
-    def run_even(n, own_params, own_state, signals, kept, *inputs):
-        return run_even_group(task, layout, n, own_params, own_state, signals, *inputs, rng, axis)
+    def run_even(n, own_params, own_state, signals, kept, frame, target, numbers):
+        return run_even_group(
+            task, layout, n, own_params, own_state, signals, frame, target, numbers, rng, axis
+        )
 
     def branch(run, n, sums, state, signals, kept, *inputs):
         own = layout.params.unpack(n, params), layout.state.unpack(n, state)
@@ -124,7 +126,7 @@ def sideways_steps(
         frame, target, numbers = inputs
         operands = carry.state, carry.signals, carry.kept, taken(frame), target, numbers
         branches, even = ([partial(branch, one, n) for n in devices] for one in (run, run_even))
-        in_place = layout.in_place
+        in_place = layout.in_place and num_steps > 1  # One step has nothing to add to.
         if is_even(task, layout, frame) and alike(even, carry.grads, *operands):
             branches, in_place = even[:1], True
         state, sums, to_others, row, (output, loss) = run_branch(

@@ -219,6 +219,6 @@ def _described(value: Any) -> Any:
     if isinstance(value, jax.core.Tracer):
         return id(value)
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        numbers = np.asarray(jax.random.key_data(value) if is_key(value) else value)
-        return str(value.dtype), numbers.shape, numbers.tobytes()
+        data: Any = jax.random.key_data(value) if is_key(value) else value
+        return str(value.dtype), data.shape, np.asarray(data).tobytes()
     return repr(value)
