@@ -219,6 +219,7 @@ def _described(value: Any) -> Any:
     if isinstance(value, jax.core.Tracer):
         return id(value)
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        data: Any = jax.random.key_data(value) if is_key(value) else value
-        return str(value.dtype), data.shape, np.asarray(data).tobytes()
+        array: Any = value
+        numbers = np.asarray(jax.random.key_data(array) if is_key(array) else array)
+        return str(array.dtype), numbers.shape, numbers.tobytes()
     return repr(value)
