@@ -237,5 +237,5 @@ STUDY = Study(
     picture=picture,
     answer=answer,
     tables=tables,
-    minutes=20,
+    minutes=18,
 )

@@ -162,5 +162,5 @@ STUDY = Study(
     picture=picture,
     question="Where does the memory of pipelined backprop close the gap to backprop?",
     answer=answer,
-    minutes=8,
+    minutes=6,
 )

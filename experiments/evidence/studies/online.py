@@ -106,5 +106,5 @@ STUDY = Study(
     picture=picture,
     question="On a stream that does not wait, how fast may things move?",
     answer=answer,
-    minutes=8,
+    minutes=6,
 )

@@ -6,10 +6,10 @@ clutter.
 **Networks.** Simple-CNN with a quarter of the paper's channels; VGG-8 with an eighth, without
 dropout and with 0.5 (0.9, the paper's, leaves 13 of these 128 units).
 **Search.** For every network and rule the paper's four weight decays (0, 1e-4, 1e-3, 1e-2, not
-multiplied by the rate) and two rates. The paper's 1e-4 and 1e-5 are for 1e5 updates; these runs
-have hundreds: 1e-2 and 2e-3. One seed that is used nowhere else, at speed 1 with clutter; the
-accuracy on training digits that the search holds out chooses, the higher rate and the smaller
-decay if equal.
+multiplied by the rate) and two rates. The paper's 1e-4 and 1e-5 are for 1e5 updates; Simple-CNN
+has 600 here and VGG-8 400: 4e-3 and 2e-3. One seed that is used nowhere else, at speed 1 with
+clutter; the accuracy on training digits that the search holds out chooses, the higher rate and
+the smaller decay if equal.
 **Comparison.** With the chosen pair, five seeds, all conditions, the same updates; and backprop
 with the updates that it has for the operations of Sideways' run (counted by the compiler), at
 speed 1 with clutter.
@@ -17,7 +17,8 @@ speed 1 with clutter.
 **Planned statistics.** Test accuracy: means with 95% intervals, and the paired differences
 Sideways - backprop, Sideways - pipelined backprop (wrong gradients), pipelined backprop -
 backprop (the pipeline), a seed's conditions averaged first. Regularising effect: the paired
-difference of (training - test accuracy), Sideways - backprop; it is there if that is below zero.
+difference of (training - test accuracy), Sideways - backprop. It is there if that is below zero
+and the test accuracy of Sideways is not lower: a network that fits less has a smaller gap, too.
 """
 
 from __future__ import annotations
@@ -35,9 +36,8 @@ from experiments.evidence.training.recipes import Recipe
 
 ARCHITECTURES = (("simple_cnn", 0.0), ("vgg8", 0.0), ("vgg8", 0.5))
 CONDITIONS = ((1.0, 1), (0.5, 1), (2.0, 1), (1.0, 0))  # speed, clutter; the search is at the first
-RATES = (1e-2, 2e-3)
+RATES = (4e-3, 2e-3)
 DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
-UPDATES = 300
 TITLES = {
     ("simple_cnn", 0.0): "Simple-CNN",
     ("vgg8", 0.0): "VGG-8",
@@ -98,7 +98,7 @@ def _run(scale, same, architecture, condition, rule, rate, decay, seed) -> Run:
         "speed": condition[0],
         "clutter": condition[1],
         "rule": rule,
-        "updates": scale.updates or (2 if scale.smoke else UPDATES),
+        "updates": scale.updates or recipes.UPDATES.get(architecture[0], 2),
         "rate": rate,
         "decay": decay,
         "seed": seed,
@@ -161,9 +161,12 @@ def answer(rows: Sequence[Row]) -> list[str]:
              template=POINTS, higher="Sideways is better", lower="backprop is better")
     )  # fmt: skip
     one = difference(by_rule["sideways"], by_rule["backprop"], gap, shared)
+    test = difference(by_rule["sideways"], by_rule["backprop"], "test accuracy", shared)
+    fits_less = test.is_shown and test.mean < 0
+    smaller = "it fits less, its test accuracy is lower, too" if fits_less else "it regularises"
     sentences.append(
         said(one, "Training - test accuracy, Sideways - backprop", template=POINTS,
-             higher="Sideways overfits more", lower="the gap is smaller with Sideways")
+             higher="Sideways overfits more", lower=f"the gap is smaller with Sideways; {smaller}")
     )  # fmt: skip
     return sentences
 
@@ -240,5 +243,5 @@ STUDY = Study(
     picture=picture,
     answer=answer,
     tables=tables,
-    minutes=50,
+    minutes=48,
 )

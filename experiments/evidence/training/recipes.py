@@ -13,13 +13,13 @@ import numpy as np
 import optax
 
 from experiments.evidence.training.clips import Batch
-from experiments.evidence.training.networks import convolutional
 from experiments.evidence.training.optimizer import recording, settable, with_settings
 from experiments.jobs.classification import scores
 from experiments.jobs.classification.losses import accuracy
 from sideways_jax import Network, models, step
 
 CLASSES = 10
+UPDATES = {"simple_cnn": 600, "vgg8": 400}  # of the short studies
 CURVES = ("loss", "accuracy", "mean of gradients", "norm of gradients")
 NETWORKS: Mapping[str, Callable[[float], Network]] = {
     # The paper's, with a quarter of the channels.
@@ -28,7 +28,7 @@ NETWORKS: Mapping[str, Callable[[float], Network]] = {
     "vgg8": lambda dropout: models.vgg8(
         CLASSES, widths=(12, 32, 64, 64, 64), hidden=(256, 128), dropout_rate=dropout
     ),
-    "smoke": lambda dropout: convolutional((4, 4), (2, 2), CLASSES),  # D = 3
+    "smoke": lambda dropout: models.simple_cnn(CLASSES, widths=(4, 4), cut=(1,) * 3),
 }
 
 
