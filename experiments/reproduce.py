@@ -112,7 +112,8 @@ def _show(name: str, workdir: Path, settings, console) -> None:
     if not rows:
         return
     for one in tables.tables_of(study, rows):
-        summary.print_table(one, console)
+        if not one.aside:
+            summary.print_table(one, console)
     for sentence in tables.answer_of(study, rows):
         console.print(sentence, highlight=False, soft_wrap=True)
     study.picture(rows).savefig(workdir / f"{name}.png", dpi=120)

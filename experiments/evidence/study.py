@@ -23,6 +23,8 @@ NAMES = {  # in tables and pictures
     "sideways": "Sideways",
     "pipelined_backprop": "pipelined backprop",
     "backprop": "backprop",
+    "simple_cnn": "Simple-CNN",
+    "vgg8": "VGG-8",
 }
 
 
@@ -45,6 +47,7 @@ class Table(NamedTuple):
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     paper: Sequence[str] = ()  # the columns whose numbers are the paper's
+    aside: bool = False  # long and of little interest: not in the terminal, folded in the report
 
 
 def _nothing(scale: Scale, rows: Sequence[Row]) -> list[Run]:

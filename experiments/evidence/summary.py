@@ -105,7 +105,15 @@ def difference(
     return Difference(float(np.mean(means)), half_width(means), len(means))
 
 
-def said(one: Difference, what: str, *, higher: str, lower: str, template: str = "{:+.3f}") -> str:
+def said(
+    one: Difference,
+    what: str,
+    *,
+    higher: str,
+    lower: str,
+    template: str = "{:+.3f}",
+    points: bool = False,
+) -> str:
     """A sentence with the interval, and no claim that the interval does not carry.
 
     Args:
@@ -113,6 +121,7 @@ def said(one: Difference, what: str, *, higher: str, lower: str, template: str =
       what: of which to which, such as "Sideways - backprop, test accuracy".
       higher, lower: what to conclude from a difference above and below zero.
       template: of the numbers, with a sign.
+      points: whether they are parts of 1, to be said in percentage points.
 
     >>> said(Difference(0.5, 0.2, 5), "A - B", higher="A is higher", lower="B is higher")
     'A - B: +0.500 ± 0.200 (5 seeds): A is higher.'
@@ -121,12 +130,14 @@ def said(one: Difference, what: str, *, higher: str, lower: str, template: str =
     """
     if not one.pairs:
         return f"{what}: not measured."
-    mean = template.format(one.mean)
+    factor, unit = (100, " points") if points else (1, "")
+    template = "{:+.1f}" if points else template
+    mean = template.format(factor * one.mean)
     if one.pairs == 1:
-        return f"{what}: {mean} with one seed, without an interval: no claim."
+        return f"{what}: {mean}{unit} with one seed, without an interval: no claim."
     verdict = (higher if one.mean > 0 else lower) if one.is_shown else "no difference shown"
-    margin = template.format(one.half_width).lstrip("+")
-    return f"{what}: {mean} ± {margin} ({one.pairs} seeds): {verdict}."
+    margin = template.format(factor * one.half_width).lstrip("+")
+    return f"{what}: {mean} ± {margin}{unit} ({one.pairs} seeds): {verdict}."
 
 
 def table(study: Study, rows: Sequence[Row], runs: Sequence[Run]) -> Table:

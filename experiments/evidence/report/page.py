@@ -23,7 +23,15 @@ from experiments.workdir.files import write_atomically
 
 DPI = 110
 TITLE = "The claims of Sideways, measured again"
-_FIELDS = "processor", "cores", "backend", "device", "jax", "python", "system"
+SENTENCES = 4  # of the paragraph that answers a question; the others are folded
+_FIELDS = {
+    "processor": "{}",
+    "cores": "{} cores",
+    "device": "{}",
+    "jax": "jax {}",
+    "python": "Python {}",
+    "system": "{}",
+}
 
 
 class Section(NamedTuple):
@@ -120,20 +128,30 @@ def _state(one: Section) -> str:
 
 
 def _of_section(one: Section) -> str:
-    answer = "".join(f"<li>{html.escape(text)}</li>" for text in answer_of(one.study, one.rows))
-    answer = answer or "<li>No comparison yet: the runs that are there are of a search.</li>"
-    if one.study.answer is None:
-        answer = "<li>The table says it; no difference was planned to be tested.</li>"
     return f"""<section id="{one.name}">
 <h2>{html.escape(one.study.title)}</h2>
 <p class="question">{html.escape(one.study.question)}</p>
-<ul class="answer">{answer}</ul>
+{_answer(one)}
 {_picture(one)}
 {"".join(map(_table, tables_of(one.study, one.rows)))}
 <details><summary>What was planned</summary><pre>{html.escape(one.plan.strip())}</pre></details>
 <p class="small">{_provenance(one)}</p>
 </section>
 """
+
+
+def _answer(one: Section) -> str:
+    """A paragraph of the first sentences, and the others folded."""
+    sentences = answer_of(one.study, one.rows)
+    if not sentences:
+        sentences = ["No comparison yet: the runs that are there are of a search."]
+    first, others = sentences[:SENTENCES], sentences[SENTENCES:]
+    text = f'<p class="answer">{html.escape(" ".join(first))}</p>'
+    if others:
+        items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in others)
+        title = f"{len(others)} more comparisons that were planned"
+        text += f"\n<details><summary>{title}</summary><ul>{items}</ul></details>"
+    return text
 
 
 def _picture(one: Section) -> str:
@@ -145,10 +163,10 @@ def _picture(one: Section) -> str:
     width, height = (round(DPI * inches) for inches in figure.get_size_inches())
     text = html.escape(f"Picture: {one.study.title}. The table has its numbers.")
     source = f"data:image/png;base64,{data}"
-    return (
-        f'<div class="wide"><img alt="{text}" src="{source}" width="{width}" height="{height}">'
-        "</div>\n"
-    )
+    # On a phone the letters of a wide picture stay readable, and it scrolls.
+    style = f"min-width: min({width}px, {4.5 * figure.get_size_inches()[0]:.0f}rem)"
+    size = f'width="{width}" height="{height}" style="{style}"'
+    return f'<div class="wide"><img alt="{text}" src="{source}" {size}></div>\n'
 
 
 def _table(one: Table) -> str:
@@ -162,14 +180,21 @@ def _table(one: Table) -> str:
 
     head = f"<thead><tr>{cells('th', one.header)}</tr></thead>"
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in one.rows)
-    caption = f"<caption>{html.escape(one.title)}</caption>"
-    return f'<div class="wide"><table>{caption}{head}<tbody>{body}</tbody></table></div>\n'
+    table = f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>\n'
+    title = html.escape(one.title)
+    if one.aside:
+        return f"<details><summary>{title}</summary>{table}</details>\n"
+    return f'<p class="caption">{title}</p>\n{table}'
 
 
 def _provenance(one: Section) -> str:
     """Runs, seeds, time, machine and command."""
     machines = {
-        ", ".join(str(row["machine"][name]) for name in _FIELDS if name in row["machine"])
+        ", ".join(
+            text.format(row["machine"][name])
+            for name, text in _FIELDS.items()
+            if name in row["machine"]
+        )
         for row in one.rows
     }
     dates = sorted({row["machine"]["date"] for row in one.rows})

@@ -9,17 +9,18 @@ main { max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere;
 h1 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 .question { font-style: italic; margin-top: -.5rem; }
-.answer { background: var(--soft); border-left: 4px solid #888; padding: .7rem 1rem .7rem 2rem; }
-.answer li { margin: .2rem 0; }
+.answer { background: var(--soft); border-left: 4px solid #888; padding: .7rem 1rem; }
+details { margin: .5rem 0; }
 .wide { overflow-x: auto; margin: 1rem 0; }
-.wide img { display: block; height: auto; max-width: 100%; min-width: 38rem; background: #fff; }
+.wide img { display: block; height: auto; max-width: 100%; background: #fff; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+.caption { font-weight: 600; font-size: .9rem; margin: 1.2rem 0 -.6rem; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: top; }
 td { white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
+  background: Canvas; }
 .paper { color: var(--paper); font-style: italic; }
 th.paper::after { content: " (paper)"; }
 .missing { color: var(--paper); font-size: .85rem; }

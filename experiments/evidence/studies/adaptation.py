@@ -194,7 +194,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     lines = [[TITLES[r["learner"]], r["optimizer"], f"{r['rate']:g}", f"{_error(r):.4f}"]
              for r in where(rows, stage="search")]  # fmt: skip
     header = "learner", "optimizer", "rate", "mean error"
-    return [*found, Table("The search, one drawn stream", header, lines)]
+    return [*found, Table("The search, one drawn stream", header, lines, aside=True)]
 
 
 def picture(rows: Sequence[Row]) -> Figure:

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from experiments.benchmarks.rig.suite import COLOURS
 from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study, Table
-from experiments.evidence.summary import band, difference, mean_of, said, shown, where
+from experiments.evidence.summary import band, difference, mean_of, named, said, shown, where
 from experiments.evidence.training import recipes
 from experiments.evidence.training.clips import clips, digits
 from experiments.evidence.training.recipes import Recipe
@@ -109,7 +109,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
             for other in ("backprop", "pipelined_backprop"):
                 one = difference(of_sideways, where(plain, rule=other), value)
                 sentences.append(
-                    said(one, f"{network}: {name}, Sideways - {NAMES[other]}",
+                    said(one, f"{named(network)}: {name}, Sideways - {NAMES[other]}",
                          higher="Sideways is worse", lower="Sideways is better")
                 )  # fmt: skip
             remedies = dict.fromkeys(row["remedy"] for row in where(rows, network=network))
@@ -117,7 +117,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
                 some = where(rows, network=network, remedy=remedy, rule="sideways")
                 one = difference(some, of_sideways, value)
                 sentences.append(
-                    said(one, f"{network}, Sideways: {name}, {remedy} - plain",
+                    said(one, f"{named(network)}, Sideways: {name}, {remedy} - plain",
                          higher=f"{remedy} does harm", lower=f"{remedy} helps")
                 )  # fmt: skip
     return sentences
@@ -161,7 +161,7 @@ def picture(rows: Sequence[Row]) -> Figure:
             style = {"color": COLOURS[rule], "label": NAMES[rule], "lw": 1.2}
             above.plot(x, y, marker=".", **style)
             band(below, some[0]["after updates"], [row["ece"] for row in some], **style)
-        above.set_title(f"{network},\n{remedy}", fontsize=9)
+        above.set_title(f"{named(network)},\n{remedy}", fontsize=9)
         above.set_xlabel("confidence", fontsize=8)
         below.set_xlabel("updates", fontsize=8)
     grid[0, 0].set_ylabel("accuracy of the bin", fontsize=8)

@@ -96,7 +96,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
             sentences.append(
                 said(one, f"{task}, {depth} modules, all speeds: pipelined backprop - Sideways",
                      higher="wrong gradients cost accuracy", lower="Sideways is better",
-                     template="{:+.1%}")
+                     points=True)
             )  # fmt: skip
     return sentences
 

@@ -76,7 +76,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
         said(
             difference(ours, where(sees, rule=other), "test accuracy"),
             f"Test accuracy with shortcuts from the frame, Sideways - {NAMES[other]}",
-            higher="Sideways is better", lower=f"{NAMES[other]} is better", template="{:+.1%}",
+            higher="Sideways is better", lower=f"{NAMES[other]} is better", points=True,
         )
         for other in ("pipelined_backprop", "backprop")
     ]  # fmt: skip

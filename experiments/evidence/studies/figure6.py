@@ -30,7 +30,6 @@ from experiments.evidence.training.recipes import Recipe
 
 STRIDES = ("1", "2", "3", "4", "5", "6", "random")
 RATES = {"favourable": 3e-3, "unfavourable": 1e-2}
-POINTS = "{:+.1%}"
 
 
 def runs(scale: Scale) -> list[Run]:
@@ -81,14 +80,14 @@ def answer(rows: Sequence[Row]) -> list[str]:
                 one = difference(some, where(here, rule=rule, stride="1"), "test accuracy")
                 sentences.append(
                     said(one, f"{kind} rate, {NAMES[rule]}: test accuracy, {name} - stride 1",
-                         template=POINTS, higher="it gains", lower="it loses")
+                         points=True, higher="it gains", lower="it loses")
                 )  # fmt: skip
             one = difference(
                 where(here, rule="sideways", stride=stride),
                 where(here, rule="pipelined_backprop", stride=stride), "test accuracy",
             )  # fmt: skip
             sentences.append(
-                said(one, f"{kind} rate, {name}: Sideways - pipelined backprop", template=POINTS,
+                said(one, f"{kind} rate, {name}: Sideways - pipelined backprop", points=True,
                      higher="wrong gradients do better", lower="wrong gradients cost this")
             )  # fmt: skip
     counts = [f"{NAMES[rule]} {len(_collapsed(rows, rule))} of {len(where(rows, rule=rule))}"

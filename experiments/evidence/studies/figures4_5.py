@@ -23,7 +23,16 @@ from matplotlib.figure import Figure
 
 from experiments.benchmarks.rig.suite import COLOURS
 from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study, Table
-from experiments.evidence.summary import band, difference, logarithmic, mean_of, said, shown, where
+from experiments.evidence.summary import (
+    band,
+    difference,
+    logarithmic,
+    mean_of,
+    named,
+    said,
+    shown,
+    where,
+)
 from experiments.evidence.training import recipes
 from experiments.evidence.training.clips import clips, digits
 from experiments.evidence.training.recipes import CURVES, Recipe
@@ -87,7 +96,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
             for other in ("backprop", "pipelined_backprop"):
                 one = difference(where(here, rule="sideways"), where(here, rule=other), _log)
                 sentences.append(
-                    said(one, f"{network}, rate {rate:g}: log of the instability, Sideways - "
+                    said(one, f"{named(network)}, rate {rate:g}: log of the instability, Sideways - "
                          f"{NAMES[other]}", template="{:+.2f}",
                          higher="Sideways is less stable", lower="Sideways is more stable")
                 )  # fmt: skip
@@ -131,7 +140,7 @@ def picture(rows: Sequence[Row]) -> Figure:
                 logarithmic(axes)
             axes.tick_params(labelsize=7)
             axes.set_ylabel(name if column == 0 else "", fontsize=8)
-        grid[0, column].set_title(f"{network}, {rate:g}", fontsize=9)
+        grid[0, column].set_title(f"{named(network)}, {rate:g}", fontsize=9)
         grid[-1, column].set_xlabel("updates", fontsize=8)
     grid[0, 0].legend(fontsize=7)
     return figure

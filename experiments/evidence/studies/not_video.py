@@ -28,7 +28,6 @@ from experiments.evidence.training import pictures, recipes
 from experiments.evidence.training.recipes import Recipe
 
 RATE = 4e-3
-POINTS = "{:+.1%}"
 
 
 def runs(scale: Scale) -> list[Run]:
@@ -76,7 +75,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
         for other in ("pipelined_backprop", "backprop"):
             one = difference(where(here, rule="sideways"), where(here, rule=other), "test accuracy")
             sentences.append(
-                said(one, f"{kind}, Sideways - {NAMES[other]}", template=POINTS,
+                said(one, f"{kind}, Sideways - {NAMES[other]}", points=True,
                      higher="Sideways is better", lower=f"{NAMES[other]} is better")
             )  # fmt: skip
     return sentences

@@ -99,7 +99,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
             sentences.append(
                 said(one, f"Test accuracy, Sideways - {NAMES[other]} with {updates} updates",
                      higher="Sideways is better", lower=f"{NAMES[other]} is better",
-                     template="{:+.1%}")
+                     points=True)
             )  # fmt: skip
     return sentences
 

@@ -50,7 +50,6 @@ PAPER = {
     "VGG-8": {"HMDB51": (24.6, 25.8), "UCF101": (49.1, 53.8)},
     "VGG-8, dropout": {"UCF101": (56.0, 58.2)},
 }
-POINTS = "{:+.1%}"
 
 
 def runs(scale: Scale) -> list[Run]:
@@ -150,7 +149,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
         one = difference(by_rule[first], by_rule[second], "test accuracy", shared)
         a, b = NAMES[first], NAMES[second]
         sentences.append(
-            said(one, f"Test accuracy, {a} - {b} ({what})", template=POINTS,
+            said(one, f"Test accuracy, {a} - {b} ({what})", points=True,
                  higher=f"{a} is better", lower=f"{b} is better")
         )  # fmt: skip
     central = where(by_rule["sideways"], speed=CONDITIONS[0][0], clutter=CONDITIONS[0][1])
@@ -158,14 +157,14 @@ def answer(rows: Sequence[Row]) -> list[str]:
     one = difference(central, fewer, "test accuracy", ("seed", "network", "dropout"))
     sentences.append(
         said(one, "At the same compute, where backprop has fewer updates, Sideways - backprop",
-             template=POINTS, higher="Sideways is better", lower="backprop is better")
+             points=True, higher="Sideways is better", lower="backprop is better")
     )  # fmt: skip
     one = difference(by_rule["sideways"], by_rule["backprop"], gap, shared)
     test = difference(by_rule["sideways"], by_rule["backprop"], "test accuracy", shared)
     fits_less = test.is_shown and test.mean < 0
     smaller = "it fits less, its test accuracy is lower, too" if fits_less else "it regularises"
     sentences.append(
-        said(one, "Training - test accuracy, Sideways - backprop", template=POINTS,
+        said(one, "Training - test accuracy, Sideways - backprop", points=True,
              higher="Sideways overfits more", lower=f"the gap is smaller with Sideways; {smaller}")
     )  # fmt: skip
     return sentences
@@ -207,7 +206,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         )
     )
     title = "The search: accuracy on training digits that were held out, one seed"
-    return [*found, Table(title, ["network", "rule", "rate", "decay", "accuracy", ""], choices)]
+    header = ["network", "rule", "rate", "decay", "accuracy", ""]
+    return [*found, Table(title, header, choices, aside=True)]
 
 
 def _variant(row: Row) -> Run:
