@@ -130,7 +130,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         for rule in RULES:
             some = where(rows, network=network, remedy=remedy, rule=rule)
             sure = [row for row in some if row["confidence of mistakes"] is not None]
-            lines.append([network, remedy, NAMES[rule],
+            lines.append([named(network), remedy, NAMES[rule],
                           shown(mean_of(some, "last ece"), "{:.3f}"),
                           shown(mean_of(some, "last nll"), "{:.2f}"),
                           shown(mean_of(some, "test accuracy"), "{:.1%}"),

@@ -96,8 +96,8 @@ def answer(rows: Sequence[Row]) -> list[str]:
             for other in ("backprop", "pipelined_backprop"):
                 one = difference(where(here, rule="sideways"), where(here, rule=other), _log)
                 sentences.append(
-                    said(one, f"{named(network)}, rate {rate:g}: log of the instability, Sideways - "
-                         f"{NAMES[other]}", template="{:+.2f}",
+                    said(one, f"{named(network)}, rate {rate:g}: log of the instability, "
+                         f"Sideways - {NAMES[other]}", template="{:+.2f}",
                          higher="Sideways is less stable", lower="Sideways is more stable")
                 )  # fmt: skip
     counts = [f"{NAMES[rule]} {sum(row['collapsed'] for row in where(rows, rule=rule))} of "
@@ -115,7 +115,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     for network, rate in dict.fromkeys((row["network"], row["rate"]) for row in rows):
         for rule in RULES:
             some = where(rows, network=network, rate=rate, rule=rule)
-            lines.append([network, f"{rate:g}", NAMES[rule],
+            lines.append([named(network), f"{rate:g}", NAMES[rule],
                           shown(mean_of(some, "instability"), "{:.2f}"),
                           shown(mean_of(some, "training accuracy"), "{:.1%}"),
                           f"{sum(row['collapsed'] for row in some)} of {len(some)}"])  # fmt: skip
