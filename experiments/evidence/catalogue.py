@@ -86,8 +86,8 @@ def reproduce(
             study = study_of(name)
             scale, file = scale_of(study, settings), file_of(workdir, name)
             seconds = whole.left()
-            if has_budget:
-                seconds = min(60 * study.minutes, seconds or float("inf"))
+            if has_budget and seconds is not None:
+                seconds = min(60 * study.minutes, seconds)
             limit = "" if seconds is None else f", at most {duration(seconds)}"
             say(f"{name}: {study.title}{limit}")
             compute(study, scale, file, pace_of(seconds))

@@ -33,7 +33,7 @@ from experiments.evidence.summary import band, difference, logarithmic, mean_of,
 from experiments.evidence.training import changing
 from experiments.evidence.training.changing import CHANGES, LEARNERS
 
-OPTIMIZERS = {"sgd": (0.1, 0.3, 1.0), "momentum": (0.01, 0.03, 0.1), "adam": (1e-4, 3e-4, 1e-3)}
+OPTIMIZERS = {"sgd": (0.03, 0.1, 0.3), "momentum": (0.003, 0.01, 0.03), "adam": (3e-5, 1e-4, 3e-4)}
 TOLERANCE = 1.5  # times the lowest error of the last quarter
 TITLES = NAMES | {"blocking": "blocking backprop", "data_parallel": "data-parallel backprop",
                   "skipping": "data-parallel, skipping"}  # fmt: skip

@@ -198,7 +198,7 @@ def test_clutter_lies_over_the_same_digits(config):
     alone, both = all_test_frames(plain), all_test_frames(cluttered)
     assert (both >= alone).all()
     more = (both > alone).any((2, 3, 4))  # of every frame of every clip
-    assert more.mean() > 0.9
+    assert more[alone.any((2, 3, 4))].mean() > 0.9  # The others fill clips up.
     np.testing.assert_array_equal(both, all_test_frames(again))
     np.testing.assert_array_equal(first(cluttered), first(again))
     # It moves, too: what is beside the digit differs from frame to frame.
@@ -210,7 +210,7 @@ def test_clutter_lies_over_the_same_digits(config):
 
 def test_a_set_without_clutter_keeps_its_fingerprint(config):
     """Runs of before there was any go on."""
-    assert data.load(config, seed=3).videos["test"].fingerprint == "FINGERPRINT"
+    assert data.load(config, seed=3).videos["test"].fingerprint == "0f205a37be3df7c1"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What the studies conclude from rows whose numbers are known."""
 
 import math
+import re
 
 import pytest
 
@@ -8,7 +9,9 @@ from experiments.evidence import catalogue
 from experiments.evidence.report import page
 from experiments.evidence.studies import adaptation, figure6, gradients, table1, table3
 from experiments.evidence.study import RULES, Scale
+from tests.experiments import tiny
 
+DOCS = tiny.ROOT / "docs" / "evidence.md"
 MACHINE = {"date": "2026-01-01", "processor": "a <b> & c", "cores": 2}
 
 
@@ -116,6 +119,16 @@ def test_the_cosine_predicts_a_loss_that_falls_with_it():
     ]  # fmt: skip
     sentence = gradients.answer(rows)[-1]
     assert "-1.00 ± 0.00 (3 seeds): the lower the cosine, the more accuracy is lost" in sentence
+
+
+def test_the_budgets_in_the_docs_are_those_of_the_studies():
+    """And all of them fit in three hours."""
+    lines = re.findall(r"^\| `(\w+)` .*\| (\d+) \|$", DOCS.read_text(), re.MULTILINE)
+    budgets = {name: int(minutes) for name, minutes in lines}
+    assert list(budgets) == list(catalogue.STUDIES)  # in the order of `all`
+    studies = {name: catalogue.study_of(name) for name in budgets}
+    assert budgets == {name: study.minutes for name, study in studies.items()}
+    assert sum(budgets.values()) <= catalogue.ALL_MINUTES
 
 
 def test_what_is_written_into_the_page_is_text():
