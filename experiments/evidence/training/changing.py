@@ -36,7 +36,7 @@ from sideways_jax.one_device import blocking
 
 LEARNERS = ("sideways", "pipelined_backprop", "blocking", "data_parallel", "skipping")
 CHANGES = ("light", "scene", "camera")
-PRETRAINED = 400  # updates of Adam before the stream begins
+PRETRAINED = 1500  # updates of Adam before the stream begins
 
 
 class Size(NamedTuple):
@@ -56,7 +56,7 @@ SMOKE = Size(widths=(4, 4), pixels=16, before=10, after=10, pretrained=2)
 def frames(size: Size, folder: str, seed: int) -> np.ndarray:
     """The whole stream, uint8 `[T, H, W, 3]`: one part before any change, and one after each.
 
-    Drawn: a scene of moving solids; the same in a dim, bluish light; moving digits before a bright
+    Drawn: a scene of moving solids; the same in a glaring light; moving digits before a bright
     wall, another kind of scene; solids again, upside down and from nearer. Of a folder: one video,
     and another for the scene.
     """
@@ -73,7 +73,8 @@ def frames(size: Size, folder: str, seed: int) -> np.ndarray:
         first = solids(size.pixels, before + 2 * after, seed=seed)
         second = _digits(size.pixels, after, seed)
     long = _looped(first, before + 2 * after)
-    light = (long[before : before + after] * np.array([0.35, 0.4, 0.55])).astype(np.uint8)
+    dark = 255.0 - long[before : before + after]
+    light = np.rint(255 - dark * np.array([0.35, 0.4, 0.55])).astype(np.uint8)
     camera = np.stack([_nearer(frame[::-1]) for frame in long[before + after :]])
     return np.concatenate([long[:before], light, _looped(second, after), camera])
 
@@ -125,16 +126,17 @@ def network_of(widths: tuple[int, ...]) -> Network:
 def pretrained(size: Size, folder: str, seed: int) -> tuple:
     """Weights that know the kind of frames before the changes: batched backprop with Adam.
 
-    All learners begin with them. Drawn: 480 frames of other scenes; of a folder: its first video
-    before the changes.
+    All learners begin with them. Drawn: 960 frames of 16 other scenes; of a folder: its first
+    video before the changes.
     """
     if folder:
         known = frames(size, folder, seed)[: size.before]
     else:
-        known = solids(size.pixels, 480 if size.before > 100 else 16, seed=seed + 50_000, streams=8)
+        count = 960 if size.before > 100 else 16
+        known = solids(size.pixels, count, seed=seed + 50_000, streams=16)
     init, update = _batched(size.widths)
     params, state, opt_state = init(jax.random.key(seed), known[:16])
-    opt_state = with_settings(opt_state, 1e-3)
+    opt_state = with_settings(opt_state, 3e-3, warmup=50)
     rng = np.random.default_rng(seed)
     for _ in range(size.pretrained):
         batch = known[rng.integers(len(known), size=16)]

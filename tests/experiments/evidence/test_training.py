@@ -136,7 +136,8 @@ def test_a_stream_changes_where_it_says():
     frames = changing.frames(size, "", 3)
     assert frames.shape == (size.before + 3 * size.after, size.pixels, size.pixels, 3)
     light = frames[size.before : size.before + size.after]
-    assert light.mean() < 0.6 * frames[: size.before].mean()
+    assert light.mean() > 1.2 * frames[: size.before].mean()
+    assert light.std() < 0.7 * frames[: size.before].std()
     jumps = np.abs(np.diff(frames.astype(float), axis=0)).mean((1, 2, 3))
     starts = [size.before + n * size.after - 1 for n in range(3)]
     assert set(np.argsort(jumps)[-3:]) == set(starts)
