@@ -23,7 +23,7 @@ from experiments.workdir.files import write_atomically
 
 DPI = 110
 TITLE = "The claims of Sideways, measured again"
-SENTENCES = 4  # of the paragraph that answers a question; the others are folded
+SENTENCES = 5  # of the paragraph that answers a question; the others are folded
 _FIELDS = {
     "processor": "{}",
     "cores": "{} cores",
@@ -149,7 +149,7 @@ def _answer(one: Section) -> str:
     text = f'<p class="answer">{html.escape(" ".join(first))}</p>'
     if others:
         items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in others)
-        title = f"{len(others)} more comparisons that were planned"
+        title = f"More comparisons that were planned: {len(others)}"
         text += f"\n<details><summary>{title}</summary><ul>{items}</ul></details>"
     return text
 

@@ -222,7 +222,8 @@ def picture(rows: Sequence[Row]) -> Figure:
         logarithmic(axes)
         axes.set(ylabel="error of the weights", title=f"{source} streams")
     axes.set_xlabel("frames that arrived")
-    figure.axes[0].legend(fontsize=7)
+    if compared:
+        figure.axes[0].legend(fontsize=7)
     return figure
 
 

@@ -182,8 +182,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
     if constant := where(drawn, speed=0.0):
         worst = max(max(map(max, row["relative error"])) for row in constant)
         sentences.append(
-            f"Constant video: the largest relative error of any module is {worst:.1e}; the rest is "
-            "float32."
+            f"Constant video: the largest relative error of any module is {worst:.1e}."
         )
     moving = [row for row in drawn if row["speed"] > 0]
     fast, slow = (where(moving, speed=speed, stride=1) for speed in (4.0, 0.5))
@@ -192,6 +191,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
         said(one, "Lowest module, end of training: cosine at 4 pixels a frame - at 0.5",
              higher="speed helps", lower="the faster, the more wrong")
     )  # fmt: skip
+    sentences.append(_prediction(moving))
     for name, some in (("drawn", where(moving, speed=1.0, stride=1)),
                        ("real", where(rows, source="real", stride=1))):  # fmt: skip
         if some:
@@ -204,7 +204,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
                      f"The same, end - start of training, {name} clips",
                      higher="training makes it less wrong", lower="training makes it more wrong")
             )  # fmt: skip
-    return [*sentences, _prediction(moving)]
+    return sentences
 
 
 def _prediction(moving: Sequence[Row]) -> str:

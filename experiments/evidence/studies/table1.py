@@ -135,6 +135,8 @@ def measure(run: Run) -> dict[str, float]:
 def answer(rows: Sequence[Row]) -> list[str]:
     """Paired differences of test accuracy, and of the gap between training and test."""
     compared, sentences = where(rows, same="updates"), []
+    if not compared:
+        return []
     by_rule = {rule: where(compared, rule=rule) for rule in RULES}
     shared = ("seed", "network", "dropout", "speed", "clutter")
 
