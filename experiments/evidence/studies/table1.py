@@ -7,7 +7,7 @@ clutter.
 dropout and with 0.5 (0.9, the paper's, leaves 13 of these 128 units).
 **Search.** For every network and rule the paper's four weight decays (0, 1e-4, 1e-3, 1e-2, not
 multiplied by the rate) and two rates. The paper's 1e-4 and 1e-5 are for 1e5 updates; Simple-CNN
-has 600 here and VGG-8 400: 4e-3 and 2e-3. One seed that is used nowhere else, at speed 1 with
+has 600 here and VGG-8 300: 4e-3 and 2e-3. One seed that is used nowhere else, at speed 1 with
 clutter; the accuracy on training digits that the search holds out chooses, the higher rate and
 the smaller decay if equal.
 **Comparison.** With the chosen pair, five seeds, all conditions, the same updates; and backprop

@@ -19,7 +19,7 @@ from experiments.jobs.classification.losses import accuracy
 from sideways_jax import Network, models, step
 
 CLASSES = 10
-UPDATES = {"simple_cnn": 600, "vgg8": 400}  # of the short studies
+UPDATES = {"simple_cnn": 600, "vgg8": 300}  # of the short studies
 CURVES = ("loss", "accuracy", "mean of gradients", "norm of gradients")
 NETWORKS: Mapping[str, Callable[[float], Network]] = {
     # The paper's, with a quarter of the channels.

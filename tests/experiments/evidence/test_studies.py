@@ -41,7 +41,7 @@ def test_every_rule_is_searched_alike_and_compared_at_its_best():
     # Backprop has twice the operations.
     assert {(run["network"], run["updates"]) for run in fewer} == {
         ("simple_cnn", 300),
-        ("vgg8", 200),
+        ("vgg8", 150),
     }
     # Equal ones: the higher rate and the smaller decay.
     rows = _searched((None, None))
