@@ -71,7 +71,7 @@ def test_commands_name_programs_that_are_there():
 ELSEWHERE = ("own.md", "after_training.md", "data.md")
 
 
-@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.usefixtures("quick_compile", "usual_promotion")
 @pytest.mark.parametrize(
     "page",
     [p for p in PAGES if p.parent.name == "docs" and p.name not in ELSEWHERE
@@ -88,9 +88,8 @@ def test_code_runs(page):
         "loss_fn": lambda output, target: jnp.mean((output - target) ** 2), "tx": optax.sgd(0.1),
         "params": params, "state": state, "frames": frames, "targets": targets,
     }  # fmt: skip
-    with jax.numpy_dtype_promotion("standard"):
-        for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-            exec(code, names)
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(code, names)
 
 
 def test_the_reference_has_all_public_names():
