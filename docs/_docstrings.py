@@ -1,7 +1,7 @@
 """How the API reference reads our docstrings: an extension of griffe, named in mkdocs.yml.
 
 Three habits of this repository are not Markdown, or not what griffe expects: doctests that follow a
-paragraph, several arguments with one description, and comments behind the fields of a NamedTuple.
+paragraph, several arguments with one description, and fields of a class with a comment behind them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import griffe
 
-SHARED = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)", re.MULTILINE)
+SHARED = re.compile(r"^( +)((?:[*\w]+,\s+)+[*\w]+): (.*(?:\n\1 +.*)*)", re.MULTILINE)
 DOCTEST = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
 
 
@@ -21,19 +21,19 @@ class Docstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called for everything that was found in the source."""
         del kwargs
-        if obj.docstring is not None:
-            obj.docstring.value = _fenced(_one_each(obj.docstring.value))
-        elif obj.is_attribute and obj.parent is not None and obj.parent.is_class:
-            comment = _comment(obj)
-            if comment:
-                obj.docstring = griffe.Docstring(comment, parent=obj)
+        if obj.docstring is None:
+            return
+        text = obj.docstring.value
+        if obj.is_class and "Attributes:\n" not in text:
+            text += _fields(obj)
+        obj.docstring.value = _fenced(_one_each(text))
 
 
 def _one_each(text: str) -> str:
     """`a, b: what they are` as an entry for each."""
 
     def entries(match: re.Match) -> str:
-        names = match[2].split(", ")
+        names = re.split(r",\s+", match[2])
         return "\n".join(f"{match[1]}{name}: {match[3]}" for name in names)
 
     return SHARED.sub(entries, text)
@@ -44,14 +44,23 @@ def _fenced(text: str) -> str:
     return DOCTEST.sub(lambda match: f"```pycon\n{match[0]}\n```", text)
 
 
+def _fields(record: griffe.Object) -> str:
+    """A section with the fields of a class that have a comment."""
+    comments = {name: _comment(field) for name, field in record.attributes.items()}
+    entries = [f"  {name}: {comment}" for name, comment in comments.items() if comment]
+    return "\n\nAttributes:\n" + "\n".join(entries) if entries else ""
+
+
 def _comment(field: griffe.Attribute) -> str:
-    """The comment before a field or behind it, if it has one."""
+    """The comment before a field, and the one behind it."""
+    if field.lineno is None or field.docstring is not None:
+        return ""
     lines = field.lines_collection[field.filepath]
-    before: list[str] = []
+    comments: list[str] = []
     for line in reversed(lines[: field.lineno - 1]):
         if not line.strip().startswith("#"):
             break
-        before.insert(0, line.strip().lstrip("# "))
-    behind = re.search(r"  # (.*)$", lines[field.lineno - 1])
-    comment = " ".join([*before, *([behind[1]] if behind else [])])
-    return comment[:1].upper() + comment[1:]
+        comments.insert(0, line.strip().lstrip("# "))
+    if behind := re.search(r"  # (.*)$", lines[field.lineno - 1]):
+        comments.append(behind[1])
+    return " ".join(comments)

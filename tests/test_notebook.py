@@ -57,6 +57,7 @@ def assert_lowers(train_step, *arguments):
     return exported.nr_devices
 
 
+@pytest.mark.usefixtures("usual_promotion")
 @pytest.mark.parametrize("devices", [1, 8])
 def test_its_own_networks_lower(devices):
     notebook = definitions(devices)

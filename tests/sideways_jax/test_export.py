@@ -144,6 +144,7 @@ def small_training(options):
     return init, train_step, clip
 
 
+@pytest.mark.usefixtures("usual_promotion")
 def test_training_goes_on_without_the_library(tmp_path):
     expected = []
     for name, options in TRAINING.items():
@@ -173,12 +174,14 @@ def test_training_goes_on_without_the_library(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("usual_promotion")
 def test_a_program_for_every_device_is_no_export():
     init, train_step, clip = small_training({"execution": "program_per_device"})
     with pytest.raises(ValueError, match=r"cannot be exported.*Export Pipeline\(mesh\)"):
         export.training(train_step, init(jax.random.key(0), clip[0][0]), *clip)
 
 
+@pytest.mark.usefixtures("usual_promotion")
 def test_training_takes_the_shapes_that_it_was_exported_for():
     init, train_step, clip = small_training(TRAINING["scan"])
     exported = export.training(train_step, init(jax.random.key(0), clip[0][0]), *clip)
