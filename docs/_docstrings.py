@@ -24,7 +24,7 @@ class Docstrings(griffe.Extension):
         if obj.docstring is None:
             return
         text = obj.docstring.value
-        if obj.is_class and "Attributes:\n" not in text:
+        if obj.is_class and not re.search(r"^(Args|Attributes):$", text, re.MULTILINE):
             text += _fields(obj)
         obj.docstring.value = _fenced(_one_each(text))
 
