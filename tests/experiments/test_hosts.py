@@ -75,7 +75,7 @@ def run(command, tmp_path, cwd=tiny.ROOT, **variables):
     }  # fmt: skip
     return subprocess.run(
         [str(part) for part in command], cwd=cwd, env=environment,
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=540, check=False,
     )  # fmt: skip
 
 
@@ -202,10 +202,10 @@ def test_kubernetes(tmp_path):
                 env=os.environ | {"JAX_PLATFORMS": "cpu", "KUBERNETES_SERVICE_HOST": "10.0.0.1"},
             )
         )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 540
     said = [pod.communicate(timeout=deadline - time.monotonic())[0] for pod in pods]
     assert [pod.returncode for pod in pods] == [0, 0], said
     assert "(auto: time_parallel)" in said[0]
-    assert "kubernetes" not in said[0]  # JAX would ask for a package of that name.
+    assert "Kubernetes environment" not in said[0]  # JAX would look for a cluster, and warn.
     summary = json.loads((tmp_path / "runs" / "mine" / "summary.json").read_text())
     assert summary["execution"] == "time_parallel (data 2 x depth 1)"
