@@ -106,8 +106,8 @@ def test_of_two_processes(job, tmp_path):
     flags = tiny.overrides(train__num_steps=6) if job == "quickstart" else []
     command = [
         sys.executable, "experiments/launch.py", "--processes=2", f"--logs={tmp_path}", "--",
-        "python", "experiments/main.py", f"--workdir={tmp_path}/run", *flags,
-        f"--config=experiments/configs/{job}.py:smoke,execution=depth_sharded,depth=2",
+        "python", "experiments/main.py", f"--workdir={tmp_path}/run",
+        f"--config=experiments/configs/{job}.py:smoke,execution=depth_sharded,depth=2", *flags,
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=300, check=False,
