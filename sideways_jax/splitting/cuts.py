@@ -19,6 +19,7 @@ from sideways_jax.splitting.balance import balanced_cuts
 from sideways_jax.splitting.costs import operations
 from sideways_jax.splitting.names import Name, written
 from sideways_jax.splitting.places import Places, can_travel
+from sideways_jax.splitting.program import Program
 from sideways_jax.splitting.tracing import Analysis, Mode, Tracer, operations_of
 
 
@@ -115,15 +116,36 @@ def first_cuts(train: Analysis, evaluation: Analysis, wish: Wish, batch: int) ->
         return _marked(train, evaluation, wish)
     both = matching(train, evaluation, wish, evaluation.batch)
     in_evaluation = set(possible(evaluation, wish).tolist())
-    places = [c for c in possible(train, wish).tolist() if both.get(c) in in_evaluation]
-    if len(places) < wish.modules - 1:
-        raise ValueError(_too_many(train, wish, len(places)))
+    found = [c for c in possible(train, wish).tolist() if both.get(c) in in_evaluation]
     program = train.places.program
-    costs = [operations(program.equations[n]) for n in program.fixed]
-    crossing = [bytes_at(train, place, batch) for place in places]
+    costs = costs_of(program)
+    crossing = _worth(costs, {place: bytes_at(train, place, batch) for place in found})
+    if len(crossing) < wish.modules - 1:
+        raise ValueError(_too_many(train, wish, len(crossing)))
     first = train.places.first[: wish.num_params]
-    below = [int(np.sum(first < place)) for place in (*places, program.size)]
-    return balanced_cuts(costs, places, crossing, wish.modules, below=below)
+    below = [int(np.sum(first < place)) for place in (*crossing, program.size)]
+    return balanced_cuts(costs, [*crossing], [*crossing.values()], wish.modules, below=below)
+
+
+def costs_of(program: Program) -> list[float]:
+    """The operations of every fixed equation."""
+    return [operations(program.equations[n]) for n in program.fixed]
+
+
+def _worth(costs: list[float], crossing: dict[int, int]) -> dict[int, int]:
+    """Those places between which there is something to compute; of equal ones that of fewest bytes.
+
+    Args:
+      costs: of every equation.
+      crossing: the places and the bytes that cross there.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(costs)])
+    best: dict[float, int] = {}
+    for place, size in crossing.items():
+        below = float(sums[place])
+        if 0 < below < sums[-1] and size < crossing.get(best.get(below, -1), np.inf):
+            best[below] = place
+    return {place: crossing[place] for place in sorted(best.values())}
 
 
 def _marked(train: Analysis, evaluation: Analysis, wish: Wish) -> tuple[int, ...]:
@@ -151,7 +173,7 @@ def _marked(train: Analysis, evaluation: Analysis, wish: Wish) -> tuple[int, ...
 def _too_many(analysis: Analysis, wish: Wish, places: int) -> str:
     """The message for more modules than there can be."""
     program = analysis.places.program
-    costs = [operations(program.equations[n]) for n in program.fixed]
+    costs = costs_of(program)
     total = sum(costs) or 1.0
     largest = int(np.argmax(costs)) if costs else 0
     lines = [
@@ -195,7 +217,7 @@ def matching(one: Analysis, other: Analysis, wish: Wish, batch: int) -> dict[int
         [_sign(analysis, place, common, batch) for place in range(analysis.places.program.size + 1)]
         for analysis in (one, other)
     ]
-    matcher = difflib.SequenceMatcher(None, *signs, autojunk=False)
+    matcher = difflib.SequenceMatcher(None, signs[0], signs[1], autojunk=False)
     return {
         block.a + n: block.b + n
         for block in matcher.get_matching_blocks()

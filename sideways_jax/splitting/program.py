@@ -152,9 +152,10 @@ def sources(program: Program) -> Callable[[Any], frozenset[core.Var]]:
         if n in fixed:
             origin |= {v: frozenset((v,)) for v in eqn.outvars}
         else:
-            merged = nothing.union(*(origin.get(v, nothing) for v in eqn.invars if _is_variable(v)))
+            variables = (v for v in eqn.invars if isinstance(v, core.Var))
+            merged = nothing.union(*(origin.get(v, nothing) for v in variables))
             origin |= dict.fromkeys(eqn.outvars, merged)
-    return lambda atom: origin.get(atom, nothing) if _is_variable(atom) else nothing
+    return lambda atom: origin.get(atom, nothing) if isinstance(atom, core.Var) else nothing
 
 
 def _is_variable(atom: Any) -> bool:

@@ -12,9 +12,8 @@ import numpy as np
 
 from sideways_jax.network.checks import batch_size
 from sideways_jax.network.module import key_shape
-from sideways_jax.splitting.costs import operations
 from sideways_jax.splitting.cut_module import Division, make_module
-from sideways_jax.splitting.cuts import Cutter, Wish, bytes_at
+from sideways_jax.splitting.cuts import Cutter, Wish, bytes_at, costs_of
 from sideways_jax.splitting.names import Name, names_of, written
 from sideways_jax.splitting.original import original
 from sideways_jax.splitting.parts import Parts, tree_of
@@ -154,6 +153,6 @@ def _owners(cutter: Cutter) -> np.ndarray:
 
 def _costs(cutter: Cutter) -> tuple[float, ...]:
     program = cutter.train.places.program
-    costs = [operations(program.equations[n]) for n in program.fixed]
+    costs = costs_of(program)
     bounds = (0, *cutter.first, program.size)
     return tuple(sum(costs[a:b]) for a, b in itertools.pairwise(bounds))

@@ -58,7 +58,9 @@ def test_models(model, fix):
 def test_more_modules_than_can_be_cut():
     with pytest.raises(ValueError, match=r"modules=900: .* can be cut at \d+ places, into \d+ mod"):
         split(models.ConvNet(), FRAMES, 900)
-    with pytest.raises(ValueError, match=r"9[0-9]% of its operations are in one equation, 'scan'"):
+    with pytest.raises(
+        ValueError, match=r"(9\d|100)% of its operations are in one equation, 'scan'"
+    ):
         cut(one_scan, 5, jnp.zeros((50, 4, 4)))
     with pytest.raises(ValueError, match=r"'outside' is used at both ends.*carry=.'outside',."):
         split(models.tied, FRAMES, 3, variables=models.tied_variables())
@@ -83,7 +85,11 @@ def loop(x, params, state, train):
             {"w": jnp.ones((4, 4))[0, 0]},
             "the parameter 'w' is used on both sides.*carry=.'w',.",
         ),
-        (marked(lambda x, *_: x > 0, lambda x, p: x * 1.0), (), r"bool\[4,4\].* no gradient"),
+        (
+            marked(lambda x, *_: x > 0, lambda x, p: x.astype(jnp.float32)),
+            (),
+            r"bool\[4, 4\].* no gradient",
+        ),
         (marked(lambda x, *_: x.T, lambda x, p: x.T * 2), (), "first axis is not that of the ex"),
         (marked(lambda x, p, s, train: boundary(x + 1) if train else x + 1), (), "2 times in trai"),
         (
@@ -119,7 +125,9 @@ def test_state_and_keys_on_both_sides():
 
 def test_other_frames_than_the_example():
     network, params, state = split(models.ConvNet(), FRAMES, 3)
-    with pytest.raises(ValueError, match=r"hears float32\[2,9,9,3\].* would be float32\[2,8,8,3\]"):
+    with pytest.raises(
+        ValueError, match=r"hears float32\[2, 9, 9, 3\].* would be float32\[2, 8, 8, 3\]"
+    ):
         network.apply(params, state, jnp.zeros((2, 9, 9, 3)))
     with pytest.raises(ValueError, match=r"float16\[\d.*cut with float32"):
         network.apply(jax.tree.map(lambda x: x.astype(jnp.float16), params), state,
