@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -65,13 +65,14 @@ def pieces_of(
     """
     bounds = (0, *cuts, places.program.size)
     number = {value.variable: k for k, value in enumerate(places.values)}
+    made_from = sources(places.program)
     sent = [_sent(places, bounds, i, direct) for i in range(len(cuts) + 1)]
     pieces = []
     for i in range(len(bounds) - 1):
         wanted = _wanted(places, bounds, i, sent, owner)
         heard: tuple[int, ...] = (i - 1,)
         if direct:
-            heard += _shortcuts(places, bounds, i, number)
+            heard += _shortcuts(places, bounds, i, made_from)
         received = [v for j in heard for v in (places.program.frame if j == FRAME else sent[j])]
         jaxpr, constants = _extract(places, bounds[i : i + 2], received, wanted, owner == i)
         num_sent = len(sent[i]) if i < len(cuts) else len(places.program.output)
@@ -101,20 +102,20 @@ def _wanted(
     return [*(program.output if last else sent[i]), *new]
 
 
-def _shortcuts(places: Places, bounds: Sequence[int], i: int, number: dict) -> tuple[int, ...]:
+def _shortcuts(
+    places: Places, bounds: Sequence[int], i: int, made_from: Callable[[Any], frozenset]
+) -> tuple[int, ...]:
     """The modules below the neighbour that module i hears, and perhaps the frame."""
-    program, origin = places.program, sources(places.program)
+    program = places.program
+    made = {value.variable: value.made for value in places.values}
     equations = [program.equations[n] for n in program.fixed[bounds[i] : bounds[i + 1]]]
     atoms = [v for eqn in equations for v in eqn.invars]
     if i == len(bounds) - 2:
         atoms += program.output
-    made = {
-        places.values[number[v]].made
-        for atom in atoms
-        for v in origin(atom)
-        if v in number and places.values[number[v]].made < bounds[i]
+    below = {
+        made[v] for atom in atoms for v in made_from(atom) if made.get(v, bounds[i]) < bounds[i]
     }
-    modules = {FRAME if m < 0 else int(np.searchsorted(bounds, m, side="right")) - 1 for m in made}
+    modules = {FRAME if m < 0 else int(np.searchsorted(bounds, m, side="right")) - 1 for m in below}
     return tuple(sorted(m for m in modules if m < i - 1))
 
 

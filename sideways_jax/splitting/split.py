@@ -108,8 +108,8 @@ def split(
         origin.variables,
     )
     division = Division(origin, cutter, parts, owner, direct, frame)
-    pieces = division.pieces(train, batch)
-    check_alike(pieces, division.pieces(evaluation, batch), "evaluation")
+    pieces, others = (division.pieces(mode, cutter.train.batch) for mode in (train, evaluation))
+    check_alike(pieces, others, "evaluation")
     network = SplitNetwork(
         tuple(make_module(division, i) for i in range(parts.depth)),
         tuple((j, i) for i, piece in enumerate(pieces) for j in piece.heard[1:]),

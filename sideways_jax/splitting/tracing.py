@@ -138,8 +138,8 @@ def operations_of(places: Places) -> tuple[str, ...]:
 def evaluation_mode(tracer: Tracer, key: jax.ShapeDtypeStruct) -> Mode:
     """How a model is called in evaluation: without a key, if it can do without."""
     try:
-        tracer.places(Mode(False, None), tracer.batch)
+        tracer.analysis(Mode(False, None))
     except Exception:
-        tracer.places(Mode(False, key), tracer.batch)
+        tracer.analysis(Mode(False, key))
         return Mode(False, key)
     return Mode(False, None)

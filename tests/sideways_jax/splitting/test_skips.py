@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.mark.parametrize("skips", ["along", "direct"])
-@pytest.mark.parametrize("modules", [4, None])
+@pytest.mark.parametrize("modules", [pytest.param(4, marks=pytest.mark.full), None])
 def test_u_net(skips, modules):
     model = models.UNet(marked=modules is None)
     network, params, state = split(model, FRAMES, modules, skips=skips)
@@ -34,7 +34,7 @@ def test_dense_net_in_one_word():
     assert not along.shortcuts
 
 
-@pytest.mark.parametrize("skips", ["along", "direct"])
+@pytest.mark.parametrize("skips", [pytest.param("along", marks=pytest.mark.full), "direct"])
 def test_constant_frames_give_backprop(skips):
     """Through a shortcut the newer frame is then the same frame."""
     network, params, state = split(models.UNet(marked=True), FRAMES, skips=skips)
@@ -70,7 +70,7 @@ def test_tied_weights_travel():
         return models.tied(params, state, frame, train, rng)
 
     network, params, state = split(models.tied, FRAMES, 3, variables=variables, carry=("outside",))
-    assert [sorted(part) for part in params] == [["outside"], ["inside"], []]
+    assert "outside" in params[0] and sum("inside" in part for part in params) == 1
     assert_computes(network, params, state, apply)
     frames, targets = video(5)
 

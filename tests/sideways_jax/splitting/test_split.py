@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from sideways_jax import from_linen, from_nnx, make_mesh, split, step
+from sideways_jax import boundary, from_linen, from_nnx, make_mesh, split, step
 from sideways_jax.splitting import SplitNetwork
 from tests.sideways_jax.comparison import assert_same
 from tests.sideways_jax.networks import squared_error
@@ -105,7 +105,11 @@ def kernel(part):
 
 @pytest.mark.parametrize(
     "execution",
-    [step.TimeParallel(), step.Pipeline(make_mesh(depth=2)), step.ProgramPerDevice(make_mesh(2))],
+    [
+        step.TimeParallel(),
+        pytest.param(step.Pipeline(make_mesh(depth=2)), marks=pytest.mark.full),
+        step.ProgramPerDevice(make_mesh(depth=2)),
+    ],
     ids=lambda execution: type(execution).__name__,
 )
 def test_executions_agree(execution):
@@ -148,3 +152,90 @@ def test_train_step():
         train_state, metrics = jax.jit(train_step)(train_state, frames, targets)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_derivatives_of_their_own():
+    """They survive: at 0 a relu has the gradient 0, and a rounded value that of the value."""
+
+    @jax.custom_vjp
+    def rounded(x):
+        return jnp.round(x)
+
+    rounded.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+
+    def model(params, state, frame, train, key):
+        x = frame.reshape(frame.shape[0], -1)[:, :4]
+        x = jax.nn.relu(boundary(x * params["zero"]))
+        x = boundary(rounded(x + params["shift"]))
+        return jax.checkpoint(jnp.sin)(x * params["scale"]), state
+
+    weights = {"zero": jnp.zeros((1, 4)), "shift": jnp.ones((1, 4)), "scale": jnp.ones((1, 4))}
+    network, params, state = split(model, FRAMES, variables=(weights, ()))
+    assert_computes(network, params, state, as_module(model))
+    frame = jnp.ones(FRAMES.shape)
+    grads = jax.grad(lambda params: network.apply(params, state, frame)[0].sum())(params)
+    (zero, shift), cos = (grads[0]["zero"], grads[1]["shift"]), np.cos(1.0)
+    np.testing.assert_array_equal(zero, 0)
+    np.testing.assert_allclose(shift, FRAMES.shape[0] * cos, rtol=1e-6)
+
+
+def test_frames_that_are_pytrees():
+    """Of integers, with a part that the second module needs: by a shortcut from the frame."""
+
+    def model(params, state, frame, train, key):
+        image = boundary(frame["image"].astype(jnp.float32) * params["first"] / 255)
+        return image + params["second"] * frame["sound"].astype(jnp.float32), state
+
+    frame = {"image": jnp.full((2, 4), 200, jnp.uint8), "sound": jnp.full((2, 4), 3, jnp.int32)}
+    variables = {"first": jnp.ones(()), "second": jnp.ones(())}, ()
+    with pytest.raises(
+        ValueError, match=r"a value int32\[2, 4\] crosses it, which has no gradient"
+    ):
+        split(model, frame, variables=variables)
+    network, params, state = split(model, frame, variables=variables, skips="direct")
+    assert network.shortcuts == ((-1, 1),)
+    episode = step.episode_gradients(
+        network, squared_error, params, state, *jax.tree.map(lambda x: x[None].repeat(3, 0),
+        (frame, jnp.zeros((2, 4)))), rule="sideways",
+    )  # fmt: skip
+    output = 200 / 255 + 3
+    np.testing.assert_allclose(episode.outputs[-1], output, rtol=1e-6)
+    first, second = (sum(jax.tree.leaves(part)) for part in episode.grads)
+    np.testing.assert_allclose(second / first, 3 / (200 / 255), rtol=1e-5)
+
+
+def test_draws_are_independent_and_as_often():
+    """Of two units that are dropped in two modules all four cases are equally frequent."""
+
+    def model(params, state, frame, train, key):
+        keys = jax.random.split(key)
+        one = boundary(frame + jax.random.bernoulli(keys[0], 0.5, frame.shape).astype(frame.dtype))
+        return one + 2 * jax.random.bernoulli(keys[1], 0.5, frame.shape).astype(frame.dtype), state
+
+    frame = jnp.zeros((4000, 1))
+    network, params, state = split(model, frame[:2], variables=((), ()))
+    assert network.depth == 2
+    cut, _ = network.apply(params, state, frame, train=True, rng=KEY)
+    uncut, _ = model((), (), frame, True, KEY)
+    for values in (cut, uncut):
+        np.testing.assert_allclose(np.bincount(values[:, 0].astype(int)) / 4000, 0.25, atol=0.03)
+    assert not np.array_equal(cut, uncut)
+
+
+def test_the_model_is_traced_once_for_all_modules():
+    calls = []
+
+    def model(*arguments):
+        calls.append(arguments[3])
+        return models.mlp(*arguments)
+
+    network, params, state = split(model, FRAMES, 4, variables=models.mlp_variables())
+    frames = [jnp.zeros((batch, *FRAMES.shape[1:])) for batch in (3, 5)]
+    before = len(calls)
+    network.apply(params, state, frames[0])
+    assert len(calls) == before + 1
+    jax.jit(network.apply)(params, state, frames[0])
+    network.apply(params, state, frames[0])
+    assert len(calls) <= before + 2
+    network.apply(params, state, frames[1])
+    assert len(calls) <= before + 3
