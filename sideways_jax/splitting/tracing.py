@@ -101,9 +101,17 @@ class Tracer:
         return self.module.apply(params, state, frame, train=bool(train), rng=key)
 
     def _analysis(self, mode: Mode) -> Analysis:
-        """Raises ValueError if the program changes with the number of examples."""
+        """Raises ValueError if the program cannot be traced, or changes with the batch's size."""
         batch = max(self.batch, 2)  # A single example may be a case of its own.
-        one, two = (self.places(mode, n) for n in (batch, 2 * batch))
+        try:
+            one, two = (self.places(mode, n) for n in (batch, 2 * batch))
+        except NameError as error:
+            if "unbound axis" not in str(error):
+                raise
+            raise ValueError(
+                f"the model computes over an axis of a mesh, which is not there while it is cut: "
+                f"make it without that axis (batch_norm_axis=None, axis_name=None). {error}"
+            ) from error
         if operations_of(one) != operations_of(two):
             raise ValueError(
                 f"the model computes something else for {2 * batch} frames than for {batch}: what "

@@ -134,6 +134,23 @@ def test_other_frames_than_the_example():
                       jnp.zeros((2, 8, 8, 3)))  # fmt: skip
 
 
+def test_axes_of_a_mesh():
+    model = nn.BatchNorm(axis_name="data", momentum=0.9)
+    with pytest.raises(ValueError, match=r"over an axis of a mesh.* without that axis.* data"):
+        split(model, FRAMES, 1)
+
+
+def test_programs_that_depend_on_the_batch():
+    def model(params, state, frame, train, key):
+        x = flat(frame)
+        for _ in range(x.shape[0]):
+            x = jnp.sin(x)
+        return x, state
+
+    with pytest.raises(ValueError, match="something else for 4 frames than for 2"):
+        cut(model, 2)
+
+
 def test_options():
     with pytest.raises(ValueError, match="unknown skips 'directly'; did you mean 'direct'"):
         split(models.ConvNet(), FRAMES, 2, skips="directly")
