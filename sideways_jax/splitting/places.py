@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +84,11 @@ def places_of(program: Program) -> Places:
 
 
 def _spans(
-    program: Program, origin, made: dict, first_use: dict, last_use: dict
+    program: Program,
+    origin: Callable[[Any], frozenset[core.Var]],
+    made: dict[core.Var, int],
+    first_use: dict[core.Var, int],
+    last_use: dict[core.Var, int],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first and the last fixed equation that has to be in the module of a leaf."""
     leaves, end = (*program.params, *program.state), program.size

@@ -1,11 +1,14 @@
 """Comparing a model with the network that it was cut into."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tests.sideways_jax.networks import squared_error
 from tests.sideways_jax.splitting.models import FRAMES, video
+from tests.sideways_jax.splitting.same_program import result_names
 
 KEY = jax.random.key(7)
 ROUNDING = 1e-6  # in float32
@@ -56,6 +59,34 @@ def assert_computes(network, params, state, apply, batch=3, frames=FRAMES):
         assert_close(whole(network, grads, new_state), (expected_grads, expected_state))
     output, _ = network.apply(params, state, frame)  # Evaluation needs no key.
     assert_close(output, apply(*original, frame, train=False, rng=None)[0])
+
+
+def assert_same_program(network, params, state, apply, frames):
+    """Fails unless outputs, new state and gradients are computed by the same equations."""
+    for train in (False, True):
+
+        def loss(params, state, frame, rng, model, train=train):
+            output, new_state = model(params, state, frame, train=train, rng=rng)
+            return jnp.sum(jnp.square(output)), (output, new_state)
+
+        def cut(params, state, frame, rng, loss=loss):
+            params, state = network.divide(params, state)
+            model = functools.partial(with_one_key, network)
+            grads, (output, new_state) = jax.grad(loss, has_aux=True)(
+                params, state, frame, rng, model
+            )
+            return output, whole(network, grads, new_state)
+
+        def uncut(params, state, frame, rng, loss=loss):
+            grads, (output, new_state) = jax.grad(loss, has_aux=True)(
+                params, state, frame, rng, apply
+            )
+            return output, (grads, new_state)
+
+        arguments = (*whole(network, params, state), frames, KEY if train else None)
+        names = result_names(cut, *arguments), result_names(uncut, *arguments)
+        assert names[0] == names[1]
+        assert len(set(names[0])) > len(names[0]) / 2  # They tell results apart.
 
 
 def assert_close(actual, expected, tolerance=ROUNDING):

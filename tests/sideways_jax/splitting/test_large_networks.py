@@ -6,7 +6,7 @@ import pytest
 
 from sideways_jax import models, split
 from sideways_jax.devices.module_groups import balance, count_costs
-from tests.sideways_jax.splitting.comparing import assert_computes
+from tests.sideways_jax.splitting.comparing import assert_computes, assert_same_program
 
 # Narrow, so that they compute quickly; dropout is tested too.
 SMALL = {
@@ -21,12 +21,22 @@ pytestmark = [pytest.mark.full, pytest.mark.usefixtures("quick_compile")]
 
 @pytest.mark.parametrize("modules", [4, 8, 16])
 @pytest.mark.parametrize("name", NAMES)
-def test_computes_the_same(name, modules):
+def test_the_same_program(name, modules):
+    """Outputs, running statistics and gradients are computed by the same equations."""
+    network = models.make(name, num_classes=4, **SMALL[name])
+    frames = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = zeros(network, frames)
+    cut, params, state = split(network, frames, modules, variables=variables)
+    assert cut.depth == modules
+    assert_same_program(cut, params, state, network.apply, frames)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_computes_the_same(name):
     network = models.make(name, num_classes=4, **SMALL[name])
     frames = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     variables = network.init(jax.random.key(0), frames)
-    cut, params, state = split(network, frames, modules, variables=variables)
-    assert cut.depth == modules
+    cut, params, state = split(network, frames, 8, variables=variables)
     assert_computes(cut, params, state, network.apply, batch=4, frames=frames)
 
 
@@ -40,11 +50,7 @@ def test_balance(name, modules):
     shapes = jax.eval_shape(lambda key: layers.init(key, frames), jax.random.key(0))
     costs = count_costs(layers, *shapes, frames, train=False)
     best = max(sum(costs[i] for i in group) for group in balance(costs, min(modules, len(costs))))
-    variables = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(lambda key: whole.init(key, frames), jax.random.key(0)),
-    )
-    cut, params, state = split(whole, frames, modules, variables=variables)
+    cut, params, state = split(whole, frames, modules, variables=zeros(whole, frames))
     found = count_costs(cut, params, state, frames, train=False)
     assert max(found) / sum(found) <= 1.25 * best / sum(costs)
 
@@ -54,3 +60,9 @@ def number_of_layers(name):
     with pytest.raises(ValueError, match=r"there are \d+") as error:
         models.make(name, num_classes=4, cut=(1,))
     return int(str(error.value).split("there are ")[1].split(":")[0])
+
+
+def zeros(network, frames):
+    """Parameters and state, without drawing them."""
+    shapes = jax.eval_shape(lambda key: network.init(key, frames), jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
