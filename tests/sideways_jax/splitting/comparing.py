@@ -61,8 +61,9 @@ def assert_computes(network, params, state, apply, batch=3, frames=FRAMES):
     assert_close(output, apply(*original, frame, train=False, rng=None)[0])
 
 
-def assert_same_program(network, params, state, apply, frames):
+def assert_same_program(network, params, state, apply, frames=FRAMES, batch=3):
     """Fails unless outputs, new state and gradients are computed by the same equations."""
+    frames = jax.ShapeDtypeStruct((batch, *frames.shape[1:]), frames.dtype)
     for train in (False, True):
 
         def loss(params, state, frame, rng, model, train=train):

@@ -28,7 +28,7 @@ def test_the_same_program(name, modules):
     variables = zeros(network, frames)
     cut, params, state = split(network, frames, modules, variables=variables)
     assert cut.depth == modules
-    assert_same_program(cut, params, state, network.apply, frames)
+    assert_same_program(cut, params, state, network.apply, frames, batch=4)
 
 
 @pytest.mark.parametrize("name", NAMES)
