@@ -74,6 +74,7 @@ def split(
         or where an array crosses that has no gradient or no batch axis.
 
     >>> import jax.numpy as jnp
+    >>> from sideways_jax import boundary
     >>> def model(params, state, frame, train, key):
     ...     hidden = boundary(jnp.tanh(frame @ params["one"]))
     ...     return hidden @ params["two"], state
