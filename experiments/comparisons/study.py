@@ -22,6 +22,7 @@ NAMES = {  # in tables and pictures
     "sideways": "Sideways",
     "pipelined_backprop": "pipelined backprop",
     "backprop": "backprop",
+    "tsm": "synchronous TSM",
 }
 
 
