@@ -136,16 +136,26 @@ def small_resnet(**fields):
     return config
 
 
-def test_pretrained_weights(tmp_path):
-    """A file of 1000 classes, in a run that trains, tests, and goes on without the file."""
+@pytest.fixture
+def pretrained(tmp_path):
+    """A config with a file of 1000 classes."""
     write(tmp_path / "model.safetensors", resnet18_file(width=4, classes=1000))
     config = small_resnet(train__num_steps=2)
     config.model["weights"] = str(tmp_path)
-    prepared = job.prepare(config, tmp_path / "run")
+    return config
+
+
+def test_pretrained_weights(pretrained, tmp_path):
+    prepared = job.prepare(pretrained, tmp_path / "run")
     assert "is new: the file has one of 1000." in prepared.introduction
     stem = prepared.init().params[0][0]["layer0"]["conv"]["kernel"]
     there = resnet18_file(width=4)["resnet.embedder.embedder.convolution.weight"]
     np.testing.assert_array_equal(stem, there.transpose(2, 3, 1, 0))
+
+
+@pytest.mark.full
+def test_a_run_needs_the_file_at_its_start(pretrained, tmp_path):
+    config = pretrained
     train_and_evaluate(config, tmp_path / "run", QUIET)
     (tmp_path / "model.safetensors").unlink()
     assert trained.load(tmp_path / "run").network.depth == 5
