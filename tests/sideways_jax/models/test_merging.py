@@ -1,5 +1,8 @@
 """Layers for the receivers of shortcuts, by themselves and in a network."""
 
+import re
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -112,3 +115,15 @@ def test_an_auto_encoder_that_hears_the_frame():
     params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
     assert params[1]["layers_1"]["conv"]["kernel"].shape == (3, 3, 4 + 3, 4)
     assert network.activation_shapes(params, state, frame)[-1].shape == (2, 8, 8, 3)
+
+
+def test_what_the_docs_say():
+    text = (Path(__file__).parents[3] / "docs" / "networks.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found = {}
+    exec(code, found)
+    frame = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        params, _ = jax.eval_shape(found["network"].init, jax.random.key(0), frame)
+    # Module 2 hears module 1, and module 0 through a shortcut.
+    assert params[2]["layers_1"]["kernel"].shape == (3, 3, 16 + 16, 16)
