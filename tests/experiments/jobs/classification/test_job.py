@@ -59,6 +59,7 @@ def test_vgg_and_scan(tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)  # DenseNet has 63 layers to compile.
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "googlenet", "vit_s16"])
 def test_larger_networks(name, tmp_path):
     config = video_folder.get_config(f"smoke,model={name}")
