@@ -4,7 +4,7 @@ Digits of 8x8 pixels move over a torus of 20x20, one pixel a frame; the class is
 directions (`moving_digits` with `task="direction"`). Five modules of two-dimensional convolutions.
 In a pipeline shortcuts from the frame bring modules newer frames than the main path does, so that
 they can see motion (Skip-Sideways). Synchronous networks see one frame at a time, but for TSM
-(`experiments.comparisons.tsm`), where a part of the channels is of the frame before.
+(`experiments.evidence.training.tsm`), where a part of the channels is of the frame before.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import optax
 from ml_collections import ConfigDict
 
 from data import Source, load
-from experiments.comparisons import tsm
-from experiments.comparisons.learner import Learner
+from experiments.evidence.training import tsm
+from experiments.evidence.training.learner import Learner
 from experiments.jobs.classification.losses import cross_entropy
 from sideways_jax import Network, step, stream
 

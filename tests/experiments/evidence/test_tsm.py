@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.comparisons import tsm
-from experiments.comparisons.networks import convolutional
+from experiments.evidence.training import tsm
+from experiments.evidence.training.networks import convolutional
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.comparisons.learner import Learned, Learner
+from experiments.evidence.training.learner import Learned, Learner
 from experiments.jobs.classification.losses import cross_entropy
 from sideways_jax import Network
 
