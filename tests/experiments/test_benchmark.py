@@ -147,7 +147,7 @@ def test_speedups_are_those_of_the_paper():
         ("benchmark.py", ["--suite=table2", "--devices=7", "--forced"], "has 6 modules"),
         ("benchmark.py", ["--suite=rulez"], "rules"),
         ("benchmark.py", ["--suite=rules", "--batch=0"], "batch"),
-        ("benchmark.py", ["--suite=rules", "--stack=3"], "--suite=rules takes no --stack"),
+        ("benchmark.py", ["--suite=rules", "--depths=3"], "--suite=rules takes no --depths"),
         ("benchmark.py", ["--suite=memory", "--depths=2,x"], "--depths=2,x must be numbers"),
         ("draw_schedule.py", ["--schedules=sidewise"], "'sideways'"),
     ],
