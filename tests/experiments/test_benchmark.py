@@ -1,5 +1,6 @@
 """The benchmark and the picture of the schedules, run as users run them."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -156,6 +157,22 @@ def test_wrong_arguments_are_named(script, arguments, said):
     done = run(script, *arguments)
     assert done.returncode != 0
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("topology", "package", "extra"),
+    [("v5e:2x4", "libtpu", "tpu-compile"), ("h100:8", "jax_cuda12_plugin", "cuda-compile")],
+)
+def test_chips_names_the_compiler_that_is_missing(topology, package, extra):
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is here")
+    done = run("benchmark.py", "--suite=chips", f"--topology={topology}")
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "--topology" in line]
+    assert len(said) == 1
+    assert f"needs the compiler of {package}, which is not installed" in said[0]
+    assert f"pip install -e '.[experiments,{extra}]'" in said[0]
+    assert "Traceback" not in done.stderr
 
 
 def test_a_suite_says_which_settings_it_takes():

@@ -73,7 +73,6 @@ class Settings(NamedTuple):
 
 def prepare(settings: Settings) -> None:
     """Raises ValueError without the compiler, and for what does not fit the chips or networks."""
-    topologies.check(settings.topology)
     jax.config.update("jax_platforms", "cpu")
     frames = (settings.frames, *settings.memory_frames)
     for model in _models(settings):
@@ -93,6 +92,7 @@ def prepare(settings: Settings) -> None:
                 raise ValueError(
                     f"--depths={depth}: {model} has {network.depth} modules, so at most that many"
                 )
+    topologies.check(settings.topology)
 
 
 def rows(settings: Settings, progress: Progress) -> list[dict]:
@@ -103,7 +103,9 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
     """
     topology = topologies.topology(settings.topology)
     wanted = [
-        (model, case) for model in _models(settings) for case in _cases(settings, model, topology)
+        (model, case)
+        for model in _models(settings)
+        for case in cases(settings, model, len(topology.devices))
     ]
     frames = tuple(dict.fromkeys((settings.frames, *settings.memory_frames)))
     task = progress.add_task("compiling", total=len(wanted))
@@ -125,18 +127,24 @@ def _models(settings: Settings) -> tuple[str, ...]:
     return (settings.model,) if settings.model else ("simple_cnn", "vgg8")
 
 
-def _cases(settings: Settings, model: str, topology: topologies.Topology) -> list[Case]:
-    chips = len(topology.devices)
+def cases(settings: Settings, model: str, chips: int) -> list[Case]:
+    """The executions of a network that are compiled.
+
+    Raises:
+      ValueError: if meshes do not fit the chips, or do not divide the batch.
+    """
     modules = models.make(model, num_classes=10).depth
     depths = settings.depths or executions.default_depths(modules, chips)
-    cases = executions.cases(depths, chips)
-    for case in cases:
-        if case.depth * case.data > chips or (not case.is_stream and settings.batch % case.data):
+    found = executions.cases(depths, chips)
+    for case in found:
+        if case.is_stream or case.depth * case.data == 1:
+            continue
+        if case.depth * case.data != chips or settings.batch % case.data:
             raise ValueError(
                 f"{case.name} (depth x data) does not fit {chips} chips and --batch="
-                f"{settings.batch}: data must divide the batch, and depth the chips"
+                f"{settings.batch}: --depths must divide the chips, and what is left the batch"
             )
-    return [case for case in cases if settings.only in case.name]
+    return [case for case in found if settings.only in case.name]
 
 
 SUITE = Suite(
