@@ -25,12 +25,9 @@ def traffic(program: Program, computation: Computation, one: Instruction) -> Tra
     return Traffic(*spaces)
 
 
-def written(program: Program, one: Instruction) -> int:
+def written(program: Program, computation: Computation, one: Instruction) -> int:
     """Bytes that an instruction writes, wherever: of an update in place, those of the update."""
-    if one.op == "dynamic-update-slice":
-        return 0  # Its operands are needed: `_update_of` knows them.
-    update = _update_in(program, one)
-    return hlo.size(one) if update is None else hlo.size(update)
+    return sum(_written(program, computation, one, space) for space in (0, 1))
 
 
 def _bytes(program: Program, computation: Computation, one: Instruction, space: int) -> float:
