@@ -79,8 +79,9 @@ def _of_program(
     steps, frames = read.steps, clip.frames.shape[0]
     if case.execution == "time_parallel":  # Its loops are not over frames.
         steps, read = None, read._replace(outside=read.seconds)
-    branches = steps and steps.branches
-    time = Time(read.seconds, branches, steps and steps.rest, read.outside, None)
+    if steps and case.depth == 1:  # All of a step is work of this device.
+        steps = steps._replace(branches=steps.branches + steps.rest, rest=np.zeros(2))
+    time = Time(read.seconds, steps and steps.branches, steps and steps.rest, read.outside, None)
     messages = steps.messages if steps else ()
     more = {
         "steps": steps.trips if steps else None,

@@ -10,8 +10,9 @@ and along data. In the table
 
 * MB is the temporary memory of a device at `--frames`, `growth` that of the largest of
   `--memory_frames` over that of the smallest;
-* "branch us" is the largest device's work in a step: the largest branch of the `lax.switch`, 0
-  without one; "rest us" is what else a step takes on every device: sums, messages, copies;
+* "branch us" is the largest device's work in a step: the largest branch of the `lax.switch`, all of
+  the step on one device, 0 where all devices run the same without a switch; "rest us" is what else
+  a step takes on every device: sums, messages, copies;
 * "outside ms" is what a call takes outside of its steps: the optimizer, conversion of the clip;
 * messages are those of a step, and how many of them have work between their start and their end;
 * a program per device has no rest but its messages. Its time is that of the devices; "dispatch ms"
