@@ -1,17 +1,18 @@
 """What a run survives: kills, lost processes, other devices, damaged videos, Ctrl-C at any moment.
 
-python experiments/torture.py kills --count=20 --json=/tmp/torture.json
+python experiments/torture.py kills|kills_of_processes --count=20 --json=/tmp/torture.json
 python experiments/torture.py stops|lost|devices|disk|videos --count=16 --json=/tmp/torture.json
 python experiments/torture.py interrupts --programs=quickstart,launch,live,table3 --every=0.2
 
 Prints a table, and writes every trial to FILE. Trials that are there already are not made again, so
 that the same command, or one with a larger `--count`, goes on. `kills`: a trial is a small run that
-is killed five times; it has to end bit for bit as one that never was. `stops`: a run that gets
-SIGTERM or Ctrl-C while it trains is saved within 10 s, and ends. `lost`: one of two or three
-processes is killed or stopped; the others have to end within 60 s. `devices`: a checkpoint of N
-devices is gone on from on M. `disk`: the disk is full from a random moment on, and has room again
-for the next run (root alone can mount such a disk). `videos`: each is decoded or refused by name.
-docs/reliability.md has the counts.
+is killed five times; it has to end bit for bit as one that never was. `kills_of_processes`: the
+same for runs of two processes alone. `stops`: a run that gets SIGTERM or Ctrl-C while it trains is
+saved within 10 s or says why not, and ends. `lost`: one of two or three processes is killed or
+stopped; the others have to end within 60 s. `devices`: a checkpoint of N devices is gone on from on
+M. `disk`: the disk is full from a random moment on, and has room again for the next run (root alone
+can mount such a disk). `videos`: each is decoded or refused by name. docs/reliability.md has the
+counts.
 """
 
 import signal
@@ -30,6 +31,7 @@ if __name__ == "__main__":
     interrupts.end_at_once("Stopped. The trials so far are in the file.")
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,8 +43,15 @@ from experiments.trials import devices, disk, kills, lost, mutants, stops
 from experiments.trials import interrupts as interrupted
 from experiments.workdir.files import write_atomically
 
-TRIALS = {"kills": kills.run, "lost": lost.run, "devices": devices.run, "disk": disk.run,
-          "stops": stops.run, "videos": mutants.run}  # fmt: skip
+TRIALS = {
+    "kills": kills.run,
+    "kills_of_processes": partial(kills.run, variants=("processes",)),
+    "lost": lost.run,
+    "devices": devices.run,
+    "disk": disk.run,
+    "stops": stops.run,
+    "videos": mutants.run,
+}
 # Columns that are added up, beside the number of trials and of those that failed.
 _SUMS = "kills", "inside_saves", "was_full", "damaged", "left_over"
 

@@ -136,7 +136,7 @@ class Asked:
         if self._noticed:
             return False
         self.number, self._noticed = number, True
-        _say(self._notice)
+        say(self._notice)
         return True
 
     def _handle(self, number: int, frame: object) -> None:
@@ -181,7 +181,7 @@ def _end(number: int, line: str | None) -> None:
         if sys.stdout.isatty():
             os.write(1, b"\x1b[?25h\n")  # A progress bar hides the cursor.
     _end_children()
-    _say(f"{line}\n")
+    say(f"{line}\n")
     os._exit(128 + number)
 
 
@@ -217,7 +217,8 @@ def _child_ids() -> set[int]:
     return known
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Prints to the standard error, from any thread and inside of any other print."""
     # Not print: the signal may have come in the middle of one.
     with contextlib.suppress(OSError):
         os.write(2, text.encode())

@@ -226,6 +226,7 @@ class _Loop:
     def _save(self) -> None:
         session, progress = self._session, {"window": self._window}
         session.progress.say("saving")
+        session.stop.waits_for = f"the checkpoint of step {self._step} is being written"
         session.log.flush()
         with _advised(session.checkpoints):
             session.checkpoints.save(self._step, self._train_state, self._batches, progress)

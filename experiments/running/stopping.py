@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
@@ -13,9 +14,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.processes.interrupts import SIGNALS, Asked
+from experiments.processes.interrupts import SIGNALS, Asked, say
 
 AGREE_SECONDS = 3.0  # between two messages to all; what is saved then has to be there within 10
+LATE_SECONDS = 9.0  # after a signal
 
 
 class Stopped(Exception):
@@ -43,7 +45,34 @@ class NonFiniteError(RuntimeError):
 
 
 class StopSignal(Asked):
-    """The flag that Ctrl-C or SIGTERM sets, to be looked at between steps."""
+    """The flag that Ctrl-C or SIGTERM sets, to be looked at between steps.
+
+    Slurm and Kubernetes kill a run that takes long to save. So it says, after `LATE_SECONDS`, what
+    it still waits for.
+
+    Attributes:
+      waits_for: the end of that sentence.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits_for = "the step that was running has not ended"
+        self._late = threading.Timer(LATE_SECONDS, self._say_why)
+        self._late.daemon = True
+
+    def __exit__(self, *error) -> None:
+        self._late.cancel()
+        super().__exit__(*error)
+
+    def take(self, number: int) -> bool:
+        """Whether this signal is the first; then it is noted, and said."""
+        is_first = super().take(number)
+        if is_first:
+            self._late.start()
+        return is_first
+
+    def _say_why(self) -> None:
+        say(f"\nNot saved {LATE_SECONDS:g} s after the signal: {self.waits_for}.\n")
 
 
 class Agreement:
@@ -74,6 +103,7 @@ class Agreement:
         seconds = max(time.monotonic() - self._since, 1e-6)
         # Not more than twice as many as before: there may be none with a checkpoint among them yet.
         calls = min(min(AGREE_SECONDS / seconds, 2.0) * self._calls, at_most)
+        self._stop.waits_for = "other processes have not come to the end of the same step"
         told = multihost_utils.process_allgather(np.array([self._stop.number or 0, -calls], "f4"))
         number, fewest = told.max(axis=0)
         if number:  # Otherwise a signal may have come meanwhile, that the others do not know of.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,15 +22,16 @@ KILLS = 5  # of a trial
 LEFT_SECONDS = 60.0  # in which processes that have lost the one that was killed have to end
 
 
-def run(numbers: range, folder: Path) -> Iterator[dict]:
+def run(numbers: range, folder: Path, variants: Sequence[str] = VARIANTS) -> Iterator[dict]:
     """Yields the outcome of every trial.
 
     Args:
       numbers: of the trials; the same number is killed after the same times.
       folder: for the runs that are compared with, which are kept.
+      variants: which take turns.
     """
     for number in numbers:
-        variant = VARIANTS[number % len(VARIANTS)]
+        variant = variants[number % len(variants)]
         yield {"number": number, "variant": variant, **_trial(number, variant, folder)}
 
 
@@ -50,7 +51,8 @@ def undisturbed(variant: str, folder: Path) -> small.Left:
 def _trial(number: int, variant: str, folder: Path) -> dict:
     expected = undisturbed(variant, folder)
     random_moment = random.Random(number)
-    workdir, log = folder / f"kills-{number}", folder / f"kills-{number}.log"
+    name = f"kills-{variant}-{number}"
+    workdir, log = folder / name, folder / f"{name}.log"
     shutil.rmtree(workdir, ignore_errors=True)
     log.unlink(missing_ok=True)
     inside_saves = left_over = kills = 0

@@ -21,6 +21,11 @@ class Place(NamedTuple):
     batch: Sharding  # of arrays [B, ...]
     steps: Sharding  # of arrays [K, B, ...]
 
+    @property
+    def num_devices(self) -> int:
+        """How many."""
+        return len(self.whole.device_set)
+
 
 Places = tuple[Place, ...]  # along `depth`
 

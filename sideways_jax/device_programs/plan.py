@@ -99,12 +99,24 @@ def make_plan(
 ) -> Plan:
     """The plan for these parameters, states, batches of frames and of targets, arrays or shapes.
 
-    Errors are those of `place_modules`.
+    Errors are those of `place_modules`; and a ValueError for signals that devices cannot share.
     """
     params, state, frame, target, key = shape_of((params, state, frame, target, rng))
     where = place_modules(task.network, params, state, frame, mesh, sizes)
     outputs = task.network.activation_shapes(params, state, frame)
+    _check_divisible(outputs, where.places[0].num_devices)
     return Plan(task, where, params, state, frame, target, outputs, key, recompute, bubble)
+
+
+def _check_divisible(outputs: tuple, num_devices: int) -> None:
+    for i, tree in enumerate(outputs):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not leaf.shape or leaf.shape[0] % num_devices:
+                raise ValueError(
+                    f"the output of module {i} (0-based){jax.tree_util.keystr(path)} has the shape "
+                    f"{leaf.shape}: {num_devices} devices share every batch, and divide the first "
+                    "axis of all signals. Give it an axis of examples, or set data=1"
+                )
 
 
 def initial_shapes(network: Network, frame: PyTree) -> tuple[tuple, tuple]:

@@ -60,7 +60,14 @@ def make_stages(plan: Plan, num_frames: int, *, keep_outputs: bool) -> Stages:
         starts.append(
             jax.jit(partial(_start, plan, n, keep_outputs, num_frames), out_shardings=keeps)
         )
-        forwards.append(jax.jit(partial(_forward, plan, n, stage, keep_outputs)))
+        moves = _Moves(keeps.step, keeps.state, keeps.shown)
+        forwards.append(
+            jax.jit(
+                partial(_forward, plan, n, stage, keep_outputs),
+                donate_argnums=1,
+                out_shardings=(moves, place.batch, None),
+            )
+        )
         backwards.append(
             jax.jit(
                 partial(_backward, plan, n, stage),

@@ -31,6 +31,7 @@ from sideways_jax.device_programs.optimizer import (
     update_device,
 )
 from sideways_jax.device_programs.plan import Plan
+from sideways_jax.rule.fifo import Buffer
 from sideways_jax.tools.trees import PyTree
 
 
@@ -87,13 +88,23 @@ def carry_sharding(plan: Plan, n: int) -> Carry:
     """How what device n keeps lies on the devices that share its batches."""
     place, batch = plan.where.places[n], jax.tree.leaves(plan.frame)[0].shape[0]
 
-    def of_entries(x: jax.ShapeDtypeStruct) -> Sharding:
-        """Of buffers `[n, B, ...]`; states, and what else is kept, have no such axis."""
-        return place.steps if x.shape[1:2] == (batch,) else place.whole
+    def of_batches(sharding: Sharding, axis: int) -> Callable:
+        """States, and what else is kept, may have no axis of examples.
 
+        A wrong guess costs a transfer: how an array lies does not change its values.
+        """
+        return lambda x: sharding if x.shape[axis : axis + 1] == (batch,) else place.whole
+
+    def of_buffer(x: Buffer | jax.ShapeDtypeStruct) -> Any:
+        if not isinstance(x, Buffer):
+            return place.whole
+        entries = jax.tree.map(of_batches(place.steps, 1), x.entries)
+        return Buffer(entries, jax.tree.map(of_batches(place.batch, 0), x.oldest))
+
+    fifos = jax.eval_shape(partial(own_fifos, plan, n))
     lies: dict[str, Any] = dict.fromkeys(Carry._fields, place.whole) | {
         "within": place.batch,
-        "fifos": jax.tree.map(of_entries, jax.eval_shape(partial(own_fifos, plan, n))),
+        "fifos": jax.tree.map(of_buffer, fifos, is_leaf=lambda x: isinstance(x, Buffer)),
         "shown": Shown(*cast(tuple, (place.steps, place.whole, place.whole))),
     }
     return Carry(**lies)

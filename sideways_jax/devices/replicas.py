@@ -16,7 +16,7 @@ from sideways_jax.devices.mesh import DATA
 from sideways_jax.network.module import key_shape
 from sideways_jax.network.network import Module, Network
 from sideways_jax.tools.programs import dependent, inline_calls, part
-from sideways_jax.tools.trees import PyTree, shape_of
+from sideways_jax.tools.trees import PyTree, shape_of, wide
 
 
 def check_counters(
@@ -64,11 +64,18 @@ def check_counters(
                 )
 
 
-def mean_over_replicas(state: PyTree) -> PyTree:
-    """Running statistics, as means over replicas; integers, such as counters, agree already."""
-    return jax.tree.map(
-        lambda x: jax.lax.pmean(x, DATA) if jnp.issubdtype(x.dtype, jnp.inexact) else x, state
-    )
+def mean_over_replicas(tree: PyTree) -> PyTree:
+    """Means over replicas, of gradients or running statistics; integers, such as counters, agree.
+
+    Added up in the `trees.wide` dtypes: bfloat16 would lose the smaller ones.
+    """
+
+    def mean(x: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        return jax.lax.pmean(x.astype(wide(x.dtype)), DATA).astype(x.dtype)
+
+    return jax.tree.map(mean, tree)
 
 
 class _Traced:

@@ -49,8 +49,8 @@ def episode(
 
     def on_replica(params, state, frames, targets, rng):
         done = one(params, state, frames, targets, key_of_replica(rng, replicas))
-        grads, loss = jax.lax.pmean((done.grads, done.loss), DATA)
-        return done._replace(grads=grads, loss=loss, state=mean_over_replicas(done.state))
+        grads, loss, state = mean_over_replicas((done.grads, done.loss, done.state))
+        return done._replace(grads=grads, loss=loss, state=state)
 
     whole, shares = PartitionSpec(), PartitionSpec(None, DATA)
     return on_mesh(

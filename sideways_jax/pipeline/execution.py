@@ -119,6 +119,11 @@ class Pipeline:
         if self.groups is not None:
             from_sizes(self.groups, task.depth, check_mesh(self.mesh)[1])
         if task.rule == "backprop":
+            if self.schedule is None:
+                raise ValueError(
+                    "rule='backprop' on a mesh needs the order of its passes: set schedule to one "
+                    f"of {', '.join(map(repr, SCHEDULES))}"
+                )
             check_name("schedule", self.schedule, SCHEDULES)
             return Schedule(self.schedule, self.recompute is not False)
         if self.schedule is not None:

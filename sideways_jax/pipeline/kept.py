@@ -176,19 +176,20 @@ def kept_of(
     wiring = task.network.wiring
     count = wiring.first_trained(0)
 
-    def in_order(buffer: PyTree, fifo: Fifo, like: PyTree) -> PyTree:
+    def in_order(entries: PyTree, fifo: Fifo, like: PyTree) -> PyTree:
         """The entries of a buffer, the oldest first, after as many as there is room for before."""
-        length = max((x.shape[0] for x in jax.tree.leaves(buffer)), default=0)
+        length = max((x.shape[0] for x in jax.tree.leaves(entries)), default=0)
         order = (fifo.places.get(length, 0) + jnp.arange(length)) % max(length, 1)
-        return _after(places(like, count - length), jax.tree.map(lambda x: x[order], buffer))
+        return _after(places(like, count - length), jax.tree.map(lambda x: x[order], entries))
 
     def of_module(fifo: Fifo | tuple, like: Entry | tuple, r: int) -> Entry | tuple:
         if not isinstance(fifo, Fifo) or not isinstance(like, Entry):
             return ()
-        share = _share(fifo.kept, r, replicas) if jax.tree.leaves(fifo.kept) else fifo.kept
+        share = _share(fifo.kept.entries, r, replicas) if fifo.kept else ()
         parts = []
         for part, shape in zip(fifo.held_back, like.held_back, strict=True):
-            own = jax.tree.map(lambda x: jnp.split(x, replicas, axis=1)[r] * replicas, part)
+            entries = part.entries if part else ()
+            own = jax.tree.map(lambda x: jnp.split(x, replicas, axis=1)[r] * replicas, entries)
             parts.append(in_order(own, fifo, shape))
         return Entry(in_order(share, fifo, like.kept), tuple(parts))
 

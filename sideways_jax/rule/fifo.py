@@ -20,6 +20,7 @@ belonged to no frame. And no cotangent of the new stream meets an input of the o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,15 +30,26 @@ from sideways_jax.network.module import Module
 from sideways_jax.network.wiring import FRAME, Wiring
 from sideways_jax.rule.in_flight import InFlight
 from sideways_jax.rule.kept import Passes, Stashed, passes, with_stashed_weights
-from sideways_jax.tools.trees import PyTree, same_structure, select, shape_of, zeros
+from sideways_jax.tools.trees import PyTree, entry, same_structure, select, shape_of, zeros
+
+
+class Buffer(NamedTuple):
+    """Entries of the last n steps.
+
+    The oldest is read a step ahead. Where it is read before the new one takes its place, XLA copies
+    the whole buffer, twice a step; where it is read afterwards, the backward pass waits for that.
+    """
+
+    entries: PyTree  # [n, ...]
+    oldest: PyTree  # [...]
 
 
 class Fifo(NamedTuple):
     """What one module keeps; its place in the buffers goes round with the steps."""
 
     places: dict[int, jax.Array]  # int32[], by length of a buffer: the place of its oldest entry
-    kept: PyTree  # [n, ...], of the last n = 2(D-1-i) steps
-    held_back: tuple  # of every source of the module: [m, B, ...], m = 2(i-1-j); () for the frame
+    kept: Buffer | tuple  # of the last n = 2(D-1-i) steps; () for n = 0
+    held_back: tuple  # of every source a `Buffer` of the last m = 2(i-1-j) steps; () for m = 0
 
 
 class Remembered(NamedTuple):
@@ -80,8 +92,8 @@ def passes_of(
 
 def stashes_weights(fifo: Fifo | Past | tuple) -> bool:
     """Whether weights are among what a module keeps."""
-    kept = fifo.kept if isinstance(fifo, Fifo) else fifo.oldest if isinstance(fifo, Past) else ()
-    return isinstance(kept, Stashed)
+    kept = fifo.kept if isinstance(fifo, Fifo) else fifo
+    return isinstance(kept, (Buffer, Past)) and isinstance(kept.oldest, Stashed)
 
 
 def empty_fifo(wiring: Wiring, i: int, one: Passes, x: PyTree) -> Fifo | tuple:
@@ -105,9 +117,17 @@ def empty_fifo(wiring: Wiring, i: int, one: Passes, x: PyTree) -> Fifo | tuple:
 
 
 def started(kept: PyTree, held_back: tuple) -> Fifo:
-    """Buffers whose oldest entries are in place 0."""
+    """Buffers of these entries, `[n, ...]`, the oldest first; `()` for none."""
     lengths = sorted({x.shape[0] for x in jax.tree.leaves((kept, held_back))})
-    return Fifo({n: jnp.zeros((), jnp.int32) for n in lengths}, kept, held_back)
+    return Fifo(
+        {n: jnp.zeros((), jnp.int32) for n in lengths},
+        _buffer(kept),
+        tuple(map(_buffer, held_back)),
+    )
+
+
+def _buffer(entries: PyTree) -> Buffer | tuple:
+    return Buffer(entries, entry(entries, 0)) if jax.tree.leaves(entries) else ()
 
 
 def module_step(
@@ -147,7 +167,7 @@ def module_step(
     several = len(fifo.held_back) > 1
     held_back, parts = [], []
     for waiting, part in zip(fifo.held_back, down if several else (down,), strict=True):
-        if jax.tree.leaves(waiting) and isinstance(fifo, Fifo):
+        if isinstance(waiting, Buffer) and isinstance(fifo, Fifo):
             waiting, part = _pass_through(waiting, select(trained, part), fifo.places)
         elif jax.tree.leaves(waiting):
             waiting, part = select(trained, part), waiting
@@ -173,17 +193,13 @@ def places(entry: PyTree, count: int) -> PyTree:
 
 
 def _pass_through(
-    buffer: PyTree, newest: PyTree, places: dict[int, jax.Array]
-) -> tuple[PyTree, PyTree]:
+    buffer: Buffer | tuple, newest: PyTree, places: dict[int, jax.Array]
+) -> tuple[Buffer | tuple, PyTree]:
     """The buffer, with a new entry in the place of the oldest, and the oldest."""
-    if not jax.tree.leaves(buffer):
+    if not isinstance(buffer, Buffer):
         return buffer, newest
-    place = places[jax.tree.leaves(buffer)[0].shape[0]]
-
-    def read(entries: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(entries, place, keepdims=False)
-
-    def write(entries: jax.Array, entry: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(entries, entry, place, axis=0)
-
-    return jax.tree.map(write, buffer, newest), jax.tree.map(read, buffer)
+    length = jax.tree.leaves(buffer.entries)[0].shape[0]
+    place = places[length]
+    write = partial(jax.lax.dynamic_update_index_in_dim, index=place, axis=0)
+    entries = jax.tree.map(write, buffer.entries, newest)
+    return Buffer(entries, entry(entries, (place + 1) % length)), buffer.oldest

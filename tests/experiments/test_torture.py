@@ -36,13 +36,13 @@ def test_an_unknown_trial(tmp_path):
     done, _ = torture(tmp_path, "vidoes")
     assert done.returncode == 1
     assert (
-        "give one of kills, lost, devices, disk, stops, videos, interrupts"
+        "give one of kills, kills_of_processes, lost, devices, disk, stops, videos, interrupts"
         in done.stdout + done.stderr
     )
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("trial", ["kills", "lost", "devices", "stops"])
+@pytest.mark.parametrize("trial", ["kills", "kills_of_processes", "lost", "devices", "stops"])
 def test_one_trial(trial, tmp_path):
     done, rows = torture(tmp_path, trial, "--count=1")
     assert done.returncode == 0, done.stderr

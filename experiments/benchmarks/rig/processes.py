@@ -144,9 +144,9 @@ def rows(
 def programs(run: dict) -> Iterator[tuple[dict[str, Any], list[float]]]:
     """The fields that every row of a measured program has, and its seconds, round by round.
 
-    A pipeline is compared with blocking backprop in the same execution. The ideal speedup is the
-    cost of all groups over that of the largest, each alone on a device. It is for pipelines,
-    without blocking backprop.
+    A pipeline is compared with Sideways and with blocking backprop in the same execution. The
+    ideal speedup is the cost of all groups over that of the largest, each alone on a device. It is
+    for pipelines, without blocking backprop.
     """
     times = run["times"]
     groups = [times[f"group {n}"] for n in range(run["devices"]) if f"group {n}" in times]
@@ -155,6 +155,7 @@ def programs(run: dict) -> Iterator[tuple[dict[str, Any], list[float]]]:
         if name.startswith("group"):
             continue
         rule, *schedule, execution = name.split()
+        sideways = times.get(f"sideways {execution}")
         sharded = execution in PIPELINES
         blocking = BLOCKING + (execution if sharded else PIPELINES[0])
         speedup, ideal, share = ratio(times[blocking], seconds), None, None
@@ -168,6 +169,7 @@ def programs(run: dict) -> Iterator[tuple[dict[str, Any], list[float]]]:
                 "rule": rule,
                 "schedule": schedule[0] if schedule else None,
                 "execution": execution,
+                "time_over_sideways": sideways and ratio(seconds, sideways),
                 "speedup_over_blocking": speedup,
                 "ideal_speedup": ideal,
                 "efficiency": ideal and speedup / ideal,

@@ -1,11 +1,11 @@
 """Suite `online`: frames per second of streams at a small batch, with an update at every frame.
 
-On the same pinned devices, in one program and with a program for every device, it runs Sideways
-with an update after every frame; blocking backprop, one frame up and down at a time (it updates
-after the clip, which is a little faster than after a frame); and `stream.PipelinedModel`,
-depth-parallel inference, with a call for every frame. The ideal is that of the suite `table2`.
-`output_lag` is in steps: D-1 with Sideways; blocking backprop shows an output for 2D-1 steps, so
-D-1 to 3D-3.
+On the same pinned devices, in one program and with a program for every device, it runs Sideways and
+pipelined backprop with an update after every frame; blocking backprop, one frame up and down at a
+time (it updates after the clip, which is a little faster than after a frame); and
+`stream.PipelinedModel`, depth-parallel inference, with a call for every frame. The ideal is that of
+the suite `table2`. `output_lag` is in steps: D-1 with both pipelines; blocking backprop shows an
+output for 2D-1 steps, so D-1 to 3D-3.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SHOWN = {
     "ideal_speedup": "{:.2f}",
     "efficiency": "{:.0%}",
     "share_of_ideal_speed": "{:.0%}",
+    "time_over_sideways": "{:.2f}",
     "output_lag": "{}",
 }
 HEADERS = {
@@ -38,6 +39,7 @@ HEADERS = {
     "ideal_speedup": "ideal",
     "efficiency": "of it",
     "share_of_ideal_speed": "of ideal speed",
+    "time_over_sideways": "time / Sideways",
     "output_lag": "lag",
 }
 
@@ -53,8 +55,9 @@ def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
     late = {"backprop": f"{depth - 1}-{3 * depth - 3}"}
     # Inference is not compared with learning.
     nothing = dict.fromkeys(
-        ("speedup_over_blocking", "ideal_speedup", "efficiency", "share_of_ideal_speed")
-    )
+        ("speedup_over_blocking", "ideal_speedup", "efficiency", "share_of_ideal_speed",
+         "time_over_sideways")
+    )  # fmt: skip
     return [
         row
         | (nothing if row["rule"] == "inference" else {})

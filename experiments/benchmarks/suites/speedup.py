@@ -9,7 +9,8 @@ measured alone on its device in the same run, all at the same time (one after th
 The efficiency can exceed 1, since blocking backprop has overheads of its own.
 `share_of_ideal_speed` has none: it is the time of the largest group alone over the time of a step
 of the pipeline. Backprop runs in its faster form: it keeps residuals, except with gpipe, which
-would have too many.
+would have too many. Pipelined backprop runs in both forms: in the column of schedules is what it
+keeps. `time_over_sideways` is in the same execution.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ SHOWN = {
     "ideal_speedup": "{:.2f}",
     "efficiency": "{:.0%}",
     "share_of_ideal_speed": "{:.0%}",
+    "time_over_sideways": "{:.2f}",
     "ratio_to_scan": "{:.3f}",
+    "temporary_bytes_per_device": "{:,}",
 }
 HEADERS = {
     "devices": "N",
@@ -43,7 +46,9 @@ HEADERS = {
     "ideal_speedup": "ideal",
     "efficiency": "of it",
     "share_of_ideal_speed": "of ideal speed",
+    "time_over_sideways": "time / Sideways",
     "ratio_to_scan": "time / scan",
+    "temporary_bytes_per_device": "bytes",
 }
 
 
@@ -102,7 +107,8 @@ def picture(result: list[dict], path: str) -> None:
             heights,
             width * 0.9,
             label=" ".join(filter(None, name)),
-            color=COLOURS[name[1] or name[0]],
+            color=COLOURS.get(name[1], COLOURS[name[0]]),
+            alpha=0.5 if name[1] == "residuals" else None,
             hatch="//" if name[2] == "program_per_device" else None,
             edgecolor="white",
         )

@@ -44,6 +44,9 @@ _EXECUTION = flags.DEFINE_enum(
 _GROUPS = flags.DEFINE_list("groups", None, "how many modules each device takes; by costs if none")
 _REFERENCE = flags.DEFINE_string("reference", None, "of peers: the file that process 0 writes")
 
+# What pipelined backprop keeps of a frame, by whether it runs the forward pass again.
+KEPT = {True: "inputs", False: "residuals"}
+
 Add = Callable[..., None]  # add(name, init, train_step): compiles a program that will be measured
 
 
@@ -99,6 +102,10 @@ def build(
         )
     else:
         _add_clips(in_pipeline, make, pipeline)
+    if kind == "clips":
+        for recompute, kept in KEPT.items():
+            exact = make(rule="pipelined_backprop", recompute=recompute, **pipeline)
+            in_pipeline(f"pipelined_backprop {kept} {execution}", *exact)
     together = list(found)
     if execution == "program_per_device":
         return Built(found, together, {}, sizes, costs)
@@ -108,8 +115,13 @@ def build(
     if kind == "clips":
         for rule, name in itertools.product(("sideways", "backprop"), ("scan", "time_parallel")):
             add(f"{rule} {name}", *make(rule=rule, execution=name))
+        for recompute, kept in KEPT.items():
+            exact = make(rule="pipelined_backprop", execution=step.Scan(recompute))
+            add(f"pipelined_backprop {kept} scan", *exact)
     elif kind == "online":
         add("sideways scan", *make(update_every=1))
+        exact = make(rule="pipelined_backprop", update_every=1)
+        add("pipelined_backprop inputs scan", *exact)
         if jax.process_index() == 0:
             found["inference pipelined scan"] = pipelined(network, frame, clip[0])
     alone = {
@@ -184,6 +196,8 @@ def _add_clips(add: Add, make: Callable, pipeline: dict[str, Any]) -> None:
 def _add_online(add: Add, make: Callable, pipeline: dict[str, Any]) -> None:
     execution = pipeline["execution"]
     add(f"sideways {execution}", *make(update_every=1, **pipeline))
+    exact = make(rule="pipelined_backprop", update_every=1, **pipeline)
+    add(f"pipelined_backprop inputs {execution}", *exact)
     blocking = {"rule": "backprop", "schedule": "blocking", "recompute": False}
     add(f"backprop blocking {execution}", *make(**blocking, **pipeline))
 

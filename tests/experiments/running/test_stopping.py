@@ -3,9 +3,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
+from experiments.running import stopping
 from experiments.running.stopping import (
     NonFiniteError,
     StopSignal,
@@ -26,6 +28,18 @@ def test_first_signal_sets_a_flag_the_second_interrupts(number, capfd):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_says_what_it_waits_for_when_saving_takes_long(seconds, monkeypatch, capfd):
+    monkeypatch.setattr(stopping, "LATE_SECONDS", 0.1)
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        stop.waits_for = "the checkpoint of step 7 is being written"
+        time.sleep(seconds)
+    time.sleep(0.2)  # Not after the run was saved.
+    late = "Not saved 0.1 s after the signal: the checkpoint of step 7 is being written."
+    assert (late in capfd.readouterr().err) == (seconds > 0)
 
 
 def test_does_nothing_in_other_threads():

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from sideways_jax import Module, Network, make_mesh, step
-from sideways_jax.device_programs import places
+from sideways_jax.device_programs import clips, places, schedule, steps
+from sideways_jax.pipeline.episode import Schedule
 from sideways_jax.rule.task import Task
 from sideways_jax.stream import PipelinedModel
 from tests.sideways_jax import networks, sharding
@@ -144,6 +145,11 @@ def test_what_goes_into_a_program_is_refused():
         PipelinedModel(network, (), (), execution="program_per_device")
     with pytest.raises(ValueError, match=r"\('data',\); program_per_device needs 'depth'"):
         step.ProgramPerDevice(jax.sharding.Mesh(jax.devices()[:1], ("data",)))
+    with pytest.raises(ValueError, match="set schedule to one of 'blocking', 'gpipe', '1f1b'"):
+        step.make_train_step(
+            network, squared_error, optax.sgd(0.1), rule="backprop",
+            execution="program_per_device", mesh=make_mesh(2),
+        )  # fmt: skip
     with pytest.raises(ValueError, match="set execution='scan'"):
         step.make_train_step(
             network, squared_error, optax.sgd(0.1), rule="backprop", schedule="1f1b",
@@ -231,3 +237,38 @@ def test_modules_are_found_where_they_are():
     assert places.groups_of(where, (on[0], (), on[1], ())) == ((0, 1), (2, 3))
     for modules in ((on[0], on[0]), (on[1], on[0]), (on[0], (on[0], on[1])), (on[0], on[2])):
         assert places.groups_of(where, modules) is None
+
+
+@pytest.mark.parametrize("rule", ["sideways", "backprop"])
+def test_signals_that_cannot_be_divided_among_devices(rule):
+    """A mean over the batch has no entry for each example."""
+    mean = Module(lambda key, x: ((), ()), lambda p, s, x, *, train, rng: ((x, x.mean()), s))
+    both = Module(lambda key, x: ((), ()), lambda p, s, x, *, train, rng: (x[0] * x[1], s))
+    top = networks.chain(both, networks.linear(networks.NUM_OUTPUTS))
+    network = Network([networks.dense(3), mean, top])
+    frames = jnp.ones((5, BATCH, 2))
+    arguments = *network.init(RNG, frames[0]), frames, jnp.ones((5, networks.NUM_OUTPUTS))
+    execution = step.ProgramPerDevice(
+        make_mesh(2, data=2), schedule="1f1b" if rule == "backprop" else None
+    )
+    with pytest.raises(ValueError, match=r"module 1 \(0-based\)\[1\] has the shape \(\)"):
+        execution.episode(Task(network, squared_error, rule), *arguments, None)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_a_forward_pass_takes_over_what_is_shown():
+    """A copy of all outputs at every step would take K^2."""
+    network, frame = case("vectors", "float32")
+    frames, targets = clip(2 * network.depth, frame, "float32")
+    shapes = clips.closed(*variables(network, frame, "float32"), frames, targets, RNG)
+    options = clips.Options(make_mesh(1), None, Schedule("1f1b"), False, 0.0)
+    task = Task(network, squared_error, "backprop")
+    plan = clips.make_programs(task, options, shapes).plan
+    stages = schedule.make_stages(plan, len(frames), keep_outputs=True)
+    carry = stages.start[0](variables(network, frame, "float32")[1])
+    moves = schedule._Moves(carry.step, carry.state, carry.shown)
+    (given,) = steps.give(plan, frames, targets, None, RNG)
+    params = variables(network, frame, "float32")[0]
+    jax.block_until_ready(stages.forward[0](params, moves, {}, given))
+    assert carry.shown.outputs.is_deleted()
+    assert not any(x.is_deleted() for x in jax.tree.leaves((params, given)))

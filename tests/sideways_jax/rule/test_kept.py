@@ -1,13 +1,16 @@
 """What a forward pass keeps for a backward pass that comes later."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sideways_jax import models
+from sideways_jax import models, step
 from sideways_jax.rule.fifo import passes_of
 from sideways_jax.rule.kept import passes
+from sideways_jax.rule.rule import empty_fifos
 
 
 def _of_layer(params, state, x, context):
@@ -61,3 +64,26 @@ def test_residuals_of_convolutions_take_little_more_than_inputs():
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found))
 
     assert kept_bytes(False) < 1.5 * kept_bytes(True)
+
+
+def test_a_scan_does_not_copy_what_modules_keep():
+    """Once per step, XLA copied whole buffers: their oldest entry was read before a write."""
+    network = models.simple_cnn(10, widths=(4, 8, 8, 8, 8))
+    frames = jnp.zeros((12, 1, 16, 16, 3))
+    variables = network.init(jax.random.key(0), frames[0])
+
+    def grads(params, state, frames):
+        return step.episode_gradients(
+            network, lambda y, _: y.sum(), params, state, frames, jnp.zeros((12, 1)),
+            rule="pipelined_backprop",
+        ).grads  # fmt: skip
+
+    program = jax.jit(grads).lower(*variables, frames).compile().as_text()
+    buffers = [
+        ",".join(map(str, x.shape))
+        for fifo in jax.eval_shape(lambda: empty_fifos(network, *variables, frames[0]))
+        for x in jax.tree.leaves(fifo and fifo.kept.entries)
+    ]
+    assert len(buffers) == network.depth - 1
+    assert all(f"f32[{shape}]" in program for shape in buffers)
+    assert not re.findall(rf"= f32\[(?:{'|'.join(buffers)})\]\S* copy\(", program)
