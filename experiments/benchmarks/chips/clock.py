@@ -132,7 +132,7 @@ class _Estimate:
         else:
             seconds = self._seconds(computation, one)
             if seconds is not None:
-                run.work(Part(one.name, _source(one), seconds))
+                run.work(Part(one.name, source(one), seconds))
 
     def _while(self, run: _Run, one: Instruction) -> None:
         body = self.cost(hlo.called(one, "body") or "")
@@ -275,6 +275,7 @@ def _pairs(one: Instruction) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", found[1])]
 
 
-def _source(one: Instruction) -> str:
+def source(one: Instruction) -> str:
+    """Where an instruction is from, in terms of JAX."""
     found = re.search(r'op_name="([^"]*)"', one.attributes)
     return found[1] if found else ""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.benchmarks.chips import hlo, programs, reading, topologies
+from experiments.benchmarks.chips import clock, hlo, programs, reading, topologies
 from experiments.benchmarks.chips.executions import Case
 from experiments.benchmarks.rig.measure import temporary_bytes
 from experiments.benchmarks.rig.programs import loss_fn
@@ -26,7 +26,7 @@ def dense(*widths):
 
 
 def slots(topology):
-    """What devices move that belongs to the device with the large module, in and outside of steps.
+    """What devices move in a step that belongs to the device with the large module.
 
     Plain modules, so that nothing but parameters, sums and the optimizer's state is large.
     """
@@ -48,13 +48,11 @@ def slots(topology):
         if len(branches := hlo.branches(one)) == DEPTH
         for name in inside(program, branches[OWNER])
     }
-    moved = reading.moves(program, program.entry, LARGE)
-    foreign = [one for one in moved if one.computation not in own]
-    return {
-        "own": len(moved) - len(foreign),
-        "in_steps": [told(one) for one in foreign if one.computation in loops],
-        "outside": [told(one) for one in foreign if one.computation not in loops],
-    }
+    moved = [
+        one for one in reading.moves(program, program.entry, LARGE) if one.computation in loops
+    ]
+    foreign = [told(one) for one in moved if one.computation not in own]
+    return {"own": len(moved) - len(foreign), "foreign": foreign}
 
 
 def inside(program, name):
@@ -62,7 +60,11 @@ def inside(program, name):
 
 
 def told(move):
-    return f"{move.instruction.op} {move.instruction.name} ({move.num_bytes:,} bytes)"
+    source = clock.source(move.instruction)
+    return (
+        f"{move.instruction.op} {move.instruction.name} in {move.computation} "
+        f"({move.num_bytes:,} bytes) of {source}"
+    )
 
 
 def clips(topology):

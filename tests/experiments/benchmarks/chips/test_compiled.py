@@ -48,8 +48,4 @@ def test_frames_are_converted_one_by_one(clips):
 
 def test_no_device_moves_slots_of_another_in_a_step(slots):
     assert slots["own"] > 0  # The device with the large module moves its own.
-    assert slots["in_steps"] == []
-
-
-def test_no_optimizer_moves_slots_of_another(slots):
-    assert slots["outside"] == []
+    assert slots["foreign"] == []
