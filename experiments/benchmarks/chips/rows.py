@@ -155,13 +155,19 @@ def _times(time: Time, frames: int, topology: Topology) -> dict[str, Any]:
 
 def _messages(messages: Sequence[Message]) -> dict[str, Any]:
     """What a step sends, and how much of it runs beside work."""
-    pairs = [one for one in messages if one.is_pair]
-    beside = [one for one in pairs if one.kernels > 0]
+    beside = [one for one in messages if one.is_pair and one.kernels > 0]
+    seconds = sum(one.seconds for one in messages)
+    hidden = sum(min(one.hidden, one.seconds) for one in beside)
+    text = None
+    if messages:
+        text = f"{len(messages)}, {len(beside)} beside work"
+        text += f", {hidden / seconds:.0%} hidden" if seconds else ""
     return {
         "messages_per_step": len(messages),
         "message_bytes": sum(one.num_bytes for one in messages),
         "messages_overlapping": len(beside),
+        "messages_hidden": hidden / seconds if seconds else None,
         "message_hops": max((one.hops for one in messages), default=None),
-        "messages": f"{len(messages)}, {len(beside)} beside work" if messages else None,
+        "messages": text,
         "message_list": [one._asdict() for one in messages],
     }

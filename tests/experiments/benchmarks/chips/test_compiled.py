@@ -19,7 +19,8 @@ def compiled(what):
     pytest.importorskip("libtpu")
     command = [sys.executable, "-m", "tests.experiments.benchmarks.chips.compiled", what]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
+    if done.returncode:  # Not by `assert`: that is how the tests below are expected to fail.
+        raise RuntimeError(done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -33,6 +34,7 @@ def clips():
     return compiled("clips")
 
 
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="10 MB at K = 16, 136 MB at K = 256")
 def test_memory_is_flat_in_the_frames(clips):
     short, long = clips["memory"]
     assert 0 < long <= 1.1 * short
@@ -42,10 +44,19 @@ def test_messages_start_and_end_apart(clips):
     assert clips["permutes"] == ["collective-permute-done", "collective-permute-start"]
 
 
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="one copy of the clip, 8 MB at K = 16"
+)
 def test_frames_are_converted_one_by_one(clips):
     assert clips["whole_clip"] == []
 
 
+def test_a_device_moves_its_own_slots(slots):
+    assert slots["own"] > 0
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="7 copies, pads and sums of 1 MB in a step"
+)
 def test_no_device_moves_slots_of_another_in_a_step(slots):
-    assert slots["own"] > 0  # The device with the large module moves its own.
     assert slots["foreign"] == []
