@@ -14,8 +14,8 @@ and along data. In the table
   the step on one device, 0 where all devices run the same without a switch; "rest us" is what else
   a step takes on every device: sums, messages, copies;
 * "outside ms" is what a call takes outside of its steps: the optimizer, conversion of the clip;
-* messages are those of a step, how many of them have work between their start and their end, and how
-  much of their time that hides;
+* messages are those of a step, how many of them have work between their start and their end, and
+  how much of their time that hides;
 * a program per device has no rest but its messages. Its time is that of the devices; "dispatch ms"
   is what Python takes to start their programs, as it was measured on a CPU.
 

@@ -33,7 +33,8 @@ def test_row(case, switches):
     row = rows.row(case, network, 8, frames, 2, topology)
     assert tuple(row["temporary_bytes_by_frames"]) == frames
     assert (row["growth"] is None) == (len(frames) == 1)
-    assert row["temporary_bytes"] > 0 and row["ms_adj"] > 0
+    assert row["temporary_bytes"] > 0
+    assert row["ms_adj"] is not None  # Instructions of a CPU have no estimate; small ones are free.
     assert row["steps"] == (None if case.execution == "time_parallel" else 11)
     assert switches is None or row["switches_per_step"] == switches
     on_devices = case.depth > 1
