@@ -93,9 +93,9 @@ def explain(error: Exception) -> str:
     if jax.process_count() == 1 or not lost:
         return str(error)
     return (
-        f"process {jax.process_index()} of {jax.process_count()} lost the others, one of them has "
-        f"ended ({str(error).splitlines()[0][:200]}). What was saved is there; run the same "
-        "command again to go on from the last checkpoint"
+        f"process {jax.process_index()} of {jax.process_count()} lost the others: one of them has "
+        f"ended, or did not answer in time ({str(error).splitlines()[0][:200]}). What was saved is "
+        "there; run the same command again to go on from the last checkpoint"
     )
 
 

@@ -31,7 +31,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"the workdir {workdir} is a file; give a directory, or a new name")
     if not file.exists():
-        if (workdir / "checkpoints").exists():
+        if _has_saved(workdir):
             raise ValueError(
                 f"{workdir} has checkpoints but no config.json to say of which experiment; use "
                 "another workdir"
@@ -43,8 +43,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
         raise ValueError(f"{file} is damaged ({error}); use another workdir") from error
     there = _flatten(_plain(completed(ConfigDict(there))))
     here = _flatten(_plain(config))
-    saved = (one for folder in (LAST, BEST) for one in (workdir / folder).glob("*"))
-    if not any(one.name.isdigit() for one in saved):
+    if not _has_saved(workdir):
         return  # It had failed before anything was saved, of numbers that are not finite perhaps.
     differences = [
         f"{field} was {_show(there, field)} there and is {_show(here, field)} now"
@@ -58,6 +57,12 @@ def check(config: ConfigDict, workdir: Path) -> None:
             "or the same config (only these may change: "
             f"{', '.join(f'{name}*' if name[-1] == '.' else name for name in MAY_CHANGE)})"
         )
+
+
+def _has_saved(workdir: Path) -> bool:
+    """Whether there is a checkpoint; a run that ended before leaves empty folders."""
+    found = (one for folder in (LAST, BEST) for one in (workdir / folder).glob("*"))
+    return any(one.name.isdigit() for one in found)
 
 
 def claim(config: ConfigDict, workdir: Path) -> None:

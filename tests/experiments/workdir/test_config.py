@@ -36,6 +36,9 @@ def test_a_run_that_saved_nothing_locks_nothing(tmp_path):
     workdirs.claim(tiny.config(), tmp_path)
     (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir(parents=True)
     workdirs.check(tiny.config(optimizer__learning_rate=1e-4), tmp_path)
+    # One of several processes makes the folder before another one writes the config.
+    (tmp_path / "config.json").unlink()
+    workdirs.check(tiny.config(), tmp_path)
 
 
 @pytest.mark.parametrize("field", ["update_every", "chunk"])
@@ -53,7 +56,7 @@ def test_workdirs_that_cannot_be(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file"):
         workdirs.check(tiny.config(), tmp_path / "file")
-    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"has checkpoints but no config\.json"):
         workdirs.check(tiny.config(), tmp_path / "a")
     (tmp_path / "config.json").write_text("{")
