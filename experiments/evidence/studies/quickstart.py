@@ -1,8 +1,8 @@
 """The quickstart's config by all rules, at the same updates and at the same compute.
 
-Compute is counted, not timed: floating-point operations of a train step, by the compiler, before it
-optimises. Backprop needs more for a clip, since it back-propagates all frames; at the same compute
-it gets fewer updates, and its schedule of the learning rate shrinks with them.
+Compute is counted, not timed: floating-point operations of a train step, by the compiler, before
+it optimises. Backprop needs more for a clip, since it back-propagates all frames; at the same
+compute it gets fewer updates, and its schedule of the learning rate shrinks with them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import jax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments.comparisons.study import NAMES, RULES, Row, Run, Scale, Study
-from experiments.comparisons.summary import bars, by_seed
 from experiments.configs import quickstart
+from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study
+from experiments.evidence.summary import bars, by_seed, difference, said, where
 from experiments.jobs.classification import job
 
 SAME = ("updates", "compute")  # what is the same for all rules
@@ -89,6 +89,21 @@ def measure(run: Run) -> dict[str, float]:
     }
 
 
+def answer(rows: Sequence[Row]) -> list[str]:
+    """Sideways against the others, at the same updates and at the same compute."""
+    sentences, ours = [], where(rows, rule="sideways")
+    for other in ("pipelined_backprop", "backprop"):
+        theirs = where(rows, rule=other)
+        for updates in sorted({row["updates"] for row in theirs}, reverse=True):
+            one = difference(ours, where(theirs, updates=updates), "test accuracy")
+            sentences.append(
+                said(one, f"Test accuracy, Sideways - {NAMES[other]} with {updates} updates",
+                     higher="Sideways is better", lower=f"{NAMES[other]} is better",
+                     points=True)
+            )  # fmt: skip
+    return sentences
+
+
 def picture(rows: Sequence[Row]) -> Figure:
     """A bar for every rule, at the same updates and at the same compute."""
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -117,4 +132,7 @@ STUDY = Study(
     value="test accuracy",
     format="{:.1%}",
     picture=picture,
+    question="With the quickstart's data and all of Simple-CNN's channels: as good as backprop?",
+    answer=answer,
+    minutes=6,
 )

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from data import default_config
-from experiments.comparisons.classifier import trained_accuracy
-from experiments.comparisons.networks import convolutional
-from experiments.comparisons.study import NAMES, Row, Run, Scale, Study
-from experiments.comparisons.summary import bars, by_seed
+from experiments.evidence.study import NAMES, Row, Run, Scale, Study
+from experiments.evidence.summary import bars, by_seed, difference, said, where
+from experiments.evidence.training.classifier import trained_accuracy
+from experiments.evidence.training.networks import convolutional
 
 # Rule, and the modules (0-based) that hear the frame.
 VARIANTS: tuple[tuple[str, tuple[int, ...]], ...] = (
@@ -68,6 +68,20 @@ def digits(speed: float):
     return config
 
 
+def answer(rows: Sequence[Row]) -> list[str]:
+    """What the memory of pipelined backprop gives, in the same network."""
+    sees = where(rows, **{"hear the frame": "1 2"})
+    ours = where(sees, rule="sideways")
+    return [
+        said(
+            difference(ours, where(sees, rule=other), "test accuracy"),
+            f"Test accuracy with shortcuts from the frame, Sideways - {NAMES[other]}",
+            higher="Sideways is better", lower=f"{NAMES[other]} is better", points=True,
+        )
+        for other in ("pipelined_backprop", "backprop")
+    ]  # fmt: skip
+
+
 def picture(rows: Sequence[Row]) -> Figure:
     """A bar for every variant."""
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -96,4 +110,7 @@ STUDY = Study(
     value="test accuracy",
     format="{:.1%}",
     picture=picture,
+    question="Where only motion tells the class: do wrong gradients learn it?",
+    answer=answer,
+    minutes=10,
 )

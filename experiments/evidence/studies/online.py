@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from experiments.benchmarks.rig.suite import COLOURS
-from experiments.comparisons.study import NAMES, RULES, Row, Run, Scale, Study
-from experiments.comparisons.summary import by_seed
+from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study
+from experiments.evidence.summary import by_seed, difference, said, where
 from experiments.jobs.autoencoding import comparison
 
 STRIDES = (1, 4, 12)
@@ -50,6 +50,21 @@ def measure(run: Run) -> dict[str, float | None]:
     rows = comparison.run(settings, one, settings.milestones)
     by_protocol = {row["protocol"]: row["streaming_mse"] for row in rows}
     return {"error": by_protocol["in_stream"], "error, weights frozen": by_protocol["held_out"]}
+
+
+def answer(rows: Sequence[Row]) -> list[str]:
+    """Sideways against the others, at every stride."""
+    sentences = []
+    for stride in STRIDES:
+        here = where(rows, stride=stride)
+        for other in ("pipelined_backprop", "backprop"):
+            one = difference(where(here, rule="sideways"), where(here, rule=other), "error")
+            sentences.append(
+                said(one, f"Stride {stride}: error in the stream, Sideways - {NAMES[other]}",
+                     higher=f"{NAMES[other]} is better", lower="Sideways is better",
+                     template="{:+.5f}")
+            )  # fmt: skip
+    return sentences
 
 
 def picture(rows: Sequence[Row]) -> Figure:
@@ -89,4 +104,7 @@ STUDY = Study(
     value="error",
     format="{:.5f}",
     picture=picture,
+    question="On a stream that does not wait, how fast may things move?",
+    answer=answer,
+    minutes=6,
 )

@@ -1,12 +1,13 @@
 """The map: how much of the gap between Sideways and backprop the memory closes, where.
 
-Two tasks of moving digits (which digit, which direction), three speeds of motion, three depths. The
-deeper the network, the more frames lie between an activation and the cotangent that meets it,
+Two tasks of moving digits (which digit, which direction), three speeds of motion, three depths.
+The deeper the network, the more frames lie between an activation and the cotangent that meets it,
 2(D-1) at the bottom; the faster the motion, the more they differ. Clips have 2D+6 frames, so that
 the lowest module gets 8 gradients from each, whatever D.
 
-For the digit the gap closed is (pipelined backprop - Sideways) / (backprop - Sideways). Synchronous
-backprop cannot learn the direction, so that there is no gap to it: the two pipelines are compared.
+For the digit the gap closed is (pipelined backprop - Sideways) / (backprop - Sideways).
+Synchronous backprop cannot learn the direction, so that there is no gap to it: the two pipelines
+are compared.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from matplotlib.figure import Figure
 
 from data import default_config
 from experiments.benchmarks.rig.suite import COLOURS
-from experiments.comparisons.classifier import trained_accuracy
-from experiments.comparisons.networks import convolutional
-from experiments.comparisons.study import NAMES, RULES, Row, Run, Scale, Study
-from experiments.comparisons.summary import by_seed
+from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study
+from experiments.evidence.summary import by_seed, difference, said, where
+from experiments.evidence.training.classifier import trained_accuracy
+from experiments.evidence.training.networks import convolutional
 
 DEPTHS = (3, 6, 12)
 SPEEDS = (0.5, 1.0, 2.0)  # pixels a frame
@@ -80,6 +81,24 @@ def closed(accuracies: dict[str, float]) -> float:
     gap = accuracies["backprop"] - accuracies["sideways"]
     gained = accuracies["pipelined_backprop"] - accuracies["sideways"]
     return round(gained / gap, 9) if gap > 0.01 else math.nan
+
+
+def answer(rows: Sequence[Row]) -> list[str]:
+    """What the memory of pipelined backprop gives, by task and depth."""
+    sentences = []
+    for task in TASKS:
+        for depth in DEPTHS:
+            here = where(rows, task=task, depth=depth)
+            one = difference(
+                where(here, rule="pipelined_backprop"), where(here, rule="sideways"),
+                "test accuracy", ("seed", "speed"),
+            )  # fmt: skip
+            sentences.append(
+                said(one, f"{task}, {depth} modules, all speeds: pipelined backprop - Sideways",
+                     higher="wrong gradients cost accuracy", lower="Sideways is better",
+                     points=True)
+            )  # fmt: skip
+    return sentences
 
 
 def picture(rows: Sequence[Row]) -> Figure:
@@ -141,4 +160,7 @@ STUDY = Study(
     value="test accuracy",
     format="{:.1%}",
     picture=picture,
+    question="Where does the memory of pipelined backprop close the gap to backprop?",
+    answer=answer,
+    minutes=6,
 )
