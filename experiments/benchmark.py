@@ -18,7 +18,15 @@ from rich.table import Table
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from experiments.benchmarks.rig import suite
-from experiments.benchmarks.suites import chip, memory, online, peers, rules, scaling, speedup
+from experiments.benchmarks.suites import (
+    chip,
+    chips,
+    memory,
+    online,
+    peers,
+    rules,
+    speedup,
+)
 from experiments.processes.machine import machine
 from experiments.terminal import command_line
 
@@ -27,9 +35,9 @@ SUITES = {
     "memory": memory.SUITE,
     "table2": speedup.SUITE,
     "online": online.SUITE,
-    "scaling": scaling.SUITE,
     "peers": peers.SUITE,
     "chip": chip.SUITE,
+    "chips": chips.SUITE,
 }
 
 FLAGS = flags.FLAGS

@@ -8,6 +8,9 @@ With `task="direction"` the class is the direction of motion, one of eight, and 
 the canvas comes back at the opposite border. Every digit moves in every direction, in a video for
 each: a single frame says nothing about the class, and neither does the digit.
 
+With `clutter=n` the quarters of n other digits glide over the canvas as well, each on a path of its
+own, at the same speed.
+
 A video shows one handwritten digit, and no digit is in both training and test videos. A test video
 is a function of the seed and its number. A training video takes a new path every time, so that
 training never sees a clip twice.
@@ -40,6 +43,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.length = 32  # frames of a video
     config.digit_size = 32  # height and width of a digit, pixels
     config.speed = 1.5  # pixels a frame
+    config.clutter = 0  # quarters of other digits that move over the canvas, too
     # Digits, together at most 1797. Each is a video, or with task=direction one for each direction.
     config.num_train = 1437  # an epoch
     config.num_test = 360
@@ -64,6 +68,8 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
         raise ValueError(f"length is {config.length}; a video has at least 1 frame")
     if config.speed < 0:
         raise ValueError(f"speed is {config.speed}; it must be 0 or more pixels a frame")
+    if config.clutter < 0:
+        raise ValueError(f"clutter is {config.clutter}; it must be 0 or more quarters of digits")
     images, labels = _digits()
     if config.num_train < 1 or config.num_test < 0:
         raise ValueError(
@@ -86,6 +92,7 @@ def splits(config: ml_collections.ConfigDict, *, seed: int) -> Splits:
             size=config.size,
             digit_size=config.digit_size,
             speed=config.speed,
+            clutter=config.clutter,
             seed=seed,
         )
 
@@ -109,6 +116,7 @@ class MovingDigits:
         size: int,
         digit_size: int,
         speed: float,
+        clutter: int = 0,
         seed: int,
     ):
         # Video n of a directed set: digit n // 8 in direction n % 8.
@@ -116,11 +124,14 @@ class MovingDigits:
         self.labels = list(range(self._per_digit)) * len(labels) if directed else labels.tolist()
         self.num_frames = [length] * len(self.labels)
         what = f"{length} {size} {digit_size} {speed} {self.labels}".encode()
+        if clutter:  # Sets of before there was any keep their fingerprints.
+            what += f" {clutter}".encode()
         self.fingerprint = hashlib.sha256(what + images.tobytes()).hexdigest()[:16]
         self._images = images
         self._size = size
         self._digit_size = digit_size
         self._speed = speed
+        self._clutter = clutter
         self._seed = seed
 
     def frame_size(self, video: int) -> tuple[int, int]:
@@ -142,7 +153,19 @@ class MovingDigits:
         images = paint(
             image, places, size=self._size, digit_size=self._digit_size, wrap=self._per_digit > 1
         )
+        for _ in range(self._clutter):
+            images = np.maximum(images, self._quarter(rng, frames))
         return boxes.crop(images, box)
+
+    def _quarter(self, rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
+        """Frames with a quarter of any digit of the set, alone, on a path of its own."""
+        image = self._images[int(rng.integers(len(self._images)))]
+        half = _PIXELS // 2
+        rows, columns = (slice(half * n, half * (n + 1)) for n in rng.integers(2, size=2))
+        quarter = np.zeros_like(image)
+        quarter[rows, columns] = image[rows, columns]
+        places = path(rng, frames, room=self._size - self._digit_size, speed=self._speed)
+        return paint(quarter, places, size=self._size, digit_size=self._digit_size)
 
     def stream(self, video: int, box: boxes.Box) -> Iterator[np.ndarray]:
         """The whole video, on the path that belongs to the seed and to the video's number."""

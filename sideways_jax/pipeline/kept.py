@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from sideways_jax.devices.layout import Layout
 from sideways_jax.devices.packing import Packed, Packing, filled
 from sideways_jax.devices.report import Bytes
-from sideways_jax.rule.fifo import Entry, Fifo, Past, passes_of, places, started
+from sideways_jax.rule.fifo import Buffer, Entry, Fifo, Past, passes_of, places, started
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree
 
@@ -185,10 +185,10 @@ def kept_of(
     def of_module(fifo: Fifo | tuple, like: Entry | tuple, r: int) -> Entry | tuple:
         if not isinstance(fifo, Fifo) or not isinstance(like, Entry):
             return ()
-        share = _share(fifo.kept.entries, r, replicas) if fifo.kept else ()
+        share = _share(fifo.kept.entries, r, replicas) if isinstance(fifo.kept, Buffer) else ()
         parts = []
         for part, shape in zip(fifo.held_back, like.held_back, strict=True):
-            entries = part.entries if part else ()
+            entries = part.entries if isinstance(part, Buffer) else ()
             own = jax.tree.map(lambda x: jnp.split(x, replicas, axis=1)[r] * replicas, entries)
             parts.append(in_order(own, fifo, shape))
         return Entry(in_order(share, fifo, like.kept), tuple(parts))

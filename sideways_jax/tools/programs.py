@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from sideways_jax.tools.jaxprs import body_of, scan_sizes
+from sideways_jax.tools.jaxprs import body_of, is_call, scan_sizes
 from sideways_jax.tools.keys import is_key
 
 Atom = core.Var | core.Literal
@@ -32,10 +32,15 @@ class Program(NamedTuple):
     jaxpr: core.Jaxpr  # before inlining; `evaluate` takes its debugging information
 
 
-def inline_calls(closed: core.ClosedJaxpr) -> Program:
+def inline_calls(closed: core.ClosedJaxpr, *, derivatives: bool = True) -> Program:
     """A program in which jitted, checkpointed and custom-derivative calls are inlined.
 
     Variables are renamed; nothing is traced again. Loops and conditionals stay as they are.
+
+    Args:
+      closed: a traced function.
+      derivatives: whether checkpoints and calls with derivatives of their own are inlined, too. The
+        derivatives of what is computed from the result would be others.
     """
     new_variable = core.gensym()
     equations: list[core.JaxprEqn] = []
@@ -53,7 +58,7 @@ def inline_calls(closed: core.ClosedJaxpr) -> Program:
 
         for eqn in jaxpr.eqns:
             inputs = [read(v) for v in eqn.invars]
-            inner = _callee(eqn)
+            inner = _callee(eqn) if derivatives or is_call(eqn) else None
             if inner is not None:
                 outputs = run(inner, inputs)
             else:

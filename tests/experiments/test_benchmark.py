@@ -1,5 +1,6 @@
 """The benchmark and the picture of the schedules, run as users run them."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -147,7 +148,7 @@ def test_speedups_are_those_of_the_paper():
         ("benchmark.py", ["--suite=table2", "--devices=7", "--forced"], "has 6 modules"),
         ("benchmark.py", ["--suite=rulez"], "rules"),
         ("benchmark.py", ["--suite=rules", "--batch=0"], "batch"),
-        ("benchmark.py", ["--suite=rules", "--stack=3"], "--suite=rules takes no --stack"),
+        ("benchmark.py", ["--suite=rules", "--depths=3"], "--suite=rules takes no --depths"),
         ("benchmark.py", ["--suite=memory", "--depths=2,x"], "--depths=2,x must be numbers"),
         ("draw_schedule.py", ["--schedules=sidewise"], "'sideways'"),
     ],
@@ -156,6 +157,21 @@ def test_wrong_arguments_are_named(script, arguments, said):
     done = run(script, *arguments)
     assert done.returncode != 0
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("topology", "package", "extra"),
+    [("v5e:2x4", "libtpu", "tpu-compile"), ("h100:8", "jax_cuda12_plugin", "cuda-compile")],
+)
+def test_chips_names_the_compiler_that_is_missing(topology, package, extra):
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is here")
+    done = run("benchmark.py", "--suite=chips", f"--topology={topology}")
+    assert done.returncode != 0
+    *_, last = done.stderr.splitlines()  # After the flags.
+    assert last.startswith(f"--topology={topology} needs the compiler of {package}")
+    assert f"pip install -e '.[experiments,{extra}]'" in last
+    assert "Traceback" not in done.stderr
 
 
 def test_a_suite_says_which_settings_it_takes():

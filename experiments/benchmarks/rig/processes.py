@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from rich.progress import Progress
 from experiments.benchmarks.rig import measure, turns
 from experiments.benchmarks.rig.measure import ratio
 from experiments.benchmarks.rig.suite import Dtype
-from experiments.processes.children import on_cores, usable_cores
+from experiments.processes.children import usable_cores
 
 PIPELINES = ("depth_sharded", "program_per_device")
 BLOCKING = "backprop blocking "  # and one of these: what it is compared with
@@ -54,47 +52,6 @@ def check(devices: int, *, forced: bool) -> None:
             "lower --devices, or give --forced for devices that share them (which shows that it "
             "works, not how fast)"
         )
-
-
-def measured(
-    devices: int,
-    *,
-    forced: bool,
-    worker: str = "pipeline_worker.py",
-    cores: int | None = None,
-    **settings: Any,
-) -> dict:
-    """The result of a worker on `devices` devices.
-
-    Args:
-      devices: N.
-      forced: whether they are devices of one process that share its cores.
-      worker: a script in `benchmarks/workers`.
-      cores: the number of cores for all processes together, on Linux; by default all.
-      **settings: flags of the worker.
-
-    Raises:
-      ValueError: for more devices than cores.
-      RuntimeError: if a worker failed, with the end of its stderr.
-    """
-    check(devices, forced=forced)
-    program = ["python", str(ROOT / "experiments" / "benchmarks" / "workers" / worker)]
-    program += [f"--{name}={value}" for name, value in settings.items()]
-    if forced:
-        command = [sys.executable, *program[1:], f"--forced={devices}"]
-    else:
-        launch = str(ROOT / "experiments" / "launch.py")
-        command = [sys.executable, launch, f"--processes={devices}", "--", *program]
-    own = []
-    if cores is not None and hasattr(os, "sched_getaffinity"):
-        own = sorted(os.sched_getaffinity(0))[:cores]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    with on_cores(own):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not results:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(results[-1].removeprefix("RESULT "))
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-"""Programs that several suites and workers run: the loss, modules alone, the result of a worker."""
+"""Programs that several suites and workers run: the loss, modules alone."""
 
 from __future__ import annotations
 
 import functools
-import json
 from functools import partial
 
 import jax
@@ -89,9 +88,3 @@ def module_costs(network, frame, num_frames: int) -> list[float]:
         seconds_of(run)  # Warms up.
         costs.append(min(seconds_of(run) for _ in range(3)))
     return costs
-
-
-def tell(result: dict) -> None:
-    """Prints the result of a worker, in process 0; `processes.measured` reads it."""
-    if jax.process_index() == 0:
-        print("RESULT " + json.dumps(result), flush=True)

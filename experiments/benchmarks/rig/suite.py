@@ -20,22 +20,22 @@ COLOURS = {  # in pictures, by rule or schedule of backprop
     "gpipe": "tab:red",
     "1f1b": "tab:green",
     "pipelined_backprop": "tab:purple",
+    "tsm": "tab:olive",
 }
 HELP = {
     "batch": "clips",
-    "depths": "the numbers of devices N for the memory",
+    "depths": "the numbers of devices N that share the modules",
     "devices": "the numbers of devices N",
     "dtype": "of the activations",
     "forced": "devices of one process instead of processes with cores of their own",
     "frames": "frames K of the clips that are timed",
-    "link_gigabytes_per_second": "of your links, to predict for them too",
-    "link_latency_us": "of your links, to predict for them too",
     "matrix": "rows of the matrices (1024 do for a CPU)",
     "memory_frames": "the numbers of frames K for the memory",
-    "model": "the network; chip measures simple_cnn and vgg8 if none is given",
+    "model": "the network; chip and chips measure simple_cnn and vgg8 if none is given",
+    "only": "a word in the names of the executions that are compiled",
     "rounds": "timed calls of each program, in turn",
     "size": "height and width of the frames, pixels",
-    "stack": "modules of the stack that is measured",
+    "topology": "of chips to compile for: v5e:2x4, v4:2x2x1, v5p:2x2x2, h100:8",
 }
 
 

@@ -15,7 +15,6 @@ _BATCH = flags.DEFINE_integer("batch", 8, "clips")
 _FRAMES = flags.DEFINE_integer("frames", 64, "K")
 _SIZE = flags.DEFINE_integer("size", 32, "height and width of the frames")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the activations")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "timed calls of each program, in turn")
 _FORCED = flags.DEFINE_integer("forced", 0, "devices of one process instead of several processes")
 
 
@@ -27,7 +26,6 @@ class Settings(NamedTuple):
     frames: int  # K
     size: int  # height and width of the frames, pixels
     dtype: str  # of the activations
-    rounds: int
     forced: int  # devices of one process; 0: one device for each of several processes
 
 
@@ -39,7 +37,6 @@ def given() -> Settings:
         frames=_FRAMES.value,
         size=_SIZE.value,
         dtype=_DTYPE.value,
-        rounds=_ROUNDS.value,
         forced=_FORCED.value,
     )
 

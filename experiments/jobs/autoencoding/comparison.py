@@ -52,6 +52,8 @@ class Settings(NamedTuple):
     streams: int  # of moving_solids at once; a file is one stream
     widths: tuple[int, ...]  # of the encoder
     normalise: bool  # the blocks of the encoder
+    length: int | None = None  # frames of a scene of moving_solids; None: as many as CATER's have
+    count_missing: bool = False  # a step of a scene without any output counts as a black one
 
 
 class Run(NamedTuple):
@@ -173,6 +175,8 @@ def _load(settings: Settings, one: Run, split: str) -> Streams:
     config.batch_size = 1 if is_file else settings.streams
     if is_file:
         config.path = one.source
+    elif settings.length is not None:
+        config.length = settings.length
     return load_streams(config, seed=one.seed, split=split)
 
 
@@ -217,7 +221,7 @@ def _held_out(
     settings: Settings, one: Run, network: Network, train_state: TrainState
 ) -> tuple[StreamScore, StreamScore]:
     """Scores on the test streams: what the network shows, and what "copying" would."""
-    held_out, copying = StreamScore(), StreamScore()
+    held_out, copying = (StreamScore(count_missing=settings.count_missing) for _ in range(2))
     recent, arrived = None, 0
     for frames, outputs, playing, _ in _test(settings, one, network, train_state):
         held_out.add(outputs, frames, playing)
@@ -246,7 +250,7 @@ def _train(settings: Settings, one: Run, milestones: Sequence[int]) -> Iterator[
         windows = (6 * eighth, 7 * eighth), (7 * eighth, 8 * eighth), (6 * eighth, 8 * eighth)
         # One chunk before, for the frames that the first outputs are of.
         scored[milestone] = [
-            (start, stop, StreamScore(first_frame=(start - 1) * CHUNK)) for start, stop in windows
+            (start, stop, _score_from(settings, start - 1)) for start, stop in windows
         ]
     train_state = None
     for n, chunk in enumerate(_chunks(settings, one, "train", milestones[-1])):
@@ -260,6 +264,10 @@ def _train(settings: Settings, one: Run, milestones: Sequence[int]) -> Iterator[
         arrived = (n + 1) * CHUNK
         if arrived in scored:
             yield arrived, network, train_state, [score for *_, score in scored.pop(arrived)]
+
+
+def _score_from(settings: Settings, chunk: int) -> StreamScore:
+    return StreamScore(first_frame=chunk * CHUNK, count_missing=settings.count_missing)
 
 
 def _test(

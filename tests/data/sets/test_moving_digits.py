@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -188,6 +190,29 @@ def test_every_digit_moves_in_every_direction(directed):
         np.testing.assert_allclose(of_digit, of_digit[0], rtol=0.02)
 
 
+def test_clutter_lies_over_the_same_digits(config):
+    """The digits and their paths are those without it, and more of the canvas is painted."""
+    plain = data.load(config, seed=3)
+    config.clutter = 3
+    cluttered, again = data.load(config, seed=3), data.load(config, seed=3)
+    alone, both = all_test_frames(plain), all_test_frames(cluttered)
+    assert (both >= alone).all()
+    more = (both > alone).any((2, 3, 4))  # of every frame of every clip
+    assert more[alone.any((2, 3, 4))].mean() > 0.9  # The others fill clips up.
+    np.testing.assert_array_equal(both, all_test_frames(again))
+    np.testing.assert_array_equal(first(cluttered), first(again))
+    # It moves, too: what is beside the digit differs from frame to frame.
+    beside = np.where(alone[0] == 0, both[0].astype(int), 0)
+    assert all((a != b).any() for a, b in itertools.pairwise(beside[:8]))
+    fingerprints = {one.videos["test"].fingerprint for one in (plain, cluttered, again)}
+    assert len(fingerprints) == 2
+
+
+def test_a_set_without_clutter_keeps_its_fingerprint(config):
+    """Runs of before there was any go on."""
+    assert data.load(config, seed=3).videos["test"].fingerprint == "0f205a37be3df7c1"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -196,6 +221,7 @@ def test_every_digit_moves_in_every_direction(directed):
         ({"digit_size": 0}, "digit_size is 0"),
         ({"length": 0}, "length is 0"),
         ({"speed": -1.0}, "speed is -1.0"),
+        ({"clutter": -1}, "clutter is -1; it must be 0 or more"),
         ({"num_train": 0}, "num_train is 0"),
         ({"num_train": 1500, "num_test": 300}, "is 1800; .* there are 1797"),
     ],

@@ -133,7 +133,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-OTHERS = "live", "table3", "torture", "compare_rules", "evaluate_checkpoint", "predict"
+OTHERS = "live", "table3", "torture", "reproduce", "evaluate_checkpoint", "predict"
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,0 @@
-"""What more devices would do, predicted from what a few did."""

@@ -1,1 +1,0 @@
-"""What `experiments/compare_rules.py` compares: a file for every study."""

@@ -1,0 +1,166 @@
+"""The map: how much of the gap between Sideways and backprop the memory closes, where.
+
+Two tasks of moving digits (which digit, which direction), three speeds of motion, three depths.
+The deeper the network, the more frames lie between an activation and the cotangent that meets it,
+2(D-1) at the bottom; the faster the motion, the more they differ. Clips have 2D+6 frames, so that
+the lowest module gets 8 gradients from each, whatever D.
+
+For the digit the gap closed is (pipelined backprop - Sideways) / (backprop - Sideways).
+Synchronous backprop cannot learn the direction, so that there is no gap to it: the two pipelines
+are compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from data import default_config
+from experiments.benchmarks.rig.suite import COLOURS
+from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study
+from experiments.evidence.summary import by_seed, difference, said, where
+from experiments.evidence.training.classifier import trained_accuracy
+from experiments.evidence.training.networks import convolutional
+
+DEPTHS = (3, 6, 12)
+SPEEDS = (0.5, 1.0, 2.0)  # pixels a frame
+TASKS = {"digit": RULES, "direction": ("sideways", "pipelined_backprop")}
+WIDTH = 24  # channels of every convolution
+
+
+def runs(scale: Scale) -> list[Run]:
+    """The whole map with the first seed, then with the next."""
+    return [
+        {
+            "study": "map",
+            "task": task,
+            "depth": depth,
+            "speed": speed,
+            "rule": rule,
+            "updates": scale.updates or 400,
+            "rate": 2e-3,
+            "seed": seed,
+        }
+        for seed in range(scale.seeds)
+        for task, rules in TASKS.items()
+        for depth in DEPTHS
+        for speed in SPEEDS
+        for rule in rules
+    ]
+
+
+def measure(run: Run) -> dict[str, float]:
+    """Trains and tests once."""
+    depth, task = run["depth"], run["task"]
+    config = default_config("moving_digits")
+    config.task, config.speed = task, run["speed"]
+    config.size, config.digit_size = 20, 8 if task == "direction" else 12
+    config.num_frames = config.length = 2 * depth + 6
+    config.batch_size = 16
+    config.num_test = 60 if task == "direction" else 360
+    # As in the direction task of five modules, the two above the lowest hear the frame.
+    hearing = range(1, min(3, depth - 1)) if task == "direction" else ()
+    network = convolutional(
+        (WIDTH,) * (depth - 1), (2, 2, *(1,) * (depth - 3)), 8 if task == "direction" else 10,
+        [(-1, i) for i in hearing],
+    )  # fmt: skip
+    accuracy = trained_accuracy(
+        network, run["rule"], config, rate=run["rate"], seed=run["seed"], updates=run["updates"]
+    )
+    return {"test accuracy": accuracy}
+
+
+def closed(accuracies: dict[str, float]) -> float:
+    """The part of the gap between Sideways and backprop that is closed; NaN without a gap.
+
+    >>> closed({"sideways": 0.5, "pipelined_backprop": 0.8, "backprop": 0.9})
+    0.75
+    """
+    gap = accuracies["backprop"] - accuracies["sideways"]
+    gained = accuracies["pipelined_backprop"] - accuracies["sideways"]
+    return round(gained / gap, 9) if gap > 0.01 else math.nan
+
+
+def answer(rows: Sequence[Row]) -> list[str]:
+    """What the memory of pipelined backprop gives, by task and depth."""
+    sentences = []
+    for task in TASKS:
+        for depth in DEPTHS:
+            here = where(rows, task=task, depth=depth)
+            one = difference(
+                where(here, rule="pipelined_backprop"), where(here, rule="sideways"),
+                "test accuracy", ("seed", "speed"),
+            )  # fmt: skip
+            sentences.append(
+                said(one, f"{task}, {depth} modules, all speeds: pipelined backprop - Sideways",
+                     higher="wrong gradients cost accuracy", lower="Sideways is better",
+                     points=True)
+            )  # fmt: skip
+    return sentences
+
+
+def picture(rows: Sequence[Row]) -> Figure:
+    """Accuracy against depth: a row for every task, a column for every speed."""
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    panels = figure.subplots(len(TASKS), len(SPEEDS), sharex=True, sharey="row", squeeze=False)
+    for row_of_panels, task in zip(panels, TASKS, strict=True):
+        for axes, speed in zip(row_of_panels, SPEEDS, strict=True):
+            some = [row for row in rows if (row["task"], row["speed"]) == (task, speed)]
+            _draw(axes, some, TASKS[task])
+            axes.set_title(_title(task, speed, some), fontsize=9)
+        row_of_panels[0].set_ylabel(f"test accuracy, {task}")
+    for axes in panels[-1]:
+        axes.set_xlabel("modules D")
+    panels[0, 0].legend(fontsize=8)
+    return figure
+
+
+def _draw(axes, rows: Sequence[Row], rules: Sequence[str]) -> None:
+    for shift, rule in enumerate(rules):
+        of_rule = [row for row in rows if row["rule"] == rule]
+        variants = [{name: row[name] for name in ("depth", "seed")} for row in of_rule]
+        summaries = by_seed(of_rule, variants, STUDY.value)
+        axes.errorbar(
+            [one.run["depth"] * 1.02 ** (shift - 1) for one in summaries],
+            [one.mean for one in summaries],
+            yerr=[one.half_width for one in summaries],
+            marker="o",
+            capsize=3,
+            color=COLOURS[rule],
+            label=NAMES[rule],
+        )
+    axes.set(xscale="log", ylim=(0, 1))
+    axes.set_xticks(DEPTHS, [str(depth) for depth in DEPTHS])
+    axes.xaxis.set_minor_formatter("")
+
+
+def _title(task: str, speed: float, rows: Sequence[Row]) -> str:
+    text = f"{speed:g} pixels a frame"
+    if task != "digit":
+        return text
+    parts = []
+    for depth in DEPTHS:
+        mean = {}
+        for rule in RULES:
+            found = [
+                row[STUDY.value] for row in rows if (row["depth"], row["rule"]) == (depth, rule)
+            ]
+            mean[rule] = sum(found) / len(found) if found else math.nan
+        part = closed(mean)
+        parts.append("none" if math.isnan(part) else f"{part:.0%}")
+    return f"{text}; gap closed: {', '.join(parts)}"
+
+
+STUDY = Study(
+    title="Depth and speed of motion: test accuracy",
+    runs=runs,
+    measure=measure,
+    value="test accuracy",
+    format="{:.1%}",
+    picture=picture,
+    question="Where does the memory of pipelined backprop close the gap to backprop?",
+    answer=answer,
+    minutes=6,
+)

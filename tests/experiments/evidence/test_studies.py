@@ -1,0 +1,158 @@
+"""What the studies conclude from rows whose numbers are known."""
+
+import math
+import re
+
+import pytest
+
+from experiments.evidence import catalogue
+from experiments.evidence.report import page
+from experiments.evidence.studies import adaptation, figure6, gradients, table1, table3
+from experiments.evidence.study import RULES, Scale
+from tests.experiments import tiny
+
+DOCS = tiny.ROOT / "docs" / "evidence.md"
+MACHINE = {"date": "2026-01-01", "processor": "a <b> & c", "cores": 2}
+
+
+def _searched(best):
+    """The search of one network, won by the run `best` of every rule."""
+    rows = [run | {"test accuracy": 0.5, "operations of an update": 2.0 if run["rule"] == "backprop"
+                   else 1.0} for run in table1.runs(Scale())]  # fmt: skip
+    for row in rows:
+        if (row["rate"], row["decay"]) == best:
+            row["test accuracy"] = 0.6
+    return rows
+
+
+def test_every_rule_is_searched_alike_and_compared_at_its_best():
+    runs = table1.runs(Scale())
+    grids = {
+        rule: sorted((r["network"], r["dropout"], r["rate"], r["decay"]) for r in runs
+                     if r["rule"] == rule) for rule in RULES
+    }  # fmt: skip
+    assert grids["sideways"] == grids["backprop"] == grids["pipelined_backprop"]
+    assert len(grids["sideways"]) == len(set(grids["sideways"])) == 3 * 8
+    compared = table1.then(Scale(seeds=5), _searched((2e-3, 1e-3)))
+    assert {(run["rate"], run["decay"]) for run in compared} == {(2e-3, 1e-3)}
+    assert not {run["seed"] for run in compared} & {run["seed"] for run in runs}
+    assert len(compared) == 5 * (3 * 4 * 3 + 3)
+    fewer = [run for run in compared if run["same"] == "compute"]
+    # Backprop has twice the operations.
+    assert {(run["network"], run["updates"]) for run in fewer} == {
+        ("simple_cnn", 300),
+        ("vgg8", 150),
+    }
+    # Equal ones: the higher rate and the smaller decay.
+    rows = _searched((None, None))
+    assert table1.chosen(rows, "vgg8", 0.5, "backprop")["rate"] == max(table1.RATES)
+
+
+@pytest.mark.parametrize(("train", "verdict"), [(0.8, "it regularises"), (0.7, "it fits less")])
+def test_a_smaller_gap_with_a_lower_test_accuracy_is_no_regularisation(train, verdict):
+    rows = [
+        {"same": "updates", "network": "vgg8", "dropout": 0.0, "speed": 1.0, "clutter": 1,
+         "rule": rule, "seed": seed, "training accuracy": 1.0 if rule == "backprop" else train,
+         "test accuracy": (0.7 if rule == "backprop" else train - 0.1) + seed / 1000}
+        for rule in RULES for seed in range(3)
+    ]  # fmt: skip
+    rows = [row | {"test accuracy": row["test accuracy"] + (row["seed"] == 1) * 1e-4 *
+                   (row["rule"] == "sideways")} for row in rows]  # fmt: skip
+    [gap] = [text for text in table1.answer(rows) if text.startswith("Training - test")]
+    assert verdict in gap
+
+
+def test_frames_until_the_error_is_back():
+    """Three changes of 8 points each: the error is back at the third, at the first, never."""
+    curves = {
+        "sideways": [9, 9, 1.4, 1, 1, 1, 1, 1] + [1] * 8 + [9] * 8,
+        "blocking": [9] * 8 + [1] * 8 + [9, 9, 9, 9, 9, 9, 1, 1],
+    }
+    rows = [
+        {"learner": name, "optimizer": "sgd", "seed": 0, "before": 20, "after": 80,
+         "frames": [0, 10, *range(20, 260, 10)], "errors": [1.0, 1.0, *map(float, curve)]}
+        for name, curve in curves.items()
+    ]  # fmt: skip
+    found = {(one["learner"], one["change"]): (one["frames"], one["back"])
+             for one in adaptation.recovery(rows)}  # fmt: skip
+    assert found["sideways", "light"] == (20, True)
+    assert found["blocking", "light"] == (80, False)
+    assert found["sideways", "scene"] == found["blocking", "scene"] == (0, True)
+    assert found["sideways", "camera"] == (80, False)
+    assert found["blocking", "camera"] == (60, True)
+
+
+def test_a_ratio_of_errors_has_an_interval():
+    rows = [
+        {"condition": "stream", "rule": rule, "seed": seed, "error": factor * 10.0**-seed,
+         "error, weights frozen": factor}
+        for rule, factor in (("sideways", 1.0), ("backprop", 7.0)) for seed in range(3)
+    ]  # fmt: skip
+    assert table3.ratio(rows, "error") == pytest.approx((7, 7, 7))
+    assert "the interval has the paper's 7" in table3.answer(
+        [row | {"error": row["error"] * (1 + 0.1 * row["seed"] * (row["rule"] == "sideways"))}
+         for row in rows]
+    )[0]  # fmt: skip
+    rows[-1]["error"] = None  # It diverged.
+    mean, low, high = table3.ratio(rows, "error")
+    assert mean == pytest.approx(7)
+    assert math.isfinite(high - low)
+
+
+def test_a_collapse_is_measured_against_stride_1_of_the_same_seed():
+    rows = [
+        {"kind": "favourable", "stride": stride, "rule": rule, "seed": seed,
+         "training accuracy": accuracy, "test accuracy": accuracy}
+        for rule in RULES for seed in range(2)
+        for stride, accuracy in (("1", 0.9), ("6", 0.4 if rule == "sideways" else 0.5),
+                                 ("random", 0.9))
+    ]  # fmt: skip
+    assert "Sideways 2 of 6, pipelined backprop 0 of 6" in figure6.answer(rows)[-1]
+
+
+def test_the_cosine_predicts_a_loss_that_falls_with_it():
+    rows = [
+        {"source": "drawn", "speed": speed, "stride": 1, "seed": seed, "relative error": [[0.0]],
+         "cosine": [[0.1], [0.1]], "lowest cosine": 1 - speed / 8, "mean cosine": 1 - speed / 8,
+         "lost accuracy": speed / 10 + (0.001 * seed if speed == 0.5 else 0)}
+        for speed in (0.5, 1.0, 2.0, 4.0) for seed in range(3)
+    ]  # fmt: skip
+    [sentence] = [text for text in gradients.answer(rows) if text.startswith("Rank correlation")]
+    assert "-1.00 ± 0.00 (3 seeds): the lower the cosine, the more accuracy is lost" in sentence
+
+
+def test_the_budgets_in_the_docs_are_those_of_the_studies():
+    """And all of them fit in three hours."""
+    lines = re.findall(r"^\| `(\w+)` .*\| (\d+) \|$", DOCS.read_text(), re.MULTILINE)
+    budgets = {name: int(minutes) for name, minutes in lines}
+    assert list(budgets) == list(catalogue.STUDIES)  # in the order of `all`
+    studies = {name: catalogue.study_of(name) for name in budgets}
+    assert budgets == {name: study.minutes for name, study in studies.items()}
+    assert sum(budgets.values()) <= catalogue.ALL_MINUTES
+
+
+def test_a_search_alone_is_no_answer():
+    """A run that was stopped in its first stage has a page all the same."""
+    searched = [run | {"mean error": 0.01} for run in adaptation.runs(Scale())]
+    for name, rows in (("table1", _searched((2e-3, 1e-3))), ("adaptation", searched)):
+        study = catalogue.study_of(name)
+        rows = [row | {"machine": MACHINE} for row in rows]
+        text = page.page([page.Section(name, study, "plan", rows, 0, complete=False)])
+        assert "No comparison yet: the runs that are there are of a search." in text
+
+
+def test_what_is_written_into_the_page_is_text():
+    """Names and machines come from files; none of it is HTML."""
+    study = catalogue.study_of("figure6")
+    rows = [
+        {"study": "figure6", "kind": "favourable", "stride": "1", "rule": rule, "seed": 0,
+         "training accuracy": 0.5, "test accuracy": 0.5, "machine": MACHINE}
+        for rule in RULES
+    ]  # fmt: skip
+    section = page.Section("figure6", study, "plan <script>", rows, 3, complete=False)
+    text = page.page([section])
+    assert "a &lt;b&gt; &amp; c" in text
+    assert "plan &lt;script&gt;" in text
+    assert "<script" not in text
+    assert "3 runs or more are missing" in text
+    assert "with runs missing: figure6" in text
