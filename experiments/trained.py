@@ -11,20 +11,18 @@ changes, so that it may belong to a run that is still going on.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from experiments.configs._newer import completed
 from experiments.jobs.autoencoding import job as autoencoding
 from experiments.jobs.classification import job as classification
-from experiments.running.optimizer import make_tx, params_for_tests
+from experiments.running import learned
 from experiments.running.protocol import Trained
 from experiments.workdir import checkpoints, classes
+from experiments.workdir import config as workdirs
 from experiments.workdir.classes import Classes
 from sideways_jax import Network
 
@@ -42,39 +40,13 @@ def load(workdir: os.PathLike[str] | str, checkpoint: int | str = "last") -> Tra
         workdirs held the names of classes.
     """
     workdir = Path(workdir).expanduser()
-    config = read_config(workdir)
+    config = workdirs.read(workdir)
     folder = checkpoints.find(workdir, checkpoint)
     network, frame, known = _network(config, workdir)
-    params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
-    opt_state = None
-    if config.optimizer.ema:  # Part of the state of the optimizer.
-        opt_state = jax.eval_shape(
-            make_tx(config.optimizer, config.optimizer.accumulate).init, params
-        )
-    params, state, opt_state = checkpoints.read_weights(folder, params, state, opt_state)
-    params = params_for_tests(params, opt_state)
+    params, state = learned.read(folder, config, network, frame)
     return Trained(
         network, params, state, known.names, config, int(folder.name), known.multi_label
     )  # fmt: skip
-
-
-def read_config(workdir: Path) -> ConfigDict:
-    """The config of a run.
-
-    Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is damaged.
-    """
-    file = workdir / "config.json"
-    try:
-        return completed(ConfigDict(_with_tuples(json.loads(file.read_text(encoding="utf-8")))))
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{workdir} is not the workdir of a run: {file.name} is not there. Give the --workdir "
-            "of experiments/main.py"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error})") from error
 
 
 def _network(config: ConfigDict, workdir: Path) -> tuple[Network, jax.ShapeDtypeStruct, Classes]:
@@ -88,10 +60,3 @@ def _network(config: ConfigDict, workdir: Path) -> tuple[Network, jax.ShapeDtype
     known = classes.read(workdir)
     network = classification.make_network(config.model, len(known.names))
     return network, classification.frame_shape(config.data), known
-
-
-def _with_tuples(value: Any) -> Any:
-    """JSON with a tuple for every list, as configs have them."""
-    if isinstance(value, dict):
-        return {name: _with_tuples(inner) for name, inner in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

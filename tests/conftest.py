@@ -48,3 +48,10 @@ def quick_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def usual_promotion():
+    """Users do not run under strict promotion, which `optax.adam` does not pass."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -3,18 +3,10 @@
 import re
 from pathlib import Path
 
-import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-
-
-@pytest.fixture
-def usual_promotion():
-    """Users do not run under strict promotion, which `optax.adam` does not pass."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.mark.usefixtures("usual_promotion")

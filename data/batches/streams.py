@@ -7,6 +7,7 @@ made ahead of time, and how a run goes on where it stopped is decided here, for 
 Nothing here needs JAX.
 """
 
+import collections
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +46,8 @@ class Programme(NamedTuple):
       ahead: how many frames of every slot are made before they are asked for, at least 1.
       what: everything that the frames depend on, JSON-able; a state belongs to one such thing. Its
         "path" may change if it has "content", which says what is there.
+      future: every frame has a target, the frame so many steps later; 0: there are no targets.
+        `frames` has to give so many frames more than a piece has.
     """
 
     batch_size: int
@@ -57,6 +60,7 @@ class Programme(NamedTuple):
     live: bool
     ahead: int
     what: dict[str, Any]
+    future: int = 0
 
 
 class Streams:
@@ -68,6 +72,7 @@ class Streams:
         before: whatever a model carries from step to step starts anew there;
       stream: int32 [B], the number of the stream; -1 where a slot has nothing more to play (its
         frames are black then, and the first one of them is a reset) while others go on.
+      targets: like frames, the frame of so many steps later, if the programme has a `future`.
 
     It ends when no slot has anything more to play. Frames are made ahead in threads; `close` ends
     them. After an error it cannot go on.
@@ -122,6 +127,8 @@ class Streams:
             ),
             "stream": np.array([one.stream if one else -1 for one in played], np.int32),
         }
+        if self._programme.future:
+            batch["targets"] = np.stack([one.target if one else black for one in played])
         self._place = [
             one.following if one else (place[0], -1)
             for one, place in zip(played, self._place, strict=True)
@@ -179,6 +186,7 @@ class _Played(NamedTuple):
     """One frame, and where the slot is after it."""
 
     frame: np.ndarray
+    target: np.ndarray  # the frame itself, where there is no other
     start: bool
     stream: int
     following: tuple[int, int]
@@ -201,11 +209,15 @@ def _play(programme: Programme, slot: int, number: int, start: int) -> Iterator[
         if piece.num_frames is not None and first >= piece.num_frames:
             return
         at = first
+        window: collections.deque = collections.deque(maxlen=programme.future + 1)
         for frame in programme.frames(piece, first):
             if frame is None:
                 yield None
                 continue
-            yield _Played(frame, at == 0, piece.stream, (n, at + 1))
+            window.append(frame)
+            if len(window) <= programme.future:
+                continue
+            yield _Played(window[0], window[-1], at == 0, piece.stream, (n, at + 1))
             at += 1
 
     made = ahead.concatenated(

@@ -38,6 +38,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.size = 64  # height and width of the frames, pixels
     config.length = 301  # frames of a stream, that is, of a scene; CATER's videos have 301
     config.stride = 1  # show every stride-th frame of the scene, which lasts so much longer
+    config.future = 0  # what is learned: the frame so many steps later; 0: the frame itself
     config.batch_size = 8  # streams that are played at the same time
     config.supersample = 2  # supersample x supersample rays a pixel; 1 has jagged edges
     config.num_train = 1000  # scenes, an epoch
@@ -65,11 +66,14 @@ def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Pr
         scene = make_scene(seed, split, piece.stream)
         scenery = views.view(size, config.supersample)
         at_once = max(1, min(_SAMPLES_AT_ONCE // len(scenery.ray[0]), _MOST_AT_ONCE))
-        stop = piece.first + piece.num_frames
+        stop = piece.first + piece.num_frames + config.future
         for first in range(piece.first + start, stop, at_once):
             times = config.stride * np.arange(first, min(first + at_once, stop))
             yield from ray_caster.draw(scenery, scene.solids, scene.places(times))
 
+    what = {**config.to_dict(), "seed": seed, "split": split}
+    if not config.future:  # Streams of earlier versions go on.
+        del what["future"]
     return Programme(
         batch_size=batch_size,
         size=size,
@@ -80,7 +84,8 @@ def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Pr
         name="moving_solids",
         live=False,
         ahead=_MOST_AT_ONCE,
-        what={**config.to_dict(), "seed": seed, "split": split},
+        what=what,
+        future=config.future,
     )
 
 
@@ -127,6 +132,8 @@ def _check(config: ml_collections.ConfigDict, seed: int, split: str) -> None:
     for name in ("size", "length", "stride", "batch_size", "supersample", "num_train", "num_test"):
         if config[name] < 1:
             raise ValueError(f"{name} is {config[name]}; it must be at least 1")
+    if config.future < 0:
+        raise ValueError(f"future is {config.future} steps; it must be 0 or more")
     if config.length < config.batch_size:
         raise ValueError(
             f"length is {config.length}; the streams of a batch start one after the other, so it "

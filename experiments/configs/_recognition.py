@@ -63,12 +63,12 @@ def recognition(
 
 
 def classifier(name: str, dropout: float, *, small: bool = False) -> dict:
-    """`config.model` for one of the paper's networks.
+    """`config.model` for one of the networks of `sideways_jax.models`.
 
     Args:
-      name: simple_cnn or vgg8.
+      name: of the network.
       dropout: the rate of VGG-8's linear layers; 0.9 in the paper, where it is used.
-      small: whether VGG-8 has a sixteenth of the channels.
+      small: whether the networks have a few channels each; simple_cnn is small.
     """
     if name == "vgg8":
         divisor = 16 if small else 1
@@ -91,4 +91,39 @@ def classifier(name: str, dropout: float, *, small: bool = False) -> dict:
             "cut": (1,) * 6,
             "dtype": "float32",
         }
-    return {"name": name}  # models.make raises, with the valid names
+    return {"name": name, **_larger(name, small)}
+
+
+def _larger(name: str, small: bool) -> dict:
+    """The fields of a network that is not of the paper."""
+    of_all = {
+        "dtype": "float32",  # of activations; bfloat16 halves their memory and messages
+        # A file with pretrained weights, as Hugging Face has them: safetensors; "": none.
+        "weights": "",
+    }
+    if name in ("resnet18", "resnet50"):
+        return {
+            "width": 8 if small else 64,  # channels of the stem
+            "cut": (2, 2, 2, 2, 2) if name == "resnet18" else (3, 2, 2, 2, 2, 2, 2, 3),
+        } | of_all
+    if name == "vit_s16":
+        return {
+            "width": 24 if small else 384,  # channels of a token
+            "heads": 6,  # of the attention
+            "blocks": 12,  # of attention; the cut is of two layers more
+            "patch": 14 if small else 16,  # height and width of a token, pixels
+            "cut": (3, 2, 2, 2, 2, 3),
+        } | of_all
+    del of_all["weights"]  # There is no layout for these.
+    if name == "densenet121":
+        return {
+            "growth": 4 if small else 32,  # channels that a layer adds
+            "cut": (3, 2, 2, 7, 6, 15, 11, 17),
+        } | of_all
+    if name == "googlenet":
+        return {
+            "divisor": 16 if small else 1,  # of all numbers of channels
+            "dropout_rate": 0.2,  # before the last layer
+            "cut": (1, 1, 2, 3, 2, 3),
+        } | of_all
+    return {}  # models.make raises, with the valid names

@@ -8,7 +8,8 @@ python experiments/main.py --config=experiments/configs/autoencoder.py:data=vide
     --config.data.path=FILE --workdir=/tmp/mine
 
 Arguments, after a colon: `rule=backprop` for blocking backprop on the same stream;
-`data=video_file`; `execution=depth_sharded,depth=2`; `smoke` for two steps; `paper` for the setting
+`data=video_file`; `execution=depth_sharded,depth=2`; `skip` for shortcuts from the frame to modules
+1 and 2 (Skip-Sideways); `smoke` for two steps; `paper` for the setting
 of sections 4.1 and 4.5: 240x240 pixels, widths 32 to 256, no normalisation, 8 streams, for a GPU.
 The paper's result on CATER, not reproduced here, is an error of 0.002 with Sideways and 0.014 with
 backprop (Table 3).
@@ -26,8 +27,8 @@ from experiments.configs.common import base_config, parse_arguments
 def get_config(arguments: str = "") -> ConfigDict:
     """The config, for arguments such as `"rule=backprop,smoke"`."""
     given = parse_arguments(
-        arguments, rule="sideways", data="moving_solids", execution="scan", depth=0, paper=False,
-        smoke=False,
+        arguments, rule="sideways", data="moving_solids", execution="scan", depth=0, skip=False,
+        paper=False, smoke=False,
     )  # fmt: skip
     config = base_config(given)
     config.task = "autoencoding"
@@ -40,6 +41,8 @@ def get_config(arguments: str = "") -> ConfigDict:
         "normalise": True,  # the output of every encoder block, over the channels of a pixel
         "dtype": "float32",  # of activations; bfloat16 halves their memory and messages
     }
+    if given.skip:
+        config.model.shortcuts = ((-1, 1), (-1, 2))  # from the frame, to modules
     config.data = default_config(given.data)
     config.data.size = 48
     config.data.batch_size = 4 if given.data == "moving_solids" else 1

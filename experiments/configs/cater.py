@@ -17,8 +17,8 @@ class, the score the mean average precision.
 Clips of 64 frames, 240x240 pixels out of frames with a shorter side of 240, batches of 8, Adam. It
 is made for a GPU. Clips are not flipped, since a flip would change the label.
 
-Arguments, after a colon: `subset=max2action_cameramotion`, `task=localize`, `model=vgg8` (or
-simple_cnn), `rule=backprop`, `stride=2` (1 to 6), `dropout=0.9` (VGG-8), `learning_rate=1e-5`,
+Arguments, after a colon: `subset=max2action_cameramotion`, `task=localize`, `model=vgg8`
+(docs/networks.md), `rule=backprop`, `stride=2` (1 to 6), `dropout=0.9`, `learning_rate=1e-5`,
 `weight_decay=1e-3`, `execution=scan`, `schedule=...`, `depth=...`; `smoke` for an epoch on six tiny
 videos, which are packed and built as CATER is.
 """

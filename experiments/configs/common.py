@@ -77,6 +77,7 @@ def base_config(given: ConfigDict | None = None) -> ConfigDict:
             "target": "stream",  # or origin: which frame's target an output is compared with
             # Train on a few tiny videos that are written into the workdir: for smoke tests.
             "example_videos": False,
+            "init_from": "",  # the workdir of a run whose weights this one starts from
             "model": {"name": "simple_cnn"},
             "data": {},
             "optimizer": {

@@ -17,7 +17,7 @@ not say which gave these numbers, nor for how long it trained; 250 epochs here.
 Clips of 64 frames, 112x112 pixels out of frames with a shorter side of 128, batches of 8, Adam. It
 is made for a GPU.
 
-Arguments, after a colon: `model=vgg8` (or simple_cnn), `rule=backprop`, `split=2` (1 to 3),
+Arguments, after a colon: `model=vgg8` (docs/networks.md), `rule=backprop`, `split=2` (1 to 3),
 `stride=2` (1 to 6), `dropout=0.9` (VGG-8), `learning_rate=1e-5`, `weight_decay=1e-3`,
 `execution=scan`, `schedule=...`, `depth=...`; `smoke` for an epoch on six tiny videos, which are
 packed and built as HMDB51 is.

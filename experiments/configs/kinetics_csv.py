@@ -11,7 +11,8 @@ Clips of 64 frames, 112x112 pixels, in batches of 8, Adam with a learning rate o
 HMDB51 and UCF101 in section 4.2 of the paper, which has no result on Kinetics. It is made for a
 GPU; for a CPU see configs/video_folder.py.
 
-Arguments, after a colon: `model=vgg8` (or simple_cnn), `rule=backprop`, `execution=scan`; `smoke`
+Arguments, after a colon: `model=vgg8` (docs/networks.md), `rule=backprop`, `execution=scan`;
+`smoke`
 for two steps, on six tiny videos that it writes and lists in the workdir if no path is given.
 """
 

@@ -23,6 +23,7 @@ NAMES = {  # in tables and pictures
     "sideways": "Sideways",
     "pipelined_backprop": "pipelined backprop",
     "backprop": "backprop",
+    "tsm": "synchronous TSM",
     "simple_cnn": "Simple-CNN",
     "vgg8": "VGG-8",
 }

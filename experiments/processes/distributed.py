@@ -59,7 +59,12 @@ def initialize(cluster: Cluster) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            *cluster, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=120
+            *cluster,
+            # What is given needs no search, which would hide all GPUs but one under Slurm, and warn
+            # under Kubernetes.
+            cluster_detection_method="deactivate" if cluster.coordinator_address else None,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            initialization_timeout=120,
         )
     except ValueError as error:
         raise ValueError(

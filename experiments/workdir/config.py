@@ -59,6 +59,32 @@ def check(config: ConfigDict, workdir: Path) -> None:
         )
 
 
+def read(workdir: Path) -> ConfigDict:
+    """The config of a run.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is damaged.
+    """
+    file = workdir / "config.json"
+    try:
+        return completed(ConfigDict(_with_tuples(json.loads(file.read_text(encoding="utf-8")))))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{workdir} is not the workdir of a run: {file.name} is not there. Give the --workdir "
+            "of experiments/main.py"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error})") from error
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON with a tuple for every list, as configs have them."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(inner) for name, inner in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
 def _has_saved(workdir: Path) -> bool:
     """Whether there is a checkpoint; a run that ended before leaves empty folders."""
     found = (one for folder in (LAST, BEST) for one in (workdir / folder).glob("*"))

@@ -24,10 +24,14 @@ from sideways_jax.training.division import Divided
 from sideways_jax.training.train_state import TrainState, new_train_state
 
 
+class Dispatched(ValueError):
+    """Something was to be one program that is many."""
+
+
 def check_dispatched(*arguments: PyTree) -> None:
-    """Raises ValueError inside a traced function: there is no single program to trace."""
+    """Raises Dispatched inside a traced function: there is no single program to trace."""
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arguments)):
-        raise ValueError(
+        raise Dispatched(
             "execution='program_per_device' dispatches a program for every device and cannot be "
             "part of another: call it without jax.jit. ProgramPerDevice(mesh, donate=True) does "
             "what donate_argnums=0 does elsewhere"

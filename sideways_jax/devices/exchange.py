@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from sideways_jax.devices.mesh import DATA, DEPTH
 from sideways_jax.devices.packing import Packed
+from sideways_jax.tools.programs import same
 from sideways_jax.tools.trees import PyTree
 
 
@@ -34,11 +35,33 @@ def key_of_replica(rng: jax.Array | None, replicas: int) -> jax.Array | None:
     return jax.random.fold_in(rng, jax.lax.axis_index(DATA))
 
 
-def run_branch(branches: Sequence[Callable], *operands):
-    """Every device runs its own branch; a branch must not contain collectives."""
-    if len(branches) == 1:
+def taken(frame: PyTree) -> PyTree:
+    """A frame of a clip, taken at this step and as it came; to be called outside of branches.
+
+    A TPU's compiler else converts the whole clip, before the loop, to what the first module wants:
+    as floats, and with a small batch padded to 128 examples.
+    """
+    return jax.lax.optimization_barrier(frame)
+
+
+def run_branch(branches: Sequence[Callable], *operands, even: bool = False):
+    """Every device runs its own branch; a branch must not contain collectives.
+
+    Args:
+      branches: one for every device.
+      operands: of the branch.
+      even: whether they may all be the same program, which then runs without a choice: TPUs and
+        GPUs copy what goes through a branch, and a GPU waits for its host.
+    """
+    if len(branches) == 1 or (even and alike(branches, *operands)):
         return branches[0](*operands)
     return jax.lax.switch(jax.lax.axis_index(DEPTH), branches, *operands)
+
+
+def alike(branches: Sequence[Callable], *operands) -> bool:
+    """Whether all branches are the same program; see `programs.same`."""
+    first, *others = (jax.make_jaxpr(branch)(*operands) for branch in branches)
+    return all(same(first, other) for other in others)
 
 
 def exchange(

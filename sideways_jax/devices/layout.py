@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from sideways_jax.devices.packing import Packed, Packing
 from sideways_jax.devices.replicas import check_counters
 from sideways_jax.devices.routes import Route, direct, relayed
 from sideways_jax.network.network import Network
-from sideways_jax.tools.trees import PyTree, shape_of, wide_zeros
+from sideways_jax.tools.trees import PyTree, shape_of
 
 
 class Layout(NamedTuple):
@@ -30,6 +31,7 @@ class Layout(NamedTuple):
     relay: Route  # likewise, where all signals are of the same frame
     inner: Packing  # [n]: (activations, pseudo-gradients) between the modules of device n
     output: PyTree  # shapes of the network's output
+    in_place: bool = False  # whether sums may go through a branch: see `changes_in_place`
 
     @property
     def num_devices(self) -> int:
@@ -50,11 +52,13 @@ def make_layout(
     """
     shapes = network.activation_shapes(params, state, frame)
     between = [tuple(shapes[i] for i in group[:-1]) for group in groups]
+    held = partial(Packing.of, matrices=True)
+    of_params = held([tuple(params[i] for i in group) for group in groups])
     return Layout(
         groups=groups,
-        params=Packing.of([tuple(params[i] for i in group) for group in groups]),
-        state=Packing.of([tuple(state[i] for i in group) for group in groups]),
-        grads=Packing.of([wide_shapes(tuple(params[i] for i in group)) for group in groups]),
+        params=of_params,
+        state=held([tuple(state[i] for i in group) for group in groups]),
+        grads=of_params.wide(),
         routes=direct(network.wiring, groups, shapes),
         relay=relayed(network.wiring, groups, shapes),
         inner=Packing.of([(b, b) for b in between]),
@@ -63,9 +67,9 @@ def make_layout(
 
 
 def pack(packing: Packing, groups: Groups, modules: tuple, padding: float = 0.0) -> Packed:
-    """One pytree for every module, as vectors with a leading axis over devices, `[N, length]`."""
+    """One pytree for every module, in slots with a leading axis over devices, `[N, ...]`."""
     rows = [packing.pack(n, tuple(modules[i] for i in g), padding) for n, g in enumerate(groups)]
-    return {name: jnp.stack([row[name] for row in rows]) for name in packing.lengths}
+    return {name: jnp.stack([row[name] for row in rows]) for name in packing.slots}
 
 
 def unpack(packing: Packing, groups: Groups, packed: Packed) -> tuple:
@@ -74,11 +78,6 @@ def unpack(packing: Packing, groups: Groups, packed: Packed) -> tuple:
     for n in range(len(groups)):
         modules.extend(packing.unpack(n, {name: rows[n] for name, rows in packed.items()}))
     return tuple(modules)
-
-
-def wide_shapes(params: PyTree) -> PyTree:
-    """The shapes of the sums of gradients, in float32 at least."""
-    return jax.eval_shape(wide_zeros, params)
 
 
 def place(
@@ -113,7 +112,18 @@ def place(
         placed = module_groups.balance(costs, num_devices)
     else:
         placed = module_groups.from_sizes(groups, network.depth, num_devices)
-    return make_layout(network, placed, params, state, local)
+    layout = make_layout(network, placed, params, state, local)
+    return layout._replace(in_place=changes_in_place(mesh, num_devices))
+
+
+def changes_in_place(mesh: Mesh, num_devices: int) -> bool:
+    """Whether an array that goes through a branch is changed there and not copied.
+
+    So it is without branches, and on TPUs. There gradients are best added in the branch, to the
+    sums of one device alone. XLA for CPUs and GPUs copies sums on the way into a branch and out of
+    it: there the branch gives gradients, which are added after it.
+    """
+    return num_devices == 1 or mesh.devices.flat[0].platform == "tpu"
 
 
 def share_of(frame: PyTree, mesh: Mesh) -> PyTree:

@@ -17,12 +17,13 @@ def make_mesh(depth: int, data: int = 1, devices: Sequence[jax.Device] | None = 
     Args:
       depth: N, the number of devices that share the modules of a network.
       data: the number of replicas that share every batch.
-      devices: the first `data * depth` are used; by default those of all processes.
+      devices: by default those of all processes. The first `data * depth` of them are used, of TPUs
+        the first `in_a_line`; to choose the order, make a `jax.sharding.Mesh` yourself.
 
     Raises:
       ValueError: if there are fewer devices.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    devices = in_a_line(jax.devices() if devices is None else devices)
     wanted = depth * data
     if depth < 1 or data < 1:
         raise ValueError(f"a mesh needs depth >= 1 and data >= 1, got {depth} and {data}")
@@ -39,6 +40,40 @@ def make_mesh(depth: int, data: int = 1, devices: Sequence[jax.Device] | None = 
         )
     grid = np.asarray(devices[:wanted]).reshape(data, depth)
     return Mesh(grid, (DATA, DEPTH), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def in_a_line(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Devices in an order in which the next one is one hop away, where they have coordinates.
+
+    TPUs of a slice have places in a box of chips. The line goes along the first axis, one step
+    along the second and back again, and so on: on a slice of 2x4 by the numbers 0, 1, 3, 2, 4, 5,
+    7, 6. Cores of a chip are neighbours; slices come one after the other. Other devices keep their
+    order.
+    """
+
+    def line(some: list[jax.Device], axes: int) -> list[jax.Device]:
+        layers: dict[int, list[jax.Device]] = {}
+        for device in some if axes else ():
+            layers.setdefault(_coordinates(device)[axes - 1], []).append(device)
+        path = [] if axes else some
+        for k, place in enumerate(sorted(layers)):
+            layer = line(layers[place], axes - 1)
+            path = path + (layer[::-1] if k % 2 else layer)
+        return path
+
+    places = {_coordinates(device) for device in devices}
+    if () in places or len(places) < len(devices):
+        return list(devices)
+    return line(list(devices), len(next(iter(places), ())))
+
+
+def _coordinates(device: jax.Device) -> tuple[int, ...]:
+    """The core, the chip, x first, and the slice; () if the device does not say."""
+    coordinates = getattr(device, "coords", None)
+    if coordinates is None:
+        return ()
+    core, part = (getattr(device, name, None) or 0 for name in ("core_on_chip", "slice_index"))
+    return core, *coordinates, part
 
 
 def check_mesh(mesh: Mesh | None, execution: str = "depth_sharded") -> tuple[int, int]:

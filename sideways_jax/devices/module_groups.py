@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 
+from sideways_jax.devices.mesh import DEPTH
 from sideways_jax.network.network import Network
 from sideways_jax.tools.trees import PyTree, shape_of
 
@@ -77,6 +79,16 @@ def from_sizes(sizes: Sequence[int], depth: int, num_devices: int) -> Groups:
         )
     starts = [sum(sizes[:n]) for n in range(num_devices)]
     return tuple(tuple(range(a, a + size)) for a, size in zip(starts, sizes, strict=True))
+
+
+def of_own_modules(groups: Groups, values: jax.Array) -> jax.Array:
+    """Of values for each of the D modules, those of this device; inside `shard_map`.
+
+    In order, and then the last again, to be as many as of the largest group.
+    """
+    most = max(map(len, groups))
+    table = [[*group, *group[-1:] * (most - len(group))] for group in groups]
+    return values[jnp.asarray(table)[jax.lax.axis_index(DEPTH)]]
 
 
 def count_costs(

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 
 from sideways_jax.models.conv import CANONICAL, conv_general_dilated
 from sideways_jax.models.layers import check_frames, he_normal, lecun_normal
+from sideways_jax.models.merging import Concatenate
 from sideways_jax.models.simple_cnn import WIDTHS, ConvReLU
 from sideways_jax.network import network
 from sideways_jax.network.linen import from_linen
+from sideways_jax.network.wiring import shortcut_pairs
 from sideways_jax.tools.names import check_name
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -150,6 +152,7 @@ def autoencoder(
     output_activation: str = "none",
     pixel_range: tuple[float, float] = PIXEL_RANGE,
     normalise: bool = False,
+    shortcuts: Sequence[tuple[int, int]] = (),
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
 ) -> network.Network:
@@ -172,6 +175,7 @@ def autoencoder(
         `squared_error`.
       normalise: whether the output of every encoder block is divided by its root mean square over
         the channels; not in the paper.
+      shortcuts: those of `Network`; a module concatenates what it hears (`Concatenate`).
       dtype: of the activations; the output is in `param_dtype`.
       param_dtype: of the parameters.
 
@@ -203,4 +207,7 @@ def autoencoder(
     decoder = Decoder(
         (*widths[-2::-1], channels), strides[::-1], output_activation=output_activation, **types
     )
-    return network.Network([from_linen(layer) for layer in (*blocks, decoder)])
+    layers: list[nn.Module] = [*blocks, decoder]
+    for i in {receiver for _, receiver in shortcut_pairs(shortcuts)} & set(range(len(layers))):
+        layers[i] = nn.Sequential([Concatenate(dtype or param_dtype), layers[i]])
+    return network.Network([from_linen(layer) for layer in layers], shortcuts)

@@ -36,7 +36,13 @@ he_normal = fan_in_normal(2.0)
 
 
 def conv(
-    features: int, kernel: int, stride: int = 1, *, kernel_init: Any = lecun_normal, **options: Any
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    kernel_init: Any = lecun_normal,
+    name: str = "conv",
+    **options: Any,
 ) -> nn.Conv:
     """A 2-D convolution with SAME padding, without bias, whose gradients are fast inside loops.
 
@@ -44,6 +50,7 @@ def conv(
       features: the channels of the output.
       kernel, stride: in pixels, the same in height and width.
       kernel_init: the initialisation of the kernel.
+      name: of the layer.
       **options: of `flax.linen.Conv`.
     """
     return nn.Conv(
@@ -53,7 +60,7 @@ def conv(
         use_bias=False,
         kernel_init=kernel_init,
         conv_general_dilated=conv_general_dilated,
-        name="conv",
+        name=name,
         **options,
     )
 

@@ -39,7 +39,9 @@ def key_shape() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def module_key(rng: jax.Array | None, index: int, frame_id: jax.Array | int) -> jax.Array | None:
+def module_key(
+    rng: jax.Array | None, index: jax.Array | int, frame_id: jax.Array | int
+) -> jax.Array | None:
     """The key of module `index` (0-based) for frame `frame_id` (0-based), None without `rng`.
 
     It depends on the module and the frame alone, not on the step or the device, so that every

@@ -8,13 +8,14 @@ as many places as the table asks for.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sideways_jax.devices.exchange import exchange, run_branch
+from sideways_jax.devices.exchange import exchange, run_branch, taken
 from sideways_jax.devices.layout import Layout
+from sideways_jax.devices.mesh import DEPTH
 from sideways_jax.devices.packing import Packed, Packing, filled
 from sideways_jax.network.module import module_key
 from sideways_jax.network.wiring import FRAME, input_of
@@ -25,7 +26,6 @@ from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import (
     PyTree,
     accumulate,
-    cast_like,
     entry,
     first_of,
     shape_of,
@@ -49,7 +49,7 @@ class _Context(NamedTuple):
     """What a stage has of a frame besides what stages below sent, and need not keep."""
 
     frame: PyTree
-    frame_id: jax.Array | jax.ShapeDtypeStruct
+    frame_id: Any  # int32[], or its shape
     target: PyTree
 
 
@@ -61,15 +61,8 @@ class _Run(NamedTuple):
     stages: list[Passes]
     stash: Packing
     params: Packed
-    frames: PyTree  # [K, B, ...]
-    targets: PyTree  # [K, B, ...]
     loss_dtype: jnp.dtype
     bubble: float
-
-    def context(self, frame_id: jax.Array) -> _Context:
-        """Of one frame."""
-        frame, target = entry((self.frames, self.targets), frame_id)
-        return _Context(frame, frame_id, target)
 
 
 def backprop_steps(
@@ -94,7 +87,7 @@ def backprop_steps(
       task: what is trained.
       layout: where its modules are.
       table: which frame this device works on at which step.
-      params, state: the vectors of this device.
+      params, state: the slots of this device.
       frames, targets: `[K, B, ...]`, the share of this replica.
       recompute: keep the input and the state of a stage and run its forward pass again, rather
         than keep the residuals.
@@ -104,8 +97,7 @@ def backprop_steps(
 
     Returns:
       Sums; those of gradients, and the losses, are in `trees.wide` dtypes: float32 for bfloat16
-      parameters, which is twice their bytes on every device. (The names of the vectors stay those
-      of the parameters, "bfloat16 000".)
+      parameters, which is twice their bytes on every device.
     """
     num_frames = jax.tree.leaves(frames)[0].shape[0]
     devices = range(layout.num_devices)
@@ -113,15 +105,21 @@ def backprop_steps(
     stages = [_make_stage(task, layout, n, *first, recompute=recompute, rng=rng) for n in devices]
     stash = Packing.of([stage.kept for stage in stages])
     loss = jax.eval_shape(task.loss_fn, layout.output, first[1])
-    run = _Run(layout, table, stages, stash, params, frames, targets, loss.dtype, bubble)
+    run = _Run(layout, table, stages, stash, params, loss.dtype, bubble)
     branches = [partial(_branch, run, n) for n in devices]
+
+    def context(frame_ids):
+        """Of the frame that this device works on: taken from the clip here, see `taken`."""
+        own = frame_ids[jax.lax.axis_index(DEPTH)]
+        frame, target = taken(entry((frames, targets), jnp.maximum(own, 0)))
+        return _Context(frame, own, target)
 
     def body(carry_and_sums, clock):
         carry, sums = carry_and_sums
-        carry, grads = run_branch(branches, carry, *clock)
+        inside = sums if layout.in_place else None
+        carry, grads = run_branch(branches, carry, inside, *map(context, clock))
         below, above = exchange(carry.from_below, carry.from_above, layout.num_devices)
-        # Added here, in place: what goes through a branch is copied.
-        sums = accumulate(sums, grads)
+        sums = grads if layout.in_place else accumulate(sums, grads)
         return (carry._replace(from_below=below, from_above=above), sums), None
 
     outputs, losses = jax.tree.map(
@@ -142,25 +140,31 @@ def backprop_steps(
 
 
 def _branch(
-    run: _Run, n: int, carry: _Carry, forward_frames: jax.Array, backward_frames: jax.Array
+    run: _Run, n: int, carry: _Carry, sums: Packed | None, forward: _Context, backward: _Context
 ) -> tuple[_Carry, Packed]:
     """Stage n at one step: what it keeps and, in the place of what arrived, sends; its gradients.
 
-    An idle stage does no work: `cond` skips it, `where` would not.
+    These are added to the sums, if there are some. An idle stage does no work: `cond` skips it,
+    `where` would not.
     """
     nothing = filled(run.layout.relay.packing, run.bubble)
-    no_grads = filled(run.layout.grads, 0)
-    f, b = forward_frames[n], backward_frames[n]
     carry, up = jax.lax.cond(
-        f >= 0, partial(_forward, run, n), lambda carry, _: (carry, nothing), carry, f
-    )
+        forward.frame_id >= 0,
+        partial(_forward, run, n),
+        lambda carry, _: (carry, nothing),
+        carry, forward,
+    )  # fmt: skip
+    no_grads = filled(run.layout.grads, 0) if sums is None else None
     grads, down = jax.lax.cond(
-        b >= 0, partial(_backward, run, n), lambda *_: (no_grads, nothing), carry, b
-    )
+        backward.frame_id >= 0,
+        partial(_backward, run, n),
+        lambda _, sums, __: (no_grads if sums is None else sums, nothing),
+        carry, sums, backward,
+    )  # fmt: skip
     return carry._replace(from_below=up, from_above=down), grads
 
 
-def _forward(run: _Run, n: int, carry: _Carry, frame_id: jax.Array) -> tuple[_Carry, Packed]:
+def _forward(run: _Run, n: int, carry: _Carry, context: _Context) -> tuple[_Carry, Packed]:
     """The forward pass of stage n: what it keeps, and sends up."""
     layout, relay = run.layout, run.layout.relay
     arrived = relay.packing.unpack(n - 1, carry.from_below) if n else ()
@@ -168,27 +172,31 @@ def _forward(run: _Run, n: int, carry: _Carry, frame_id: jax.Array) -> tuple[_Ca
         layout.params.unpack(n, run.params),
         layout.state.unpack(n, carry.state),
         arrived,
-        run.context(frame_id),
+        context,
     )
-    put = partial(jax.lax.dynamic_update_index_in_dim, index=frame_id % run.table.stash, axis=0)
+    place = context.frame_id % run.table.stash
+    put = partial(jax.lax.dynamic_update_index_in_dim, index=place, axis=0)
     row = run.stash.pack(n, kept, padding=run.bubble)
     carry = carry._replace(
-        state=layout.state.pack(n, new_state),
+        state=layout.state.put(n, carry.state, new_state),
         stash={name: put(rows, row[name]) for name, rows in carry.stash.items()},
     )
     if n < layout.num_devices - 1:
         return carry, relay.packing.pack(n, result, padding=run.bubble)
-    put = partial(jax.lax.dynamic_update_index_in_dim, index=frame_id, axis=0)
+    put = partial(jax.lax.dynamic_update_index_in_dim, index=context.frame_id, axis=0)
     outputs = jax.tree.map(put, carry.outputs, output)
     losses = put(carry.losses, result.astype(carry.losses.dtype))
     carry = carry._replace(outputs=outputs, losses=losses)
     return carry, filled(relay.packing, run.bubble)
 
 
-def _backward(run: _Run, n: int, carry: _Carry, frame_id: jax.Array) -> tuple[Packed, Packed]:
-    """The backward pass of stage n: its gradients, and what it sends down."""
+def _backward(
+    run: _Run, n: int, carry: _Carry, sums: Packed | None, context: _Context
+) -> tuple[Packed, Packed]:
+    """The backward pass of stage n: its gradients, or sums with them, and what it sends down."""
     layout, relay = run.layout, run.layout.relay
-    row = {name: entry(rows, frame_id % run.table.stash) for name, rows in carry.stash.items()}
+    place = context.frame_id % run.table.stash
+    row = {name: entry(rows, place) for name, rows in carry.stash.items()}
     if n < layout.num_devices - 1:
         cotangent = relay.packing.unpack(n, carry.from_above)
     else:
@@ -196,7 +204,7 @@ def _backward(run: _Run, n: int, carry: _Carry, frame_id: jax.Array) -> tuple[Pa
     grads, down = run.stages[n].backward(
         layout.params.unpack(n, run.params),
         run.stash.unpack(n, row),
-        run.context(frame_id),
+        context,
         cotangent,
     )
     down = (
@@ -204,7 +212,7 @@ def _backward(run: _Run, n: int, carry: _Carry, frame_id: jax.Array) -> tuple[Pa
         if n
         else filled(relay.packing, run.bubble)
     )
-    return layout.grads.pack(n, cast_like(grads, layout.grads.trees[n])), down
+    return layout.grads.plus(n, sums, grads), down
 
 
 def _make_stage(

@@ -25,11 +25,8 @@ from sideways_jax.devices.mesh import DATA, DEPTH, check_mesh, data_axis
 from sideways_jax.devices.packing import Packed
 from sideways_jax.devices.replicas import mean_over_replicas
 from sideways_jax.pipeline.backprop_stage import backprop_steps
-from sideways_jax.pipeline.sideways_stage import (
-    episode_numbers,
-    no_signals,
-    sideways_steps,
-)
+from sideways_jax.pipeline.sideways_stage import episode_numbers, sideways_steps
+from sideways_jax.pipeline.signals import no_signals
 from sideways_jax.pipeline.sums import Sums, counts, metrics_on_mesh
 from sideways_jax.rule import schedules
 from sideways_jax.rule.episode import Episode, paired_targets

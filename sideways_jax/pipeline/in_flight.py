@@ -13,7 +13,7 @@ from sideways_jax.devices.mesh import DEPTH, data_axis
 from sideways_jax.devices.packing import Packing, filled
 from sideways_jax.devices.routes import added, from_above, from_below, to_above
 from sideways_jax.pipeline.kept import Kept, fifos_of, kept_of, nothing_kept
-from sideways_jax.pipeline.sideways_stage import Signals
+from sideways_jax.pipeline.signals import Signals
 from sideways_jax.rule.fifo import Remembered
 from sideways_jax.rule.in_flight import InFlight, no_frames
 from sideways_jax.rule.task import Task
@@ -71,7 +71,7 @@ def empty_pipeline(
 
     def vectors(packing):
         shape = layout.num_devices, replicas
-        return {name: jnp.zeros((*shape, v.size), v.dtype) for name, v in packing.shapes().items()}
+        return {name: jnp.zeros((*shape, *v.shape), v.dtype) for name, v in packing.slots.items()}
 
     up, down = (tuple(vectors(route.packing) for route in layout.routes) for _ in range(2))
     signals = Signals(vectors(layout.inner), up, down)

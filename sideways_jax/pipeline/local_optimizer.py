@@ -56,6 +56,7 @@ def update_on_device(
     total: Callable[..., PyTree],
     finish: Callable,
     *operands: PyTree,
+    even: bool = False,
 ) -> tuple[PyTree, PyTree]:
     """`tx.update`, on one device; to be called inside `shard_map`.
 
@@ -66,6 +67,7 @@ def update_on_device(
       total: `total(n, *operands)`, numbers to be summed over the devices.
       finish: `finish(n, updates, state, *operands)`, with updates of its modules and its new state.
       operands: what all three take, the same shapes on all devices.
+      even: whether devices may all compute the same of it.
 
     Returns:
       What `finish` does, and the sum of `total` over the devices.
@@ -91,7 +93,7 @@ def update_on_device(
 
     wanted = [divided.update_outputs(n) for n in range(len(divided.groups))]
     flow, rounds = divided.owners.update, divided.update_rounds
-    return _run(divided.groups, flow, rounds, inputs, wanted, total, last, operands)
+    return _run(divided.groups, flow, rounds, inputs, wanted, total, last, operands, even=even)
 
 
 def _nothing(n: int, *operands: PyTree) -> tuple:
@@ -107,6 +109,8 @@ def _run(
     total: Callable[..., PyTree],
     last: Callable,
     operands: tuple,
+    *,
+    even: bool = False,
 ) -> tuple[PyTree, PyTree]:
     """A program of which every device computes its part, after rounds of telling numbers.
 
@@ -118,6 +122,7 @@ def _run(
       total: `total(n, *operands)`, what is summed over devices, with the first message there is.
       last: `last(n, outputs, *operands)`, with the outputs that device n needs.
       operands: of every device.
+      even: whether devices may all compute the same.
 
     Returns:
       What `last` does, and the sum of `total`.
@@ -141,12 +146,13 @@ def _run(
     heard: list[jax.Array] = []
     summed = ()
     for now in rounds:
-        said = run_branch([partial(tell, n, now) for n in devices], heard, *operands)
+        tells = [partial(tell, n, now) for n in devices]
+        said = run_branch(tells, heard, *operands, even=even)
         # The others say zero: a sum is what the one device says that knows the number.
         vectors, first = jax.lax.psum(said, DEPTH)
         summed = summed if heard else first
         heard = heard + _out_of_vectors(now, vectors)
-    result, rest = run_branch([partial(finish, n) for n in devices], heard, *operands)
+    result, rest = run_branch([partial(finish, n) for n in devices], heard, *operands, even=even)
     return result, summed if heard else jax.lax.psum(rest, DEPTH)
 
 

@@ -199,14 +199,14 @@ def _one_update(run: _Run, plan: Plan, carry: tuple, inputs: tuple, rng: jax.Arr
         rng=rng, keep_outputs=run.with_outputs, replicas=run.replicas, bubble=run.bubble,
         kept=kept,
     )  # fmt: skip
-    # The loss is a mean over this share of the batch; the gradient one over valid examples.
-    share = numbers.frames.shape[-1]
-    grads = {name: v * share for name, v in sums.grads.items()}
     num_grads = (numbers.origins >= 0).sum((0, 2), dtype=jnp.int32)
-    state = sums.state
+    grads, state = sums.grads, sums.state
     if run.replicas > 1:
         grads, num_grads = jax.lax.psum((grads, num_grads), DATA)
         state = mean_over_replicas(state)
-    params, opt_state, norm = update_on_device(plan, params, opt_state, grads, num_grads, hold=True)
+    # The loss is a mean over this share of the batch; the gradient one over valid examples.
+    params, opt_state, norm = update_on_device(
+        plan, params, opt_state, grads, num_grads, scale=numbers.frames.shape[-1], hold=True
+    )
     shown = sums.outputs, sums.losses, sums.metrics
     return (params, state, opt_state, signals, kept), (shown, norm)

@@ -1,7 +1,7 @@
 """Training on a mesh: parameters, optimizer and pipeline state stay on the device of their module.
 
-In the `TrainState` of a sharded run `params`, `state` and `opt_state` are vectors `[N, length]`
-sharded over `depth` (`plan.Placed`); so are the signals of an online run (`in_flight.py`).
+In the `TrainState` of a sharded run `params`, `state` and `opt_state` are slots `[N, ...]` sharded
+over `depth` (`plan.Placed`); so are the signals of an online run (`in_flight.py`).
 `conversion.per_module` converts it to and from the one that every other execution has, with one
 pytree for each module: what a checkpoint holds.
 """

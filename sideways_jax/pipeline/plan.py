@@ -1,4 +1,4 @@
-"""The train state of a sharded run: vectors `[N, length]`, sharded over `depth` (`packing.py`)."""
+"""The train state of a sharded run: slots `[N, ...]`, sharded over `depth` (`packing.py`)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sideways_jax.training.train_state import TrainState
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["vectors"], meta_fields=["groups", "signature"]
+    jax.tree_util.register_dataclass, data_fields=["slots"], meta_fields=["groups", "signature"]
 )
 @dataclasses.dataclass(frozen=True)
 class Placed:
     """What all devices hold of one kind (parameters, say), whose it is, and what lies there."""
 
-    vectors: Packed  # [N, length], sharded over `depth`
+    slots: Packed  # [N, ...], sharded over `depth`
     # Part of the structure, not values:
     groups: Groups  # the modules of every device
     signature: tuple[str, ...]  # `Packing.signature`
@@ -61,12 +61,13 @@ def make_plan(
     params, state = jax.eval_shape(network.init, key_shape(), shape_of(frame))
     layout = place(network, params, state, shape_of(frame), mesh, groups)
     optimizer = divide(tx, params, layout.groups)
-    opt_packing = Packing.of([optimizer.state(n) for n in range(layout.num_devices)])
+    states = [optimizer.state(n) for n in range(layout.num_devices)]
+    opt_packing = Packing.of(states, matrices=True)
     return Plan(layout, params, state, optimizer.owner, opt_packing, optimizer)
 
 
 def open_state(plan: Plan, train_state: TrainState) -> tuple[Packed, Packed, Packed]:
-    """The vectors of parameters, state and state of the optimizer, `[N, length]`.
+    """The slots of parameters, state and state of the optimizer, `[N, ...]`.
 
     Raises:
       ValueError: if the train state was made for other groups of modules, or for another network,
@@ -87,16 +88,16 @@ def open_state(plan: Plan, train_state: TrainState) -> tuple[Packed, Packed, Pac
             "make_train_step, or put one with a pytree for every module on the mesh with "
             "step.per_module"
         )
-    return train_state.params.vectors, train_state.state.vectors, train_state.opt_state.vectors
+    return train_state.params.slots, train_state.state.slots, train_state.opt_state.slots
 
 
 def close_state(
     plan: Plan, train_state: TrainState, params: Packed, state: Packed, opt_state: Packed
 ) -> TrainState:
-    """The train state with new vectors in the place of those that `open_state` gave."""
+    """The train state with new slots in the place of those that `open_state` gave."""
     new: dict[str, Any] = {
-        name: Placed(vectors, plan.layout.groups, packing.signature)
-        for (name, packing), vectors in zip(
+        name: Placed(slots, plan.layout.groups, packing.signature)
+        for (name, packing), slots in zip(
             _packings(plan).items(), (params, state, opt_state), strict=True
         )
     }

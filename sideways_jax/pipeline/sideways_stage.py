@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from sideways_jax.devices.exchange import exchange, run_branch
+from sideways_jax.devices.exchange import alike, run_branch, taken
 from sideways_jax.devices.layout import Layout, share_of
 from sideways_jax.devices.mesh import DATA
 from sideways_jax.devices.packing import Packed, Packing, filled
 from sideways_jax.devices.report import Bytes
-from sideways_jax.devices.routes import added, from_above, from_below, to_above, to_below
 from sideways_jax.network.module import key_shape
-from sideways_jax.network.wiring import FRAME, heard, returned
+from sideways_jax.pipeline.even import is_even, run_even_group
 from sideways_jax.pipeline.kept import (
     Kept,
     bytes_of_rows,
@@ -29,20 +28,13 @@ from sideways_jax.pipeline.kept import (
     nothing_kept,
     with_row,
 )
+from sideways_jax.pipeline.signals import Signals, exchanged, no_signals, received, sent
 from sideways_jax.pipeline.sums import Sums, metrics_on_mesh
 from sideways_jax.rule import schedules
 from sideways_jax.rule.in_flight import Numbers, numbers_of
-from sideways_jax.rule.rule import ModuleStep, run_group, show
+from sideways_jax.rule.rule import run_group, show
 from sideways_jax.rule.task import Task
-from sideways_jax.tools.trees import PyTree, accumulate, cast_like, first_of, zeros
-
-
-class Signals(NamedTuple):
-    """What has arrived at one device, and what its own modules send each other."""
-
-    inner: Packed
-    from_below: tuple[Packed, ...]  # activations, by route
-    from_above: tuple[Packed, ...]  # pseudo-gradients, by route
+from sideways_jax.tools.trees import PyTree, accumulate, first_of, zeros
 
 
 class _Carry(NamedTuple):
@@ -59,12 +51,6 @@ def episode_numbers(num_frames: int, depth: int) -> Numbers:
     table = schedules.sideways(num_frames, depth)
     frames, origins = jnp.asarray(table.forward), jnp.asarray(table.backward)
     return numbers_of(frames, origins, per_example=False)
-
-
-def no_signals(layout: Layout, bubble: float = 0.0) -> Signals:
-    """An empty pipeline; `bubble` is what stands where nothing has arrived."""
-    nothing = tuple(filled(route.packing, bubble) for route in layout.routes)
-    return Signals(filled(layout.inner, bubble), nothing, nothing)
 
 
 def sideways_steps(
@@ -89,7 +75,7 @@ def sideways_steps(
     Args:
       task: what is trained.
       layout: where its modules are.
-      params, state: the vectors of this device.
+      params, state: the slots of this device.
       signals: what the step before left, or `no_signals`.
       frames, targets: `[K, B, ...]`, the share of this replica; targets by computation step.
       numbers: likewise, `[K, D]` or `[K, D, B]`.
@@ -110,35 +96,46 @@ def sideways_steps(
     axis = DATA if replicas > 1 else None
     packing = packing_of_kept(task, layout, first_of(frames), rng, recompute=recompute)
     kept = nothing_kept(task, packing, bubble) if kept is None else kept
+    devices, num_steps = range(layout.num_devices), len(numbers.frames)
 
-    def branch(n, state, signals, kept, frame, target, numbers):
-        own_params, own_state = layout.params.unpack(n, params), layout.state.unpack(n, state)
-        inputs, incoming = _received(task, layout, n, signals, frame)
-        fifos = looking_back(task, layout, packing, n, kept)
+    def run(n, own_params, own_state, signals, kept, frame, target, numbers):
+        inputs, incoming = received(task, layout, n, signals, frame)
         steps = run_group(
             task, layout.groups[n], own_params, own_state, inputs, incoming, target, numbers, rng,
-            axis, fifos=fifos, recompute=recompute,
+            axis, fifos=looking_back(task, layout, packing, n, kept), recompute=recompute,
         )  # fmt: skip
-        output, loss = zeros(shown)
+        there = zeros(shown)
         if n == layout.num_devices - 1:
-            output, loss = show(task, steps[-1].output, target, numbers)
-        grads = cast_like(tuple(one.grads for one in steps), layout.grads.trees[n])
-        new_state = layout.state.pack(n, tuple(one.state for one in steps))
-        sent = _sent(task, layout, n, steps, bubble)
-        row = packing.pack(n, tuple(one.fifo for one in steps), padding=bubble)
-        return new_state, layout.grads.pack(n, grads), sent, row, output, loss
+            there = show(task, steps[-1].output, target, numbers)
+        return steps, sent(task, layout, n, steps, bubble), there
 
-    branches = [partial(branch, n) for n in range(layout.num_devices)]
+    def run_even(n, own_params, own_state, signals, kept, frame, target, numbers):
+        return run_even_group(
+            task, layout, n, own_params, own_state, signals, frame, target, numbers, rng, axis
+        )
+
+    def branch(run, n, sums, state, signals, kept, *inputs):
+        own = layout.params.unpack(n, params), layout.state.unpack(n, state)
+        steps, to_others, there = run(n, *own, signals, kept, *inputs)
+        sums = layout.grads.plus(n, sums, tuple(one.grads for one in steps))
+        state = layout.state.put(n, state, tuple(one.state for one in steps))
+        row = packing.pack(n, tuple(one.fifo for one in steps), padding=bubble)
+        return state, sums, to_others, row, there
 
     def body(carry, inputs):
-        state, grads, sent, row, output, loss = run_branch(
-            branches, carry.state, carry.signals, carry.kept, *inputs
+        frame, target, numbers = inputs
+        operands = carry.state, carry.signals, carry.kept, taken(frame), target, numbers
+        branches, even = ([partial(branch, one, n) for n in devices] for one in (run, run_even))
+        in_place = layout.in_place and num_steps > 1  # One step has nothing to add to.
+        if is_even(task, layout, frame) and alike(even, carry.grads, *operands):
+            branches, in_place = even[:1], True
+        state, sums, to_others, row, (output, loss) = run_branch(
+            branches, carry.grads if in_place else None, *operands
         )
-        signals = exchanged(layout, sent)
-        # Added and written here, in place: what goes through a branch is copied.
-        sums = accumulate(carry.grads, grads)
-        kept = with_row(task, carry.kept, row)
-        _, target, _ = inputs
+        if not in_place:
+            sums = accumulate(carry.grads, sums)
+        signals = exchanged(layout, to_others)
+        kept = with_row(task, carry.kept, row)  # In place: what goes through a branch is copied.
         metrics = metrics_on_mesh(task, output, target, replicas, per_example=per_example)
         outputs = output if keep_outputs else ()
         return _Carry(state, sums, signals, kept), (outputs, loss, metrics)
@@ -154,10 +151,10 @@ def packing_of_kept(
     """How what is kept lies in vectors; `frame` is the shape of a batch of one replica."""
 
     def inputs(n):
-        def received(frame):
-            return _received(task, layout, n, no_signals(layout), frame)[0]
+        def of_device(frame):
+            return received(task, layout, n, no_signals(layout), frame)[0]
 
-        return jax.eval_shape(received, frame)
+        return jax.eval_shape(of_device, frame)
 
     return kept_packing(task, layout, inputs, rng, recompute=recompute)
 
@@ -180,45 +177,3 @@ def bytes_kept(
         return bytes_of_rows(task, layout, packing)
 
     return of_layout
-
-
-def _received(
-    task: Task, layout: Layout, n: int, signals: Signals, frame: PyTree
-) -> tuple[tuple, tuple]:
-    """What each module of device n hears, and the pseudo-gradient that has come back to it."""
-    group, wiring = layout.groups[n], task.network.wiring
-    activations, pseudo_gradients = layout.inner.unpack(n, signals.inner)
-    sent = {FRAME: frame} | dict(zip(group, activations, strict=False))
-    back = [dict(zip(group, pseudo_gradients, strict=False))]
-    for route, below, above in zip(
-        layout.routes, signals.from_below, signals.from_above, strict=True
-    ):
-        sent |= from_below(route, n, below)
-        back.append(from_above(route, n, above))
-    incoming = added(*back)
-    return heard(wiring, group, sent), tuple(incoming.get(i) for i in group)
-
-
-def _sent(
-    task: Task, layout: Layout, n: int, steps: tuple[ModuleStep, ...], bubble: float
-) -> Signals:
-    """What the modules of device n send each other, up, and down."""
-    group, wiring = layout.groups[n], task.network.wiring
-    outputs = {i: one.output for i, one in zip(group, steps, strict=True)}
-    of_inputs = {i: one.pseudo_gradient for i, one in zip(group, steps, strict=True)}
-    cotangents = {j: returned(wiring, j, of_inputs) for j in range(group[-1])}
-    inner = tuple(tuple(x[i] for i in group[:-1]) for x in (outputs, cotangents))
-    return Signals(
-        layout.inner.pack(n, inner, padding=bubble),
-        tuple(to_above(route, n, outputs, bubble) for route in layout.routes),
-        tuple(to_below(route, n, cotangents, bubble) for route in layout.routes),
-    )
-
-
-def exchanged(layout: Layout, sent: Signals) -> Signals:
-    """What every device has received, after all have sent."""
-    arrived = [
-        exchange(up, down, layout.num_devices, route.distance)
-        for route, up, down in zip(layout.routes, sent.from_below, sent.from_above, strict=True)
-    ]
-    return Signals(sent.inner, tuple(up for up, _ in arrived), tuple(down for _, down in arrived))

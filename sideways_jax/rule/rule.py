@@ -42,6 +42,13 @@ from sideways_jax.rule.task import LossFn, Task
 from sideways_jax.tools.trees import PyTree, each_example, masked_mean, select, shape_of
 
 
+class Part(NamedTuple):
+    """Where in a larger network some modules are, by numbers that only a running program knows."""
+
+    first: jax.Array  # int32[], the number of the lowest of them
+    has_top: jax.Array  # bool[], whether the highest of them is the top
+
+
 class ModuleStep(NamedTuple):
     """What one module gives at one computation step."""
 
@@ -106,6 +113,7 @@ def run_group(
     *,
     fifos: tuple | None = None,
     recompute: bool = True,
+    part: Part | None = None,
 ) -> tuple[ModuleStep, ...]:
     """One step of neighbouring modules: the whole of the Sideways rule (section 3.4, Eq. 3 and 4).
 
@@ -131,12 +139,14 @@ def run_group(
       axis: of the mesh, over which the batch is split; stand-ins are then of the whole batch.
       fifos: with pipelined backprop, what each of them keeps (`fifo.py`).
       recompute: likewise, whether inputs are kept, or residuals.
+      part: if the task is a part of a larger one: its top module then takes the gradient of the
+        loss, or the pseudo-gradient that has come back to it.
 
     Returns:
       For each of them, what it sends, its new state, and its gradients: of the mean over the batch,
       zero where no example has one.
     """
-    step = _Step(task, target, numbers, rng, axis, recompute)
+    step = _Step(task, target, numbers, rng, axis, recompute, part)
     fifos = ((),) * len(group) if fifos is None else fifos
     return tuple(map(partial(_one_module, step), group, params, state, inputs, incoming, fifos))
 
@@ -150,6 +160,7 @@ class _Step(NamedTuple):
     rng: jax.Array | None
     axis: str | None
     recompute: bool
+    part: Part | None
 
 
 def _one_module(
@@ -158,12 +169,12 @@ def _one_module(
     params: PyTree,
     state: PyTree,
     x: PyTree,
-    pseudo_gradient: PyTree,
+    from_above: PyTree,
     kept: PyTree,
 ) -> ModuleStep:
     task, numbers = step.task, step.numbers
     held, trained = numbers.frames >= 0, numbers.origins >= 0
-    per_example, top = held.ndim == 2, task.depth - 1
+    per_example, top, part = held.ndim == 2, task.depth - 1, step.part
 
     def filled(tree: PyTree) -> PyTree:
         if not per_example:
@@ -172,16 +183,17 @@ def _one_module(
 
     def loss_gradient(output: PyTree) -> PyTree:
         gradient = jax.grad(task.loss_fn)(output, filled(step.target))
-        return select(held[top], gradient) if per_example else gradient
+        gradient = select(held[top], gradient) if per_example else gradient
+        return gradient if part is None else select(part.has_top, gradient, from_above)
 
-    if i == top:
-        pseudo_gradient = loss_gradient
-    elif per_example:
-        pseudo_gradient = select(trained[i], pseudo_gradient)
+    if per_example and (i < top or part is not None):
+        from_above = select(trained[i], from_above)
+    pseudo_gradient = loss_gradient if i == top else from_above
     # All examples of a step are of one frame, or bubbles.
+    number = i if part is None else part.first + i
     keys = (
-        module_key(step.rng, i, numbers.frames[i].max()),
-        module_key(step.rng, i, numbers.origins[i].max()),
+        module_key(step.rng, number, numbers.frames[i].max()),
+        module_key(step.rng, number, numbers.origins[i].max()),
     )
     module, x = task.network.modules[i], filled(x)
     if isinstance(kept, (Fifo, Past)):

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
-from sideways_jax.tools.jaxprs import body_of, scan_sizes
+from sideways_jax.tools.jaxprs import body_of, is_call, scan_sizes
+from sideways_jax.tools.keys import is_key
 
 Atom = core.Var | core.Literal
 
@@ -30,10 +32,15 @@ class Program(NamedTuple):
     jaxpr: core.Jaxpr  # before inlining; `evaluate` takes its debugging information
 
 
-def inline_calls(closed: core.ClosedJaxpr) -> Program:
+def inline_calls(closed: core.ClosedJaxpr, *, derivatives: bool = True) -> Program:
     """A program in which jitted, checkpointed and custom-derivative calls are inlined.
 
     Variables are renamed; nothing is traced again. Loops and conditionals stay as they are.
+
+    Args:
+      closed: a traced function.
+      derivatives: whether checkpoints and calls with derivatives of their own are inlined, too. The
+        derivatives of what is computed from the result would be others.
     """
     new_variable = core.gensym()
     equations: list[core.JaxprEqn] = []
@@ -51,7 +58,7 @@ def inline_calls(closed: core.ClosedJaxpr) -> Program:
 
         for eqn in jaxpr.eqns:
             inputs = [read(v) for v in eqn.invars]
-            inner = _callee(eqn)
+            inner = _callee(eqn) if derivatives or is_call(eqn) else None
             if inner is not None:
                 outputs = run(inner, inputs)
             else:
@@ -169,3 +176,55 @@ def evaluate(
         jnp.asarray(x, shape_of_variable(v).dtype) if isinstance(v, core.Literal) else x
         for v, x in zip(wanted, results, strict=True)
     ]
+
+
+def same(one: core.ClosedJaxpr, other: core.ClosedJaxpr) -> bool:
+    """Whether two traced functions compute the same, by the same equations in the same order.
+
+    Names do not matter and, without effects, equations that no result depends on. Different objects
+    as parameters of an equation, such as functions, count as different.
+    """
+    return _description(one) == _description(other)
+
+
+def _description(closed: core.ClosedJaxpr) -> list:
+    program = inline_calls(closed)
+    numbers: dict[core.Var, int] = {v: k for k, v in enumerate(program.inputs)}
+
+    def described(v: Atom) -> tuple:
+        if isinstance(v, core.Literal):
+            return str(v.aval), _described(v.val)
+        if v in program.constants:
+            return str(v.aval), _described(program.constants[v])
+        return str(v.aval), numbers.setdefault(v, len(numbers))
+
+    equations = program.equations
+    if not closed.effects:
+        equations, _ = part(program, {*program.inputs, *program.constants}, program.outputs)
+    lines: list = [
+        (
+            eqn.primitive.name,
+            [described(v) for v in eqn.invars],
+            [described(v) for v in eqn.outvars],
+            {name: _described(value) for name, value in eqn.params.items()},
+        )
+        for eqn in equations
+    ]
+    return [*lines, [described(v) for v in (*program.inputs, *program.outputs)]]
+
+
+def _described(value: Any) -> Any:
+    """A constant, or a parameter of an equation, in a form that can be compared."""
+    if isinstance(value, core.Jaxpr):
+        value = core.ClosedJaxpr(value, ())
+    if isinstance(value, core.ClosedJaxpr):
+        return _description(value)
+    if isinstance(value, tuple | list):
+        return [_described(one) for one in value]
+    if isinstance(value, jax.core.Tracer):
+        return id(value)
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        array: Any = value
+        numbers = np.asarray(jax.random.key_data(array) if is_key(array) else array)
+        return str(array.dtype), numbers.shape, numbers.tobytes()
+    return repr(value)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -152,3 +153,20 @@ def test_an_auto_encoder_paints(workdir, tmp_path):
     )
     last = [line for line in tiny.lines(tmp_path) if line["split"] == "test"][-1]
     assert saved.scores.streaming_mse == pytest.approx(last["streaming_mse"], rel=1e-5)
+
+
+@pytest.mark.usefixtures("usual_promotion")
+def test_training_goes_on_elsewhere(tmp_path, monkeypatch):
+    pytest.importorskip("flatbuffers", reason="of the extra `experiments`, for exports")
+    writes, reads = (code.replace("/tmp/exported", str(tmp_path)) for code in CODE[2:])
+    names = {}
+    exec(writes, names)
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    alone = start("-c", 'import sys; sys.modules["sideways_jax"] = None\n' + reads)
+    output, errors = alone.communicate(timeout=300)
+    assert alone.returncode == 0, errors
+    clip = names["frames"], names["targets"]
+    train_state = names["init"](jax.random.key(0), clip[0][0])
+    for _ in range(10):
+        train_state, metrics = names["train_step"](train_state, *clip)
+    assert float(output) == pytest.approx(float(metrics["loss"]), rel=1e-4)

@@ -1,6 +1,7 @@
 """Networks out of workdirs: what they give is what the run had measured."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -87,6 +88,49 @@ def test_of_a_stream(tmp_path):
     fresh, _ = jax.jit(run.network.init)(jax.random.key(config.seed), frame)
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), run.params, fresh)
     assert all(jax.tree.leaves(changed[0]))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("execution", ["depth_sharded", "program_per_device"])
+def test_of_a_stream_on_several_devices(execution, tmp_path):
+    config = autoencoder.get_config("smoke")
+    config.execution, config.mesh.depth = execution, 3
+    autoencoding.train_and_evaluate(config, tmp_path, QUIET)
+    assert_tests_as_logged(tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("job", ["quickstart", "autoencoder"])
+def test_of_two_processes(job, tmp_path):
+    """Which this process, of 8 devices, and another one with a single device load."""
+    flags = tiny.overrides(train__num_steps=6) if job == "quickstart" else []
+    command = [
+        sys.executable, "experiments/launch.py", "--processes=2", f"--logs={tmp_path}", "--",
+        "python", "experiments/main.py", f"--workdir={tmp_path}/run",
+        f"--config=experiments/configs/{job}.py:smoke,execution=depth_sharded,depth=2", *flags,
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    if job == "autoencoder":
+        assert_tests_as_logged(tmp_path / "run")
+    else:
+        run = trained.load(tmp_path / "run")
+        logged = [line for line in tiny.lines(tmp_path / "run") if line["split"] == "test"]
+        assert loss_of(run) == pytest.approx(logged[-1]["loss"], rel=1e-5)
+    assert_loads_on_one_device(tmp_path / "run", trained.load(tmp_path / "run"))
+
+
+def assert_tests_as_logged(workdir):
+    """The errors of a loaded auto-encoder are those that its run had measured."""
+    run = trained.load(workdir)
+    saved = autoencoding.evaluate_saved(
+        run.config, run.config.data, *run[:3], workdir / "evaluation"
+    )
+    logged = [line for line in tiny.lines(workdir) if line["split"] == "test"]
+    assert saved.scores.streaming_mse == pytest.approx(logged[-1]["streaming_mse"], rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ COLOURS = {  # in pictures, by rule or schedule of backprop
     "gpipe": "tab:red",
     "1f1b": "tab:green",
     "pipelined_backprop": "tab:purple",
+    "tsm": "tab:olive",
 }
 HELP = {
     "batch": "clips",

@@ -3,7 +3,8 @@
 Digits of 8x8 pixels move over a torus of 20x20, one pixel a frame; the class is one of eight
 directions (`moving_digits` with `task="direction"`). Five modules of two-dimensional convolutions.
 In a pipeline shortcuts from the frame bring modules newer frames than the main path does, so that
-they can see motion (Skip-Sideways); synchronous networks see one frame at a time.
+they can see motion (Skip-Sideways). Synchronous networks see one frame at a time, but for TSM
+(`experiments.evidence.training.tsm`), where a part of the channels is of the frame before.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ VARIANTS: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("sideways", ()),
     ("sideways", (1, 2)),
     ("pipelined_backprop", (1, 2)),
+    ("tsm", ()),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ import optax
 from ml_collections import ConfigDict
 
 from data import Source, load
+from experiments.evidence.training import tsm
+from experiments.evidence.training.learner import Learner
 from experiments.jobs.classification.losses import cross_entropy
 from sideways_jax import Network, step, stream
 
@@ -25,41 +28,54 @@ def trained_accuracy(
 
     Args:
       network: of logits.
-      rule: of `step.make_train_step`.
+      rule: of `step.make_train_step`, or "tsm".
       data: of `data.load`.
       rate: of Adam, constant.
       seed: of parameters and clips.
       updates: how many.
     """
     source = load(data, seed=seed)
-    init, train_step = step.make_train_step(
-        network, cross_entropy, optax.adam(rate), rule=rule, execution="time_parallel"
-    )
+    tx = optax.adam(rate)
+    learner = tsm.make_learner(network, tx) if rule == "tsm" else _by_rule(network, rule, tx)
 
     @jax.jit
-    def train_on(train_state, frames, label):
-        frames = frames.swapaxes(0, 1)
-        return train_step(train_state, frames, jnp.broadcast_to(label, frames.shape[:2]))[0]
+    def train_on(learned, frames, label):
+        return learner.train_on(learned, frames.swapaxes(0, 1), label)
 
     frame = jax.ShapeDtypeStruct((data.batch_size, data.size, data.size, 3), jnp.uint8)
-    train_state = jax.jit(lambda key: init(key, frame))(jax.random.key(seed))
+    learned = jax.jit(lambda key: learner.init(key, frame))(jax.random.key(seed))
     batches = iter(source.train)
     try:
         for batch in itertools.islice(batches, updates):
-            train_state = train_on(train_state, batch["frames"], batch["label"])
+            learned = train_on(learned, batch["frames"], batch["label"])
     finally:
         batches.close()
-    return _accuracy(network, rule, train_state.params, train_state.state, source)
+    return _accuracy(learner, learned, source)
 
 
-def _accuracy(network: Network, rule: str, params: tuple, state: tuple, source: Source) -> float:
-    predict = jax.jit(_synchronous if rule == "backprop" else _pipelined, static_argnums=0)
+def _accuracy(learner: Learner, learned: Any, source: Source) -> float:
+    predict = jax.jit(learner.predict)
     correct = []
     for batch in source.test():
-        logits = predict(network, params, state, batch["frames"].swapaxes(0, 1))
+        logits = predict(learned, batch["frames"].swapaxes(0, 1))
         real = batch["mask"].all(axis=1)  # Whole clips; rows that fill up a batch are none.
         correct.append((np.asarray(logits).argmax(-1) == batch["label"])[real])
     return float(np.concatenate(correct).mean())
+
+
+def _by_rule(network: Network, rule: str, tx: optax.GradientTransformation) -> Learner:
+    init, train_step = step.make_train_step(
+        network, cross_entropy, tx, rule=rule, execution="time_parallel"
+    )
+
+    def train_on(train_state, frames, label):
+        return train_step(train_state, frames, jnp.broadcast_to(label, frames.shape[:2]))[0]
+
+    def predict(train_state, frames):
+        show = _synchronous if rule == "backprop" else _pipelined
+        return show(network, train_state.params, train_state.state, frames)
+
+    return Learner(init, train_on, predict)
 
 
 def _synchronous(network: Network, params: tuple, state: tuple, frames: jax.Array) -> jax.Array:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from sideways_jax import Network, from_linen
-from sideways_jax.models.layers import Logits, as_frames, conv, he_normal
+from sideways_jax.models import Concatenate
+from sideways_jax.models.layers import Logits, conv, he_normal
 
 
 class Hearing(nn.Module):
@@ -20,17 +20,11 @@ class Hearing(nn.Module):
 
     @nn.compact
     def __call__(self, heard: jax.Array | tuple) -> jax.Array:
-        """`[B, H, W, C]`, or a tuple, whose parts are averaged down to the size of the first."""
-        parts = heard if isinstance(heard, tuple) else (heard,)
-        main, *others = (as_frames(part, jnp.float32) for part in parts)
-        x = jnp.concatenate([main, *(_at_size_of(main, other) for other in others)], axis=-1)
+        """`[B, H, W, C]`, or a tuple of such arrays."""
+        x = Concatenate()(heard)
         x = conv(self.width, 3, self.stride, kernel_init=he_normal)(x)
-        return nn.relu(x + self.param("bias", nn.initializers.zeros, (self.width,)))
-
-
-def _at_size_of(main: jax.Array, other: jax.Array) -> jax.Array:
-    factor = other.shape[1] // main.shape[1]
-    return nn.avg_pool(other, (factor, factor), (factor, factor))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return nn.relu(x + bias[None, None, None])
 
 
 def convolutional(

@@ -13,6 +13,7 @@ from data import BadVideo, Streams
 class Chunks:
     """An iterator over `{"frames": uint8 [B, K, H, W, 3], "reset": bool [B, K], "playing": bool
     [B, K]}`; a stream that has ended before others is not playing.
+    "targets" are there as well, like the frames, if the streams have them.
 
     It ends with the first stream that ends, without an incomplete last chunk; with `keep_rest` it
     ends with the last stream, and nothing is left out. A source that fails after the first chunk
@@ -44,10 +45,9 @@ class Chunks:
         if not steps or (len(steps) < self._num_frames and not self._keep_rest):
             raise StopIteration
         self._delivered = True
-        frames, reset, stream = (
-            np.stack([one[name] for one in steps], axis=1) for name in ("frames", "reset", "stream")
-        )
-        return {"frames": frames, "reset": reset, "playing": stream >= 0}
+        chunk = {name: np.stack([one[name] for one in steps], axis=1) for name in steps[0]}
+        stream = chunk.pop("stream")
+        return chunk | {"playing": stream >= 0}
 
     def get_state(self) -> dict[str, Any]:
         """The position of the next chunk."""

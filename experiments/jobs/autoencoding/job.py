@@ -24,14 +24,15 @@ from experiments.configs.common import DTYPES
 from experiments.jobs.autoencoding import report, rules
 from experiments.jobs.autoencoding.chunks import Chunks
 from experiments.jobs.autoencoding.score import Scores, StreamScore
-from experiments.running import run
+from experiments.running import learned, run, starting
 from experiments.running.checks import all_finite
 from experiments.running.execution import Execution, choose, conversions, on_this_process
 from experiments.running.optimizer import make_schedule, make_tx, params_for_tests
 from experiments.running.protocol import Job, Result
+from experiments.workdir import checkpoints
 from experiments.workdir.classes import Classes
 from sideways_jax import Network, models
-from sideways_jax.models.autoencoder import squared_error
+from sideways_jax.models.autoencoder import pixels, squared_error
 from sideways_jax.tools.names import check_name
 from sideways_jax.training.train_state import new_train_state
 
@@ -43,10 +44,13 @@ class StreamEvaluation(NamedTuple):
 
     scores: Scores
     shown: report.ShownFrames
+    # The error of repeating the frame of now, where the target is a frame of the future.
+    repeated_mse: float | None = None
 
     def metrics(self) -> dict[str, float]:
         """The numbers, for the log."""
-        return self.scores._asdict()
+        repeated = {} if self.repeated_mse is None else {"repeated_mse": self.repeated_mse}
+        return self.scores._asdict() | repeated
 
     def score(self) -> float:
         """The less error, the better."""
@@ -78,7 +82,6 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     Raises:
       ValueError: for a config whose values are invalid or do not fit together.
     """
-    del workdir
     update_every, chunk = config.online.update_every, config.online.chunk
     _check_online(update_every, chunk)
     if config.optimizer.accumulate != 1:
@@ -86,7 +89,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
             f"optimizer.accumulate={config.optimizer.accumulate}: a stream accumulates by "
             "online.update_every"
         )
-    network = make_network(config.model)
+    network, note = _start(config, workdir)
     execution = _choose(config, network.depth)
     if config.test_streams:
         _check_test(config.data, config.seed)
@@ -116,7 +119,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     return Job(
         config=config,
         classes=Classes(),
-        introduction=_introduction(config, network, execution),
+        introduction=_introduction(config, network, execution) + (f"\n{note}" if note else ""),
         init=lambda: (jax.jit(init_on_frames) if execution.is_jitted else init_on_frames)(key),
         train_step=on_chunks(learn),
         is_jitted=execution.is_jitted,
@@ -141,6 +144,18 @@ def make_network(options: ConfigDict) -> Network:
     return models.autoencoder(**arguments)
 
 
+def _start(config: ConfigDict, workdir: Path) -> starting.Start:
+    """The network, with the weights of the run `init_from`, if there is one to start from."""
+    network, frame = make_network(config.model), frame_shape(config.data)
+    if not config.init_from or starting.is_going_on(workdir):
+        return starting.Start(network, "")
+    there = starting.check_other(config.init_from, config.task, workdir)
+    folder = checkpoints.find(Path(config.init_from).expanduser(), "last")
+    variables = learned.read(folder, there, make_network(there.model), frame_shape(there.data))
+    other = starting.Other(config.init_from, int(folder.name), there.model, variables)
+    return starting.from_run(other, config.model, network, frame, jax.random.key(config.seed))
+
+
 def frame_shape(data: ConfigDict) -> jax.ShapeDtypeStruct:
     """A batch of frames of `config.data`."""
     return jax.ShapeDtypeStruct((data.batch_size, data.size, data.size, 3), jnp.uint8)
@@ -148,6 +163,8 @@ def frame_shape(data: ConfigDict) -> jax.ShapeDtypeStruct:
 
 def on_chunks(learn: Callable) -> Callable:
     """`train_step(train_state, batch) -> (train_state, metrics)` for the batches of `Chunks`.
+
+    The target of a frame is the frame itself, or what the batch has as "targets".
 
     Args:
       learn: the train step of `rules.make_learning`.
@@ -158,8 +175,9 @@ def on_chunks(learn: Callable) -> Callable:
 
     def train_step(train_state, batch):
         frames, reset = batch["frames"].swapaxes(0, 1), batch["reset"].T
+        targets = batch["targets"].swapaxes(0, 1) if "targets" in batch else frames
         first = train_state.frames
-        train_state, metrics, outputs = learn(train_state, frames, frames, reset)
+        train_state, metrics, outputs = learn(train_state, frames, targets, reset)
         shown = outputs.frames >= 0
         now = (first + jnp.arange(reset.shape[0], dtype=jnp.int32))[:, None]
         lags = jnp.where(shown, now - outputs.frames, 0)
@@ -181,12 +199,16 @@ def make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) ->
         learned = params_for_tests(modules.params, modules.opt_state)
         params, state = on_this_process((learned, modules.state))
         carry = start(params, state, frame)
-        score = StreamScore(pixel_range, count_missing=count_missing)
+        score, repeating = (StreamScore(pixel_range, count_missing=count_missing) for _ in range(2))
         middle = report.MiddleFrames()
         for chunk in chunks:
             frames = chunk["frames"].swapaxes(0, 1)
             carry, outputs = show(params, state, carry, frames, chunk["reset"].T)
-            score.add(outputs, frames, chunk["playing"].T)
+            wanted = chunk.get("targets", chunk["frames"]).swapaxes(0, 1)
+            score.add(outputs, wanted, chunk["playing"].T)
+            if "targets" in chunk:
+                now = outputs._replace(outputs=pixels(jnp.asarray(frames), pixel_range))
+                repeating.add(now, wanted, chunk["playing"].T)
             middle.add(frames[:, 0], np.asarray(outputs.outputs[:, 0]), chunk["reset"][0])
         scores = score.result()
         if scores is None:
@@ -197,7 +219,8 @@ def make_evaluate(config: ConfigDict, network: Network, to_modules: Callable) ->
         shown = middle.result(pixel_range)
         strip = folder / "strips" / f"after-{int(train_state.frames):06d}-frames.png"
         report.save_strip(report.draw_strip(shown), strip)
-        return StreamEvaluation(scores, shown)
+        repeated = repeating.result()
+        return StreamEvaluation(scores, shown, repeated and repeated.streaming_mse)
 
     return evaluate
 

@@ -17,12 +17,12 @@ import optax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from data import Source, classes_of, imported, load
-from experiments.configs.common import DTYPES
+from data import Source, classes_of, load
 from experiments.examples import archives
 from experiments.jobs.classification import report
 from experiments.jobs.classification.accuracy import make_evaluate
 from experiments.jobs.classification.losses import ONE_CLASS, Loss, make_loss
+from experiments.jobs.classification.networks import frame_shape, make_network, start
 from experiments.running import run
 from experiments.running.checks import all_finite
 from experiments.running.execution import Execution, choose, conversions, on_this_process
@@ -31,11 +31,10 @@ from experiments.running.protocol import Job, Result
 from experiments.running.stopping import hidden_from_children
 from experiments.terminal.names import printable
 from experiments.workdir.classes import Classes
-from sideways_jax import Network, models, step
+from sideways_jax import Network, step
 from sideways_jax.devices import report as devices_report
 from sideways_jax.pipeline.sideways_stage import bytes_kept
 from sideways_jax.rule.task import Task
-from sideways_jax.tools.names import check_name
 
 SHOWN_NAMES = 5  # of classes, in a warning
 NUM_SHOWN = 8  # test clips in the picture
@@ -70,7 +69,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     source = load(config.data, seed=config.seed, **share)
     # Every process tests on all videos, with the same result.
     whole = source if execution.num_shares == 1 else load(config.data, seed=config.seed)
-    network = make_network(config.model, len(source.classes))
+    known = Classes(source.classes, source.multi_label)
+    network, note = start(config, known, workdir)
     tx = make_tx(config.optimizer, source.steps_per_epoch)
     loss = make_loss(config.loss, source)
     init, train_step = make_train_step(config, network, tx, execution, loss)
@@ -84,8 +84,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     has_workers = config.data.num_workers > 0
     return Job(
         config=config,
-        classes=Classes(source.classes, source.multi_label),
-        introduction=_introduction(config, source, network, execution),
+        classes=known,
+        introduction=_introduction(config, source, network, execution, note),
         init=lambda: init(key),
         train_step=train_step,
         is_jitted=execution.is_jitted,
@@ -100,28 +100,6 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         steps_per_epoch=source.steps_per_epoch,
         finish=_make_finish(config.rule, execution.described(config.schedule), source.classes),
     )
-
-
-def make_network(options: ConfigDict, num_classes: int) -> Network:
-    """The network of `config.model`, with an output for every class.
-
-    Args:
-      options: "name", of `sideways_jax.models` or as "MODULE:FUNCTION" of your own (docs/own.md),
-        and the other arguments of that function.
-      num_classes: its first argument.
-
-    Raises:
-      ValueError: for an unknown network, or an argument that it does not have.
-    """
-    arguments = options.to_dict()
-    name = arguments.pop("name")
-    if ":" not in name:
-        check_name("model.dtype", options.get("dtype", "float32"), DTYPES)
-        return models.make(name, num_classes, **arguments)
-    network = imported(name, "network")(num_classes, **arguments)
-    if not isinstance(network, Network):
-        raise ValueError(f"{name} gives {network!r}, not a sideways_jax.Network")
-    return network
 
 
 def make_train_step(
@@ -212,11 +190,6 @@ def _make_finish(rule: str, execution: str, classes: Sequence[str]) -> Callable:
     return finish
 
 
-def frame_shape(data: ConfigDict) -> jax.ShapeDtypeStruct:
-    """A batch of frames of `config.data`."""
-    return jax.ShapeDtypeStruct((data.batch_size, data.size, data.size, 3), jnp.uint8)
-
-
 def _batch_shape(data: ConfigDict, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
     frames = (data.batch_size, data.num_frames, data.size, data.size, 3)
     label = jax.ShapeDtypeStruct((data.batch_size,), jnp.int32)
@@ -257,7 +230,7 @@ def _warnings(source: Source) -> Iterator[str]:
 
 
 def _introduction(
-    config: ConfigDict, source: Source, network: Network, execution: Execution
+    config: ConfigDict, source: Source, network: Network, execution: Execution, note: str
 ) -> str:
     frame = frame_shape(config.data)
     params, state = jax.eval_shape(network.init, jax.random.key(0), frame)
@@ -269,6 +242,7 @@ def _introduction(
         f"and {source.num_test} to test, {source.steps_per_epoch} steps an epoch"
         + (f"; bad files left out: {len(source.skipped)}" if source.skipped else "")
         + "."
+        + (f"\n{note}" if note else "")
         + "".join(f"\nWarning: {warning}." for warning in _warnings(source))
     )
     if execution.mesh is None or execution.name == "time_parallel":

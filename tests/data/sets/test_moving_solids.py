@@ -118,6 +118,39 @@ def test_stride(config):
     np.testing.assert_array_equal(played["frames"][5, 2], render(config, "test", 2, 20))
 
 
+@pytest.mark.parametrize("stride", [1, 4])
+def test_targets_are_frames_of_the_future(config, stride):
+    """Of the same scene, also where it ends; frames and resets are what they were."""
+    config.stride = stride
+    plain = take(config, 3 * LENGTH)
+    config.future = 3
+    played = take(config, 3 * LENGTH)
+    targets = played.pop("targets")
+    for name, expected in plain.items():
+        np.testing.assert_array_equal(played[name], expected)
+    for slot, t in enumerate((0, 2, 4)):
+        for step, target in enumerate(targets[:, slot]):
+            t = 0 if step and played["reset"][step, slot] else t
+            scene = int(played["stream"][step, slot])
+            expected = render(config, "train", scene, stride * (t + 3))
+            np.testing.assert_array_equal(target, expected)
+            t += 1
+
+
+def test_targets_go_on_exactly(config):
+    config.future = 2
+    whole, streams = take(config, 12), data.load_streams(config, seed=0)
+    for _ in range(6):  # The second slot is one frame before its end.
+        next(streams)
+    state = json.loads(json.dumps(streams.get_state()))
+    streams.close()
+    rest = take(config, 6, state=state)
+    np.testing.assert_array_equal(rest["targets"], whole["targets"][6:])
+    config.future = 0
+    with pytest.raises(ValueError, match="future was 2 and is None"):
+        take(config, 6, state=state)
+
+
 def test_neighbouring_frames_differ_a_little(config):
     config.size, config.length, config.supersample = 48, 90, 2
     frames = take(config, split="test")["frames"][:90, 0].astype(float)
@@ -134,6 +167,7 @@ def test_neighbouring_frames_differ_a_little(config):
         ({"size": 0}, "size is 0; it must be at least 1"),
         ({"supersample": 0}, "supersample is 0"),
         ({"num_test": 0}, "num_test is 0"),
+        ({"future": -1}, "future is -1 steps; it must be 0 or more"),
         ({"batch_size": 8}, "length is 7; .* at least batch_size=8"),
     ],
 )

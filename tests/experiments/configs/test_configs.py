@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 import data
 from experiments.configs import (
@@ -12,11 +13,13 @@ from experiments.configs import (
     ucf101,
     video_folder,
 )
+from experiments.configs._recognition import classifier
 from experiments.configs.common import ArgumentError, parse_arguments
 from experiments.examples import archives
 from experiments.jobs.autoencoding import job as autoencoding_job
 from experiments.jobs.classification import job as classification_job
 from experiments.terminal.command_line import fields
+from sideways_jax import models
 
 
 def test_arguments():
@@ -111,3 +114,12 @@ def test_activations_in_bfloat16(module):
     *inner, output = network.activation_shapes(params, state, frame)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(inner)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves((params, output))} == {"float32"}
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_every_network_has_a_config(name, small):
+    """With the arguments, and the cut, that the network has by default."""
+    config = ConfigDict(classifier(name, 0.0, small=small))
+    assert classification_job.make_network(config, 3).depth == models.make(name, 3).depth
+    assert ("weights" in config) == (name in models.PRETRAINED)

@@ -333,10 +333,10 @@ def test_a_report_of_who_has_what():
     frame = jax.ShapeDtypeStruct((4, 5), jnp.float32)
     text = report.report(network, *start, frame, make_mesh(2, data=2), groups=(1, 2))
     lines = [re.sub(r" +", " ", line).strip() for line in text.splitlines()]
-    # 5*7+7 = 42 and 7*3+7+7+3 = 38 parameters, held are 35+7+7+3; 0 and 14 statistics; 2x7
+    # 5*7+7 = 42 and 7*3+7+7+3 = 38 parameters, held are 7*7+7+7+7; 0 and 14 statistics; 2x7
     # activations sent.
     assert lines[0] == "device modules share params state signals"
-    assert re.fullmatch(r"0 0 \d+% 168/208 0/56 56/224", lines[1])
-    assert re.fullmatch(r"1 1-2 \d+% 152/208 56/56 168/224", lines[2])
+    assert re.fullmatch(r"0 0 \d+% 168/280 0/56 56/224", lines[1])
+    assert re.fullmatch(r"1 1-2 \d+% 152/280 56/56 168/224", lines[2])
     assert re.fullmatch(r"ideal speedup over one device: 1\.\d+ of 2", lines[3])
-    assert lines[4] == "bytes used/held; 39% of what devices hold is padding"
+    assert lines[4] == "bytes used/held; 46% of what devices hold is padding"

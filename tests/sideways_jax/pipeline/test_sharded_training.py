@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from sideways_jax import make_mesh, step
+from sideways_jax.devices import layout
 from tests.sideways_jax import networks, sharding
 from tests.sideways_jax.networks import squared_error
 from tests.sideways_jax.sharding import BATCH, TOLERANCE, assert_close, case, variables
@@ -124,6 +125,21 @@ def test_ten_updates_of_a_normalised_network_with_replicas(num_devices):
     _assert_ten_updates_agree(
         "vgg8, sure", "float64", {"depth": num_devices, "data": 2}, rule="sideways",
         sharded="vgg8, reduced",
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.parametrize(
+    ("rule", "mesh", "schedule"),
+    [("sideways", {"depth": 2}, None), ("backprop", {"depth": 3, "data": 2}, "1f1b")],
+)
+def test_ten_updates_as_on_tpus(monkeypatch, rule, mesh, schedule):
+    """Sums go through branches there, and updates take the place of sums."""
+    monkeypatch.setattr(layout, "changes_in_place", lambda *_: True)
+    name = "vectors" if schedule is None else "normalised"
+    sharded = None if schedule is None else "normalised, reduced"
+    _assert_ten_updates_agree(
+        name, "float64", mesh, rule=rule, sharded=sharded, schedule=schedule
     )  # fmt: skip
 
 
@@ -244,8 +260,10 @@ def test_no_device_holds_the_gradients_of_all_modules():
         int(np.prod([int(n) for n in shape.split(",")]))
         for shape in re.findall(r"f32\[([\d,]+)\]", hlo)
     }
-    held = [rows.shape[1] for rows in train_state.params.vectors.values()]
-    assert sum(held) == max(sizes)  # What every device holds, in padded vectors.
+    held = [slot[0].size for slot in train_state.params.slots.values()]
+    # What every device holds: the largest matrix and bias, and a slot for 20x3, which is too long
+    # for that of 16x20.
+    assert sorted(held) == [20, 20 * 3, 16 * 20]
     assert max(held) in arrays
     assert max(arrays) < sum(sizes)
     assert "all-gather" not in hlo

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sideways_jax.tools.programs import dependent, inline_calls
+from sideways_jax.tools.programs import dependent, inline_calls, same
 
 
 def _scanned(x, y):
@@ -40,3 +40,37 @@ def test_what_depends_on_the_first_input(name):
     function, expected = CASES[name]
     program = inline_calls(jax.make_jaxpr(function)(jnp.ones(3), jnp.float32(1)))
     assert dependent(program, program.inputs[:1]) == expected
+
+
+def _function(first=jnp.sin, step=jnp.multiply, table=(1.0, 2.0), **options):
+    def run(x, y):
+        total, _ = jax.lax.scan(lambda c, z: (step(c, z), z), y, x, **options)
+        return first(x) - total * jnp.asarray(table)
+
+    return run
+
+
+def _with_other_names(a, b):
+    unused = jnp.cos(a) * b
+    del unused
+    table = jnp.asarray((1.0, 2.0))
+    total, _ = jax.lax.scan(lambda total, one: (total * one, one), b, a)
+    return jax.jit(lambda u, v: jnp.sin(u) - v * table)(a, total)
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (_with_other_names, True),
+        (_function(jnp.cos), False),
+        (_function(step=jnp.add), False),
+        (_function(step=lambda c, z: z * c), False),  # The order of operands.
+        (_function(table=(1.0, 3.0)), False),  # A constant.
+        (_function(reverse=True), False),  # A parameter.
+        (lambda x, y: _function()(x, y) * 2, False),  # One more equation.
+    ],
+)
+def test_which_functions_are_the_same(other, expected):
+    shapes = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    one, two = (jax.make_jaxpr(function)(*shapes) for function in (_function(), other))
+    assert same(one, two) is expected

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from data import load_streams
 from experiments.configs import autoencoder
 from experiments.jobs.autoencoding import job
 from experiments.jobs.autoencoding.job import train_and_evaluate
@@ -69,6 +70,24 @@ def test_all_of_it_and_resumed(tmp_path):
     }  # fmt: skip
     for picture in ("training_curves.png", "middle_frames.png"):
         assert (whole / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_the_future_as_target(tmp_path):
+    """With shortcuts; beside the error there is that of repeating the frame of now."""
+    config = _config("smoke,skip", data__future=2, train__num_steps=1)
+    summary = train_and_evaluate(config, tmp_path, QUIET)
+    [line] = [line for line in tiny.lines(tmp_path) if line["split"] == "test"]
+    assert line["streaming_mse"] == summary.scores.streaming_mse
+    streams = load_streams(config.data, seed=config.seed, split="test")
+    batches = list(streams)[5:]  # Outputs are there from the sixth step on.
+    streams.close()
+    frames, targets = (
+        np.stack([one[name] for one in batches]) / 255 for name in ("frames", "targets")
+    )
+    assert line["repeated_mse"] == pytest.approx(np.square(frames - targets).mean(), rel=1e-4)
+    [strip] = (tmp_path / "strips").iterdir()
+    assert strip.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("quick_compile")

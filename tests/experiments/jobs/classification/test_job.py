@@ -58,6 +58,16 @@ def test_vgg_and_scan(tmp_path):
     assert train_and_evaluate(config, tmp_path, Console(quiet=True)).execution == "scan"
 
 
+@pytest.mark.full
+@pytest.mark.timeout(1800)  # DenseNet has 63 layers to compile.
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "googlenet", "vit_s16"])
+def test_larger_networks(name, tmp_path):
+    config = video_folder.get_config(f"smoke,model={name}")
+    if name == "densenet121":
+        config.data.size = 32  # 29x29 pixels at least
+    assert train_and_evaluate(config, tmp_path, Console(quiet=True)).steps == 2
+
+
 def test_arguments_reach_the_config():
     for name in CONFIGS:
         module = importlib.import_module(f"experiments.configs.{name}")
