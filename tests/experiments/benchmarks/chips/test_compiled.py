@@ -37,7 +37,6 @@ def clips():
     return compiled("clips")
 
 
-@fails_today(reason="10 MB at K = 16, 136 MB at K = 256")
 def test_memory_is_flat_in_the_frames(clips):
     short, long = clips["memory"]
     assert 0 < long <= 1.1 * short
