@@ -7,14 +7,11 @@ skipped. One process at a time can use libtpu.
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.full
-# Strict: they turn red when they pass, and the marks go.
-fails_today = partial(pytest.mark.xfail, strict=True, raises=AssertionError)
 ROOT = Path(__file__).resolve().parents[4]
 
 
