@@ -49,7 +49,7 @@ class DeviceProgram(NamedTuple):
 
     step: Compiled  # with the update in it on a stream
     update: Compiled | None  # after a clip
-    bytes_sent: int  # by a step, to other devices
+    bytes_sent: int  # by a step, to other devices, of the share of one replica
     messages: int  # of a step
     hops: int  # to the farthest of the devices that hear it
 
@@ -135,7 +135,7 @@ def device_programs(
         compiled = [_compiled(program, arguments, topology), None]
         if not case.is_stream:
             compiled[1] = _compiled(finish[n], (owned, carry, []), topology)
-        size = sum(x.size * x.dtype.itemsize for x in sent)
+        size = sum(x.size * x.dtype.itemsize for x in sent) // case.data
         far = [hops(row[n], row[b]) for b in plan.where.links.above(n) for row in grid(mesh)]
         result.append(DeviceProgram(*compiled, size, len(sent), max(far, default=0)))
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -68,6 +69,11 @@ class Topology(NamedTuple):
     options: Mapping[str, object]  # of the compiler
     chip: Chip | None  # None: no time is estimated
 
+    @property
+    def is_one_host(self) -> bool:
+        """Whether one process sees all devices, as a program per device needs it."""
+        return len({device.process_index for device in self.devices}) == 1
+
 
 def check(name: str) -> None:
     """Raises ValueError if what compiles for this topology is not installed."""
@@ -92,6 +98,19 @@ def is_gpu(name: str) -> bool:
     return name.startswith("h100")
 
 
+def _on_one_host(name: str) -> dict[str, tuple[int, ...]]:
+    """Up to eight v5e or v6e chips are on one host; libtpu would put four on each.
+
+    >>> _on_one_host("v5e:2x4"), _on_one_host("v5e:4x4"), _on_one_host("v4:2x2x1")
+    ({'chips_per_host_bounds': (2, 4, 1)}, {}, {})
+    """
+    kind, _, grid = name.partition(":")
+    sides = tuple(int(x) for x in grid.split("x") if x.isdigit())
+    if kind not in ("v5e", "v6e") or len(sides) != 2 or math.prod(sides) > 8:
+        return {}
+    return {"chips_per_host_bounds": (*sides, 1)}
+
+
 def topology(name: str) -> Topology:
     """The devices of a topology; JAX's default device becomes a CPU.
 
@@ -112,7 +131,9 @@ def topology(name: str) -> Topology:
                 platform="cuda", target_config=H100, topology=f"1x1x{count}"
             )
         else:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+            found = topologies.get_topology_desc(
+                platform="tpu", topology_name=name, **_on_one_host(name)
+            )
     except (TypeError, RuntimeError) as error:
         raise ValueError(
             f"--topology={name} is unknown ({str(error).splitlines()[0]}); try v5e:2x4, v4:2x2x1, "

@@ -17,7 +17,8 @@ and along data. In the table
 * messages are those of a step, how many of them have work between their start and their end, and
   how much of their time that hides;
 * a program per device has no rest but its messages. Its time is that of the devices; "dispatch ms"
-  is what Python takes to start their programs, as it was measured on a CPU.
+  is what Python takes to start their programs, as it was measured on a CPU. It is compiled where
+  all chips are on one host.
 
 Compiling takes 10 to 60 s for each execution and number of frames: `--only=WORD` compiles those
 with that word in their names, `--memory_frames=64` (the number of `--frames`) one program each.
@@ -108,6 +109,7 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
         (model, case)
         for model in _models(settings)
         for case in cases(settings, model, len(topology.devices))
+        if topology.is_one_host or case.execution != "program_per_device"
     ]
     frames = tuple(dict.fromkeys((settings.frames, *settings.memory_frames)))
     task = progress.add_task("compiling", total=len(wanted))
