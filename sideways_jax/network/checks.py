@@ -16,9 +16,9 @@ def check_tuples(depth: int, params: tuple, state: tuple) -> None:
             continue
         got = f"{len(value)} of them" if isinstance(value, (tuple, list)) else f"{type(value)}"
         hint = ""
-        if isinstance(value, dict) or hasattr(value, "vectors"):
+        if isinstance(value, dict) or hasattr(value, "slots"):
             hint = (
-                ". A train state of a mesh holds them packed into vectors: "
+                ". A train state of a mesh holds them packed: "
                 "step.per_module makes the function that unpacks it, "
                 f"to_modules(train_state).{name}"
             )
