@@ -109,7 +109,7 @@ def picture(rows: Sequence[Row]) -> Figure:
         for axes, speed in zip(row_of_panels, SPEEDS, strict=True):
             some = [row for row in rows if (row["task"], row["speed"]) == (task, speed)]
             _draw(axes, some, TASKS[task])
-            axes.set_title(_title(task, speed, some), fontsize=9)
+            axes.set_title(_title(task, speed, some), fontsize=8)
         row_of_panels[0].set_ylabel(f"test accuracy, {task}")
     for axes in panels[-1]:
         axes.set_xlabel("modules D")
