@@ -20,7 +20,6 @@ import signal
 if __name__ == "__main__":  # First of all: what comes meanwhile waits for `end_at_once`.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
-import json
 import os
 import sys
 
@@ -41,7 +40,7 @@ from rich.table import Table
 from experiments.terminal import command_line
 from experiments.trials import devices, disk, kills, lost, mutants, stops
 from experiments.trials import interrupts as interrupted
-from experiments.workdir.files import write_atomically
+from experiments.workdir.files import read_rows, write_rows
 
 TRIALS = {
     "kills": kills.run,
@@ -77,7 +76,7 @@ class Settings(NamedTuple):
 
 def run(settings: Settings) -> list[dict]:
     """The rows of all trials of this kind, those of the file among them."""
-    rows = _read(settings.file)
+    rows = read_rows(settings.file)
     if settings.what == "interrupts":
         done = {(row["program"], row["signal"], row["after"])
                 for row in rows if row["what"] == settings.what}  # fmt: skip
@@ -93,7 +92,7 @@ def run(settings: Settings) -> list[dict]:
         measured = {"took_seconds": now - start, "load": os.getloadavg()[0]}
         rows.append({"what": settings.what, **row, **measured})
         start = now
-        write_atomically(settings.file, json.dumps({"rows": rows}, indent=1) + "\n")
+        write_rows(settings.file, rows)
         print("failed" if row["failed"] else "passed", row, file=sys.stderr, flush=True)
     return [row for row in rows if row["what"] == settings.what]
 
@@ -144,15 +143,6 @@ def main(argv: list[str]) -> int:
         return 1
     command_line.console().print(make_table(rows))
     return int(any(row["failed"] for row in rows))
-
-
-def _read(file: Path) -> list[dict]:
-    if not file.exists():
-        return []
-    try:
-        return list(json.loads(file.read_text())["rows"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no file of this program ({error}): remove it") from error
 
 
 if __name__ == "__main__":

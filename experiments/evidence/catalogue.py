@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.evidence.pace import Pace, duration
-from experiments.evidence.study import SEARCH_SEED, Found, Scale, Study, compute, found, read
+from experiments.evidence.study import SEARCH_SEED, Found, Scale, Study, compute, found
+from experiments.workdir.files import read_rows
 
 STUDIES = {  # by the file in experiments/evidence/studies
     "table1": "table1",
@@ -91,7 +92,7 @@ def reproduce(
             limit = "" if seconds is None else f", at most {duration(seconds)}"
             say(f"{name}: {study.title}{limit}")
             compute(study, scale, file, pace_of(seconds))
-            there = found(study, scale, read(file))
+            there = found(study, scale, read_rows(file))
             if there.complete:
                 incomplete.remove(name)
             else:
@@ -106,7 +107,7 @@ def rows_of(workdir: Path, name: str, settings: Settings) -> Found:
     Raises:
       ValueError: for a file of another program.
     """
-    rows, study = read(file_of(workdir, name)), study_of(name)
+    rows, study = read_rows(file_of(workdir, name)), study_of(name)
     if not rows:
         return Found([], 0, complete=False)
     scale = scale_of(study, settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.evidence.pace import Pace
 from experiments.processes.machine import machine
-from experiments.workdir.files import write_atomically
+from experiments.workdir.files import read_rows, write_rows
 
 Run = dict[str, Any]  # what is trained, JSON: "seed", and what else tells it from other runs
 Row = dict[str, Any]  # the same, what was measured, "seconds", and "machine"
@@ -96,7 +95,7 @@ def compute(study: Study, scale: Scale, file: Path, pace: Pace | None = None) ->
       ValueError: for a file of another program.
     """
     pace = Pace() if pace is None else pace
-    rows = read(file)
+    rows = read_rows(file)
     first = study.runs(scale)
     if _add(study, first, rows, file, pace):
         _add(study, study.then(scale, _of(first, rows)), rows, file, pace)
@@ -115,20 +114,6 @@ def found(study: Study, scale: Scale, rows: Sequence[Row]) -> Found:
     return Found([*there, *later], len(then) - len(later), len(later) == len(then))
 
 
-def read(file: Path) -> list[Row]:
-    """The rows of a file; none if it is not there.
-
-    Raises:
-      ValueError: for a file of another program.
-    """
-    if not file.exists():
-        return []
-    try:
-        return list(json.loads(file.read_text())["rows"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no file of this program ({error}): remove it") from error
-
-
 def _add(study: Study, runs: Sequence[Run], rows: list[Row], file: Path, pace: Pace) -> bool:
     """Computes what is missing of some runs; False if the time was over before."""
     missing = [run for run in runs if not _found(run, rows)]
@@ -140,8 +125,7 @@ def _add(study: Study, runs: Sequence[Run], rows: list[Row], file: Path, pace: P
         seconds = time.monotonic() - start
         measured = _json(measured) | {"seconds": round(seconds, 2), "machine": machine()}
         rows.append(run | measured)
-        content = json.dumps({"rows": rows}, indent=1, allow_nan=False)
-        write_atomically(file, content + "\n")
+        write_rows(file, rows)
         pace.ran(study.title, len(runs) - len(missing) + n + 1, len(runs), seconds)
     return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from scipy import stats
 
 from experiments.benchmarks.rig.suite import COLOURS
-from experiments.evidence.study import NAMES, Row, Run, Study, Table
+from experiments.evidence.study import NAMES, RULES, Row, Run, Study, Table
 
 
 class Summary(NamedTuple):
@@ -196,14 +196,62 @@ def bars(axes: Any, summaries: Sequence[Summary], names: Sequence[str]) -> None:
     axes.set_xticks(places, names, fontsize=8)
 
 
+def bars_by_rule(axes: Any, rows: Sequence[Row], column: str, value: str) -> None:
+    """Groups of bars, a bar for every rule; a group for every value of a column."""
+    kinds = list(dict.fromkeys(row[column] for row in rows))
+    for shift, summaries, style in _by_rule(rows, column, value, RULES):
+        axes.bar(
+            [kinds.index(one.run[column]) + 0.27 * shift for one in summaries],
+            [one.mean for one in summaries],
+            width=0.25,
+            yerr=np.nan_to_num([one.half_width for one in summaries]),
+            alpha=0.75, capsize=3, **style,
+        )  # fmt: skip
+
+
+def lines_by_rule(
+    axes: Any,
+    rows: Sequence[Row],
+    column: str,
+    value: str,
+    place: Callable[[Any, int], float],
+    rules: Sequence[str] = RULES,
+) -> None:
+    """A line of means with their intervals for every rule.
+
+    Args:
+      axes: to draw into.
+      rows: of all rules.
+      column, value: the names of what is drawn, along both axes.
+      place: the x of a value of the column; the second argument, -1, 0 or 1, tells rules apart.
+      rules: which.
+    """
+    for shift, summaries, style in _by_rule(rows, column, value, rules):
+        axes.errorbar(
+            [place(one.run[column], shift) for one in summaries],
+            [one.mean for one in summaries],
+            yerr=[one.half_width for one in summaries],
+            marker="o", capsize=3, **style,
+        )  # fmt: skip
+
+
+def _by_rule(
+    rows: Sequence[Row], column: str, value: str, rules: Sequence[str]
+) -> Iterator[tuple[int, list[Summary], dict[str, Any]]]:
+    """For every rule how far aside it is drawn, its means, and how they look."""
+    for n, rule in enumerate(rules):
+        some = where(rows, rule=rule)
+        runs = [{column: row[column], "seed": row["seed"]} for row in some]
+        yield n - 1, by_seed(some, runs, value), {"color": COLOURS[rule], "label": NAMES[rule]}
+
+
 def band(axes: Any, x: Sequence[float], values: Sequence[Sequence[float]], **style: Any) -> None:
     """A line of means over seeds in their 95% interval; `values` has a row for every seed."""
     array = np.asarray(values, float)
     mean = array.mean(axis=0)
     (line,) = axes.plot(x, mean, **style)
     if len(array) > 1:
-        factor = stats.t.ppf(0.975, len(array) - 1) / math.sqrt(len(array))
-        half = factor * array.std(axis=0, ddof=1)
+        half = np.array([half_width(column) for column in array.T])
         axes.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.2, lw=0)
 
 

@@ -56,8 +56,7 @@ class Add(nn.Module):
         main, shortcuts = at_one_size(heard, self.dtype)
         total = main
         for n, shortcut in enumerate(shortcuts):
-            if shortcut.shape[-1] != main.shape[-1]:
-                shortcut = _mixed(self, main, f"shortcut{n}")(shortcut)
+            shortcut = _of_width(self, main, n, shortcut)
             total = total + shortcut
         return total
 
@@ -85,8 +84,7 @@ class GatedAdd(nn.Module):
         main, shortcuts = at_one_size(heard, self.dtype)
         total = main
         for n, shortcut in enumerate(shortcuts):
-            if shortcut.shape[-1] != main.shape[-1]:
-                shortcut = _mixed(self, main, f"shortcut{n}")(shortcut)
+            shortcut = _of_width(self, main, n, shortcut)
             both = jnp.concatenate([main, shortcut], axis=-1)
             opening = _mixed(self, main, f"gate{n}", nn.initializers.constant(self.bias))
             total = total + nn.sigmoid(opening(both)) * shortcut
@@ -132,6 +130,13 @@ def _like(main: jax.Array, shortcut: jax.Array) -> jax.Array:
             )
         shortcut = average_pool(shortcut, there[1] // here[1], there[2] // here[2])
     return shortcut.astype(main.dtype)
+
+
+def _of_width(layer: Add | GatedAdd, main: jax.Array, n: int, shortcut: jax.Array) -> jax.Array:
+    """The n-th shortcut, with as many channels as the main path."""
+    if shortcut.shape[-1] == main.shape[-1]:
+        return shortcut
+    return _mixed(layer, main, f"shortcut{n}")(shortcut)
 
 
 def _mixed(

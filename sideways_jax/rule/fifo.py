@@ -183,12 +183,12 @@ def _moved(fifo: Fifo) -> dict[int, jax.Array]:
     return {n: (place + 1) % n for n, place in fifo.places.items()}
 
 
-def places(entry: PyTree, count: int) -> PyTree:
+def places(like: PyTree, count: int) -> PyTree:
     """Room for so many entries, like an array or its shape; `()` for none."""
     if count == 0:
         return ()
     return zeros(
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), shape_of(entry))
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), shape_of(like))
     )
 
 

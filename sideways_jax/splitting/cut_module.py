@@ -67,11 +67,7 @@ class Division:
         if numbers is None:
             leaves = jax.tree.leaves(self.frame)
             return [jax.ShapeDtypeStruct((batch, *one.shape[1:]), one.dtype) for one in leaves]
-        variables = [train.places.values[k].variable for k in numbers]
-        return [
-            jax.ShapeDtypeStruct(train.shape(k, batch), v.aval.dtype)  # type: ignore[attr-defined]
-            for k, v in zip(numbers, variables, strict=True)
-        ]
+        return [jax.ShapeDtypeStruct(train.shape(k, batch), train.dtype(k)) for k in numbers]
 
     def batch_of(self, i: int, received: list) -> int:
         """The number of examples in what module i hears.

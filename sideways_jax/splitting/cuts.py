@@ -21,6 +21,7 @@ from sideways_jax.splitting.names import Name, written
 from sideways_jax.splitting.places import Places, can_travel
 from sideways_jax.splitting.program import Program
 from sideways_jax.splitting.tracing import Analysis, Mode, Tracer, operations_of
+from sideways_jax.tools.programs import shape_of_variable
 
 
 class Wish(NamedTuple):
@@ -63,7 +64,8 @@ def obstacle(analysis: Analysis, place: int, wish: Wish) -> str | None:
         )
     for k in _sent(places, place, wish.direct):
         v = places.values[k].variable
-        what = f"a value {v.aval.dtype}{list(v.aval.shape)} crosses it"  # type: ignore[attr-defined]
+        value = shape_of_variable(v)
+        what = f"a value {value.dtype}{list(value.shape)} crosses it"
         if not can_travel(v):
             return (
                 f"{what}, which has no gradient: cut elsewhere, or make it a floating-point array"
@@ -199,7 +201,7 @@ def _too_many(analysis: Analysis, wish: Wish, places: int) -> str:
 def bytes_at(analysis: Analysis, place: int, batch: int) -> int:
     """The bytes of all values that cross a place, for a batch of so many examples."""
     return sum(
-        math.prod(analysis.shape(k, batch)) * analysis.places.values[k].variable.aval.dtype.itemsize  # type: ignore[attr-defined]
+        math.prod(analysis.shape(k, batch)) * analysis.dtype(k).itemsize
         for k in analysis.places.crossing[place]
     )
 
@@ -229,10 +231,9 @@ def _sign(analysis: Analysis, place: int, common: np.ndarray, batch: int) -> tup
     """What has to be the same at two places."""
     places = analysis.places
     program = places.program
-    values = [places.values[k].variable.aval.dtype for k in places.crossing[place]]  # type: ignore[attr-defined]
-    shapes = [analysis.shape(k, batch) for k in places.crossing[place]]
+    values = tuple((analysis.shape(k, batch), analysis.dtype(k)) for k in places.crossing[place])
     name = program.equations[program.fixed[place - 1]].primitive.name if place else ""
-    return (places.first < place)[common].tobytes(), tuple(zip(shapes, values, strict=True)), name
+    return (places.first < place)[common].tobytes(), values, name
 
 
 class Cutter:

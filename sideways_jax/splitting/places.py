@@ -11,6 +11,7 @@ import numpy as np
 from jax.extend import core
 
 from sideways_jax.splitting.program import Program, sources
+from sideways_jax.tools.programs import shape_of_variable
 
 Axes = tuple[tuple[int, int], ...]  # of a shape: (fixed part, part for every example of the batch)
 
@@ -152,4 +153,4 @@ def batch_axis(shape: tuple[int, ...], doubled: tuple[int, ...], batch: int) -> 
 
 def can_travel(v: core.Var) -> bool:
     """Whether a value has a gradient, as all that goes from module to module has to."""
-    return bool(jnp.issubdtype(v.aval.dtype, jnp.inexact))  # type: ignore[attr-defined]
+    return bool(jnp.issubdtype(shape_of_variable(v).dtype, jnp.inexact))

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from sideways_jax.network import Module
 from sideways_jax.splitting.places import Axes, Places, batch_axis, places_of
 from sideways_jax.splitting.program import CARRIED, program_of
+from sideways_jax.tools.programs import shape_of_variable
 from sideways_jax.tools.trees import PyTree
 
 
@@ -39,8 +40,12 @@ class Analysis(NamedTuple):
         """The shape of a value for a batch of so many examples."""
         axes = self.axes[value]
         if axes is None:
-            return self.places.values[value].variable.aval.shape  # type: ignore[attr-defined]
+            return shape_of_variable(self.places.values[value].variable).shape
         return tuple(fixed + by_example * batch for fixed, by_example in axes)
+
+    def dtype(self, value: int) -> jnp.dtype:
+        """The dtype of a value."""
+        return shape_of_variable(self.places.values[value].variable).dtype
 
 
 class Tracer:
@@ -117,11 +122,8 @@ class Tracer:
                 f"the model computes something else for {2 * batch} frames than for {batch}: what "
                 "it does may not depend on the number of examples of the batch"
             )
-        pairs = zip(one.values, two.values, strict=True)
-        axes = tuple(
-            batch_axis(a.variable.aval.shape, b.variable.aval.shape, batch)  # type: ignore[attr-defined]
-            for a, b in pairs
-        )
+        shapes = ([shape_of_variable(v.variable).shape for v in x.values] for x in (one, two))
+        axes = tuple(batch_axis(a, b, batch) for a, b in zip(*shapes, strict=True))
         return Analysis(batch, one, axes)
 
 

@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import math
 import os
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -126,7 +125,7 @@ def topology(name: str) -> Topology:
         os.environ.setdefault(variable, value)
     try:
         if is_gpu(name):
-            count = int(re.fullmatch(r"h100:(\d+)", name)[1])  # type: ignore[index]
+            count = int(name.removeprefix("h100:"))
             found = topologies.get_topology_desc(
                 platform="cuda", target_config=H100, topology=f"1x1x{count}"
             )
@@ -134,7 +133,7 @@ def topology(name: str) -> Topology:
             found = topologies.get_topology_desc(
                 platform="tpu", topology_name=name, **_on_one_host(name)
             )
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"--topology={name} is unknown ({str(error).splitlines()[0]}); try v5e:2x4, v4:2x2x1, "
             "v5p:2x2x2 or h100:8"

@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from data import default_config
-from experiments.benchmarks.rig.suite import COLOURS
-from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study
-from experiments.evidence.summary import by_seed, difference, said, where
+from experiments.evidence.study import RULES, Row, Run, Scale, Study
+from experiments.evidence.summary import difference, lines_by_rule, said, where
 from experiments.evidence.training.classifier import trained_accuracy
 from experiments.evidence.training.networks import convolutional
 
@@ -118,19 +117,7 @@ def picture(rows: Sequence[Row]) -> Figure:
 
 
 def _draw(axes, rows: Sequence[Row], rules: Sequence[str]) -> None:
-    for shift, rule in enumerate(rules):
-        of_rule = [row for row in rows if row["rule"] == rule]
-        variants = [{name: row[name] for name in ("depth", "seed")} for row in of_rule]
-        summaries = by_seed(of_rule, variants, STUDY.value)
-        axes.errorbar(
-            [one.run["depth"] * 1.02 ** (shift - 1) for one in summaries],
-            [one.mean for one in summaries],
-            yerr=[one.half_width for one in summaries],
-            marker="o",
-            capsize=3,
-            color=COLOURS[rule],
-            label=NAMES[rule],
-        )
+    lines_by_rule(axes, rows, "depth", STUDY.value, lambda x, shift: x * 1.02**shift, rules)
     axes.set(xscale="log", ylim=(0, 1))
     axes.set_xticks(DEPTHS, [str(depth) for depth in DEPTHS])
     axes.xaxis.set_minor_formatter("")

@@ -21,9 +21,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.rig.suite import COLOURS
 from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study, Table
-from experiments.evidence.summary import by_seed, difference, mean_of, said, shown, where
+from experiments.evidence.summary import difference, lines_by_rule, mean_of, said, shown, where
 from experiments.evidence.training import recipes
 from experiments.evidence.training.clips import clips, digits, shuffled
 from experiments.evidence.training.recipes import Recipe
@@ -125,16 +124,10 @@ def picture(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = figure.subplots(1, max(1, len(kinds)), sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
-        for shift, rule in enumerate(RULES):
-            some = where(rows, kind=kind, rule=rule)
-            summaries = by_seed(some, [{"stride": r["stride"], "seed": r["seed"]} for r in some],
-                                "test accuracy")  # fmt: skip
-            axes.errorbar(
-                [STRIDES.index(one.run["stride"]) + 0.08 * (shift - 1) for one in summaries],
-                [one.mean for one in summaries],
-                yerr=[one.half_width for one in summaries],
-                marker="o", capsize=3, color=COLOURS[rule], label=NAMES[rule],
-            )  # fmt: skip
+        lines_by_rule(
+            axes, where(rows, kind=kind), "stride", "test accuracy",
+            lambda stride, shift: STRIDES.index(stride) + 0.08 * shift,
+        )  # fmt: skip
         axes.set_xticks(range(len(STRIDES)), STRIDES)
         axes.set(title=f"{kind} rate, {RATES[kind]:g}", xlabel="stride", ylim=(0, 1))
     panels[0].set_ylabel("test accuracy")

@@ -18,12 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.rig.suite import COLOURS
 from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study
-from experiments.evidence.summary import by_seed, difference, mean_of, said, shown, where
+from experiments.evidence.summary import bars_by_rule, difference, mean_of, said, shown, where
 from experiments.evidence.training import pictures, recipes
 from experiments.evidence.training.recipes import Recipe
 
@@ -86,17 +84,7 @@ def picture(rows: Sequence[Row]) -> Figure:
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
-    for shift, rule in enumerate(RULES):
-        some = where(rows, rule=rule)
-        summaries = by_seed(some, [{"kind": r["kind"], "seed": r["seed"]} for r in some],
-                            "test accuracy")  # fmt: skip
-        axes.bar(
-            [kinds.index(one.run["kind"]) + 0.27 * (shift - 1) for one in summaries],
-            [one.mean for one in summaries],
-            width=0.25,
-            yerr=np.nan_to_num([one.half_width for one in summaries]),
-            color=COLOURS[rule], alpha=0.75, capsize=3, label=NAMES[rule],
-        )  # fmt: skip
+    bars_by_rule(axes, rows, "kind", "test accuracy")
     axes.axhline(0.1, color="0.4", linestyle=":", label="chance")
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set(ylim=(0, 1), ylabel="test accuracy on stills", title="Clips made of pictures")

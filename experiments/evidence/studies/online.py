@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.rig.suite import COLOURS
 from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study
-from experiments.evidence.summary import by_seed, difference, said, where
+from experiments.evidence.summary import difference, lines_by_rule, said, where
 from experiments.jobs.autoencoding import comparison
 
 STRIDES = (1, 4, 12)
@@ -71,19 +70,7 @@ def picture(rows: Sequence[Row]) -> Figure:
     """The error against the stride, a line for every rule."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    variants = [{name: row[name] for name in ("rule", "stride", "seed")} for row in rows]
-    summaries = by_seed(rows, variants, STUDY.value)
-    for shift, rule in enumerate(RULES):
-        some = [one for one in summaries if one.run["rule"] == rule]
-        axes.errorbar(
-            [one.run["stride"] * 1.03 ** (shift - 1) for one in some],
-            [one.mean for one in some],
-            yerr=[one.half_width for one in some],
-            marker="o",
-            capsize=4,
-            color=COLOURS[rule],
-            label=NAMES[rule],
-        )
+    lines_by_rule(axes, rows, "stride", STUDY.value, lambda x, shift: x * 1.03**shift)
     axes.set(
         xscale="log",
         xlabel="stride: every how many-th frame of the scene arrives",

@@ -21,12 +21,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.rig.suite import COLOURS
 from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study, Table
-from experiments.evidence.summary import by_seed, difference, mean_of, shown, where
+from experiments.evidence.summary import bars_by_rule, difference, mean_of, shown, where
 from experiments.jobs.autoencoding import comparison
 
 FRAMES = 1056
@@ -134,17 +132,7 @@ def picture(rows: Sequence[Row]) -> Figure:
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
-    for shift, rule in enumerate(RULES):
-        some = where(rows, rule=rule)
-        summaries = by_seed(some, [{"condition": r["condition"], "seed": r["seed"]} for r in some],
-                            "error")  # fmt: skip
-        axes.bar(
-            [conditions.index(one.run["condition"]) + 0.27 * (shift - 1) for one in summaries],
-            [one.mean for one in summaries],
-            width=0.25,
-            yerr=np.nan_to_num([one.half_width for one in summaries]),
-            color=COLOURS[rule], alpha=0.75, capsize=3, label=NAMES[rule],
-        )  # fmt: skip
+    bars_by_rule(axes, rows, "condition", "error")
     axes.set_xticks(range(len(conditions)), [one.replace(", ", ",\n") for one in conditions],
                     fontsize=8)  # fmt: skip
     axes.set(ylabel="error in the stream", title="Online auto-encoding, moving solids")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy import special
 
 from experiments.evidence.training.clips import Batch
 from experiments.evidence.training.optimizer import recording, settable, with_settings
@@ -87,7 +88,7 @@ def loss_of(recipe: Recipe) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
     def loss_fn(logits: jax.Array, label: jax.Array) -> jax.Array:
         one_hot = jax.nn.one_hot(label, CLASSES, dtype=logits.dtype)
-        smooth = one_hot * (1 - recipe.smoothing) + recipe.smoothing / CLASSES
+        smooth = optax.smooth_labels(one_hot, recipe.smoothing)
         return optax.softmax_cross_entropy(logits, smooth).mean()
 
     return loss_fn
@@ -188,8 +189,7 @@ def test(recipe: Recipe, params: tuple, state: tuple, batches: Sequence[Batch]) 
         logits.append(np.asarray(predict(params, state, batch["frames"]), np.float64)[real])
         labels.append(batch["label"][real])
     mean = np.concatenate(logits)
-    exponentials = np.exp(mean - mean.max(axis=1, keepdims=True))
-    return Tested(exponentials / exponentials.sum(axis=1, keepdims=True), np.concatenate(labels))
+    return Tested(special.softmax(mean, axis=1), np.concatenate(labels))
 
 
 @functools.cache

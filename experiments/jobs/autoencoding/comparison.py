@@ -6,7 +6,6 @@ These are the internals of `experiments/table3.py`, which says what is compared 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from experiments.jobs.autoencoding.chunks import Chunks
 from experiments.jobs.autoencoding.score import StreamScore
 from experiments.processes.machine import machine
 from experiments.terminal.names import printable
-from experiments.workdir.files import write_atomically
+from experiments.workdir.files import read_rows, write_rows
 from sideways_jax import Network, models
 from sideways_jax.models.autoencoder import squared_error
 from sideways_jax.step import TrainState
@@ -123,14 +122,7 @@ class _Results:
 
     def __init__(self, settings: Settings, file: Path):
         self._settings, self._file = settings, file
-        self.rows: list[dict[str, Any]] = []
-        if file.exists():
-            try:
-                self.rows = json.loads(file.read_text())["rows"]
-            except (ValueError, KeyError) as error:
-                raise ValueError(
-                    f"{file} is no file of this program ({error}): remove it"
-                ) from error
+        self.rows = read_rows(file)
 
     def get(self, one: Run, milestones: Sequence[int]) -> list[dict]:
         """The rows of one run, by milestone."""
@@ -144,12 +136,8 @@ class _Results:
             rows = [key | row | {"machine": machine()} for row in scored]
             # Other milestones stay.
             self.rows = [row for row in self.rows if not of_this_run(row)] + rows
-            self._save()
+            write_rows(self._file, self.rows)
         return sorted(filter(of_this_run, self.rows), key=lambda row: row["arriving"])
-
-    def _save(self) -> None:
-        content = json.dumps({"rows": self.rows}, indent=1, allow_nan=False)
-        write_atomically(self._file, content + "\n")
 
 
 def _key(settings: Settings, one: Run) -> dict[str, Any]:

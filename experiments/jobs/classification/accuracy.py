@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from experiments.jobs.classification import scores
 from sideways_jax import Network
@@ -207,9 +208,4 @@ def averaged(
     means = sums / num_frames[:, None]
     if average == "probabilities":
         return means
-    return (1 + np.tanh(means / 2)) / 2 if multi_label else _softmax(means)  # tanh: no overflow
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    return special.expit(means) if multi_label else special.softmax(means, axis=1)

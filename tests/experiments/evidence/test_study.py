@@ -10,6 +10,7 @@ from rich.console import Console
 from experiments.evidence import study, summary
 from experiments.evidence.pace import Pace
 from experiments.evidence.studies import depth_and_speed, direction, quickstart
+from experiments.workdir.files import read_rows
 
 
 def _made_up(calls):
@@ -107,7 +108,7 @@ def test_no_run_begins_after_the_time(tmp_path):
     assert not calls
     assert study.found(one, scale, []) == study.Found([], 4, complete=False)
     study.compute(one, scale, file, Pace(seconds=60))
-    assert study.found(one, scale, study.read(file)).complete
+    assert study.found(one, scale, read_rows(file)).complete
 
 
 def test_runs_that_depend_on_others_come_after_all_of_them(tmp_path):
