@@ -85,6 +85,9 @@ def test_suite_memory(tmp_path):
         assert short["bytes_beyond_sideways"] == long["bytes_beyond_sideways"]  # Flat in K.
         # D = 6: ten rows.
         assert 1 <= short["bytes_beyond_sideways"] / short["bytes_kept"] < 1.25
+    short, long = (row for row in rows if row["execution"] == "program_per_device")
+    assert short["temporary_bytes"] <= long["temporary_bytes"] < 1.01 * short["temporary_bytes"]
+    assert 1 <= long["held_over_needed"] < 1.05
 
 
 @pytest.mark.full
