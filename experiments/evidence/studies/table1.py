@@ -13,25 +13,31 @@ the smaller decay if equal.
 **Comparison.** With the chosen pair, five seeds, all conditions, the same updates; and backprop
 with the updates that it has for the operations of Sideways' run (counted by the compiler), at
 speed 1 with clutter.
+**Real clips** (`--videos=DIR`): which third of which file is it? Learned from the first 60% of
+every third, tested on the rest; the same networks, the pairs that were chosen on drawn digits,
+five seeds, the same updates.
 
 **Planned statistics.** Test accuracy: means with 95% intervals, and the paired differences
 Sideways - backprop, Sideways - pipelined backprop (wrong gradients), pipelined backprop -
 backprop (the pipeline), a seed's conditions averaged first. Regularising effect: the paired
 difference of (training - test accuracy), Sideways - backprop. It is there if that is below zero
 and the test accuracy of Sideways is not lower: a network that fits less has a smaller gap, too.
+Real clips: the same two differences, by themselves; their tests are few, and of one scene each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
 from experiments.evidence import summary
 from experiments.evidence.study import NAMES, RULES, SEARCH_SEED, Row, Run, Scale, Study, Table
 from experiments.evidence.summary import bars, by_seed, difference, mean_of, said, shown, where
-from experiments.evidence.training import recipes
-from experiments.evidence.training.clips import clips, digits
+from experiments.evidence.training import real_clips, recipes
+from experiments.evidence.training.clips import Clips, clips, digits
 from experiments.evidence.training.recipes import Recipe
 
 ARCHITECTURES = (("simple_cnn", 0.0), ("vgg8", 0.0), ("vgg8", 0.5))
@@ -66,7 +72,7 @@ def runs(scale: Scale) -> list[Run]:
 
 
 def then(scale: Scale, rows: Sequence[Row]) -> list[Run]:
-    """The comparison: all of it with the first seed, then with the next."""
+    """The comparison: all of it with the first seed, then with the next; real clips at last."""
     wanted = []
     architectures = list(dict.fromkeys((row["network"], row["dropout"]) for row in rows))
     conditions = CONDITIONS[:1] if scale.smoke else CONDITIONS
@@ -85,7 +91,19 @@ def then(scale: Scale, rows: Sequence[Row]) -> list[Run]:
                         ratio = of_sideways / row["operations of an update"]
                         fewer = max(1, round(ratio * run["updates"]))
                         wanted.append(run | {"same": "compute", "updates": fewer})
-    return wanted
+    return [*wanted, *_real(scale, best)]
+
+
+def _real(scale: Scale, best: Mapping[tuple, Row]) -> list[Run]:
+    if not scale.videos:
+        return []
+    folder = os.path.abspath(os.path.expanduser(scale.videos))
+    names = "study", "network", "dropout", "rule", "updates", "rate", "decay"
+    return [
+        {name: row[name] for name in names} | {"same": "real", "videos": folder, "seed": seed}
+        for seed in range(scale.seeds)
+        for row in best.values()
+    ]
 
 
 def _run(scale, same, architecture, condition, rule, rate, decay, seed) -> Run:
@@ -111,10 +129,13 @@ def chosen(rows: Sequence[Row], network: str, dropout: float, rule: str) -> Row:
 
 
 def measure(run: Run) -> dict[str, float]:
-    """Trains once; tests on other digits, and on those it learned from."""
+    """Trains once; tests on other digits or frames, and on those it learned from.
+
+    Raises:
+      ValueError: for a folder without two videos that can be read.
+    """
     recipe = Recipe(run["network"], run["rule"], dropout=run["dropout"])
-    config = digits(run["network"] == "smoke", speed=run["speed"], clutter=run["clutter"])
-    data = clips(config, seed=run["seed"], search=run["same"] == "search")
+    config, data = _data(run)
     learned = recipes.learn(
         recipe, data.train, rate=run["rate"], decay=run["decay"], seed=run["seed"],
         updates=run["updates"],
@@ -130,6 +151,18 @@ def measure(run: Run) -> dict[str, float]:
         "test nll": test.nll,
         "operations of an update": recipes.operations(recipe, shape),
     }
+
+
+def _data(run: Run) -> tuple[ConfigDict, Clips]:
+    smoke = run["network"] == "smoke"
+    if run["same"] != "real":
+        config = digits(smoke, speed=run["speed"], clutter=run["clutter"])
+        return config, clips(config, seed=run["seed"], search=run["same"] == "search")
+    config = digits(smoke)
+    return config, real_clips.clips_of_parts(
+        run["videos"], size=config.size, frames=config.num_frames, batch=config.batch_size,
+        seed=run["seed"],
+    )  # fmt: skip
 
 
 def answer(rows: Sequence[Row]) -> list[str]:
@@ -169,30 +202,35 @@ def answer(rows: Sequence[Row]) -> list[str]:
         said(one, "Training - test accuracy, Sideways - backprop", points=True,
              higher="Sideways overfits more", lower=f"the gap is smaller with Sideways; {smaller}")
     )  # fmt: skip
+    if real := where(rows, same="real"):
+        for other in ("backprop", "pipelined_backprop"):
+            one = difference(where(real, rule="sideways"), where(real, rule=other),
+                             "test accuracy", ("seed", "network", "dropout"))  # fmt: skip
+            sentences.append(
+                said(one, f"Real clips: test accuracy, Sideways - {NAMES[other]}", points=True,
+                     higher="Sideways is better", lower=f"{NAMES[other]} is better")
+            )  # fmt: skip
     return sentences
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """Accuracy by network and condition; the paper's; what the search chose."""
-    compared, lines, choices = where(rows, same="updates"), [], []
-    variants = dict.fromkeys((r["network"], r["dropout"], r["speed"], r["clutter"])
-                             for r in compared)  # fmt: skip
-    for network, dropout, speed, clutter in variants:
-        some = where(compared, network=network, dropout=dropout, speed=speed, clutter=clutter)
+    compared, lines, choices = [*where(rows, same="updates"), *where(rows, same="real")], [], []
+    for (network, dropout), clip in dict.fromkeys((_architecture(r), _clips(r)) for r in compared):
+        some = [r for r in compared if (_architecture(r), _clips(r)) == ((network, dropout), clip)]
         cells = []
         for rule in RULES:
             of_rule = where(some, rule=rule)
             test, train = (mean_of(of_rule, f"{part} accuracy") for part in ("test", "training"))
             cells.append(f"{shown(test, '{:.1%}')} ({train.mean:.1%})")
-        place = f"{speed:g}, {clutter}"
-        lines.append([TITLES[network, dropout], place, *cells, str(len(of_rule))])
+        lines.append([TITLES[network, dropout], clip, *cells, str(len(of_rule))])
     for row in where(rows, same="search"):
         best = chosen(rows, row["network"], row["dropout"], row["rule"])
         mark = "chosen" if row is best else ""
         choices.append([TITLES[row["network"], row["dropout"]], NAMES[row["rule"]],
                         f"{row['rate']:g}", f"{row['decay']:g}", f"{row['test accuracy']:.1%}",
                         mark])  # fmt: skip
-    header = ["network", "speed, clutter", *(NAMES[rule] for rule in RULES), "seeds"]
+    header = ["network", "clips", *(NAMES[rule] for rule in RULES), "seeds"]
     found = [Table("Test accuracy (training accuracy), the same updates", header, lines)]
     if fewer := where(rows, same="compute"):
         found.append(
@@ -210,6 +248,16 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     title = "The search: accuracy on training digits that were held out, one seed"
     header = ["network", "rule", "rate", "decay", "accuracy", ""]
     return [*found, Table(title, header, choices, aside=True)]
+
+
+def _architecture(row: Row) -> tuple[str, float]:
+    return row["network"], row["dropout"]
+
+
+def _clips(row: Row) -> str:
+    if row["same"] == "real":
+        return "real"
+    return f"speed {row['speed']:g}, {'clutter' if row['clutter'] else 'no clutter'}"
 
 
 def _variant(row: Row) -> Run:
