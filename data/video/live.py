@@ -34,8 +34,8 @@ _TRANSPORTS = ({"rtsp_flags": "prefer_tcp"}, {"rtsp_transport": "udp"})
 _LATER = 5.0  # seconds: who waits for frames gives up first, and says so in better words
 # MP4 as most programs write it; FFmpeg says no more than EIO when it cannot go back to the frames.
 _INDEX_AT_THE_END = (
-    ". An MP4 or MOV file with its index at the end needs a server that sends parts of files, which "
-    "python -m http.server does not; ffmpeg -i FILE -c copy -movflags +faststart NEW.mp4 "
+    ". An MP4 or MOV file with its index at the end needs a server that sends parts of files, "
+    "which python -m http.server does not; ffmpeg -i FILE -c copy -movflags +faststart NEW.mp4 "
     "puts the index first"
 )
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
