@@ -96,13 +96,13 @@ def _draw_frames(figure: SubFigure, late: int) -> None:
     batch = next(iter(load(config, seed=1).test()))
     panels = figure.subplots(3, 3)
     titles = (f"main path: {time(late)}", "shortcut: t", "what it hears")
-    for row, video in zip(panels, batch["frames"][:3], strict=True):
+    for n, (row, video) in enumerate(zip(panels, batch["frames"][:3], strict=True)):
         old, new = (video[at, ..., 0].astype(float) / 255 for at in (late, 2 * late))
         pictures = (_tinted(old, 0), _tinted(new, 1), np.maximum(_tinted(old, 0), _tinted(new, 1)))
         for axes, image, title in zip(row, pictures, titles, strict=True):
             axes.imshow(image, interpolation="nearest")
             axes.set(xticks=(), yticks=())
-            if row is panels[0]:
+            if not n:
                 axes.set_title(title, fontsize=9)
 
 

@@ -70,7 +70,7 @@ def runs(scale: Scale) -> list[Run]:
 
 def _run(variant: Variant, scale: Scale, seed: int) -> Run:
     rate = 3e-3 if variant.receiver else 2e-3
-    run = {
+    run: Run = {
         "study": "direction",
         "rule": variant.rule,
         "hear the frame": " ".join(map(str, variant.hearing)) or "none",

@@ -63,11 +63,10 @@ def with_receiver(receiver: int, num_classes: int, depth: int = 5) -> Network:
     >>> with_receiver(4, 8).shortcuts
     ((-1, 4),)
     """
-    hears = [Hearing(16, 1), Hearing(32, 2), Hearing(32, 1)]
     layers: list[list[nn.Module]] = [[Hearing(8, 1 if i else 2)] for i in range(receiver)]
-    layers += [hears, *([Hearing(32, 1)] for _ in range(receiver + 1, depth - 1))]
-    if receiver == depth - 1:
-        hears.append(Logits(num_classes, pool=True))
-    else:
-        layers.append([Logits(num_classes, pool=True)])
+    layers.append([Hearing(16, 1), Hearing(32, 2), Hearing(32, 1)])
+    layers.extend([Hearing(32, 1)] for _ in range(receiver + 1, depth - 1))
+    if receiver < depth - 1:
+        layers.append([])
+    layers[-1].append(Logits(num_classes, pool=True))
     return Network([from_linen(nn.Sequential(some)) for some in layers], ((-1, receiver),))
