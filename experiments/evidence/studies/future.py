@@ -140,6 +140,8 @@ def picture(rows: Sequence[Row]) -> Figure:
     over.axhline(1, color="k", linestyle=":")
     axes.set(ylabel="mean squared error", ylim=(0, None))
     over.set(ylabel="the same over that of repeating", yscale="log")
+    over.yaxis.set_major_formatter("{x:g}")
+    over.yaxis.set_minor_formatter("")
     for panel in (axes, over):
         panel.set(xlabel="steps ahead of the newest frame", xticks=future.AHEAD)
     axes.legend(fontsize=7)
