@@ -23,16 +23,23 @@ def imported(name: str, what: str) -> Any:
     Traceback (most recent call last):
         ...
     ValueError: function 'mtah:sqrt': there is no module mtah on Python's path or in the current \
-directory; give MODULE:NAME, mine:network for network in mine.py
+directory; run the command where mtah.py is, or add that folder to PYTHONPATH
     """
     module, _, attribute = name.partition(":")
+    unclear = f"{what} {name!r}: give MODULE:NAME, mine:network for network in mine.py"
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(unclear)
     top = module.partition(".")[0]
-    if not top.isidentifier() or importlib.util.find_spec(top) is None:
+    if importlib.util.find_spec(top) is None:
         raise ValueError(
             f"{what} {name!r}: there is no module {top} on Python's path or in the current "
-            "directory; give MODULE:NAME, mine:network for network in mine.py"
+            f"directory; run the command where {top}.py is, or add that folder to PYTHONPATH"
         )
     try:
         return pkgutil.resolve_name(name)
     except AttributeError as error:
         raise ValueError(f"{what} {name!r}: {module} has no {attribute}") from error
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):  # Something that the module needs.
+            raise
+        raise ValueError(unclear) from error

@@ -11,7 +11,7 @@ from data.drawing.vectors import Vector
 
 EYE = np.array([0.0, -11.4, 8.1])
 _LOOKS_AT = np.array([0.0, 0.0, 0.75])
-_FOCAL_LENGTH = 2.85  # of half the width of the picture
+_FOCAL_LENGTH = 2.85  # without zoom, of half the width of the picture
 _KEY_SIZE = 1.5  # the width of the lamp KEY
 SPREAD = 2  # so many pixels in a row see spots of their own
 
@@ -21,6 +21,7 @@ class View(NamedTuple):
 
     size: int  # height and width, pixels
     samples: int
+    focal_length: float  # of half the width of the picture
     ray: Vector  # [R] unit vectors from the eye
     floor: Vector  # [R] where they meet the floor
     lamp: Vector  # [R] the spot of the lamp that a sample sees
@@ -32,8 +33,12 @@ class View(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def view(size: int, samples: int = 2) -> View:
-    """The picture of `size` x `size` pixels with `samples` x `samples` rays a pixel."""
+def view(size: int, samples: int = 2, zoom: float = 1.0) -> View:
+    """The picture of `size` x `size` pixels with `samples` x `samples` rays a pixel.
+
+    With a zoom of 2 it shows the middle quarter, twice as large.
+    """
+    focal_length = zoom * _FOCAL_LENGTH
     forward = _LOOKS_AT - EYE
     forward = forward / np.linalg.norm(forward)
     right = np.cross(forward, [0, 0, 1])
@@ -43,7 +48,7 @@ def view(size: int, samples: int = 2) -> View:
     def rays(width: int) -> tuple[Vector, Vector]:
         at = (np.arange(width) + 0.5) / width * 2 - 1
         up, across = np.meshgrid(-at, at, indexing="ij")
-        ray = np.stack([across.ravel(), up.ravel(), np.full(width**2, _FOCAL_LENGTH)], -1)
+        ray = np.stack([across.ravel(), up.ravel(), np.full(width**2, focal_length)], -1)
         ray = ray @ to_camera
         ray /= np.linalg.norm(ray, axis=-1, keepdims=True)
         floor = EYE - ray * (EYE[2] / ray[:, 2:])
@@ -66,7 +71,9 @@ def view(size: int, samples: int = 2) -> View:
     middle = rays(size)[1]
     zero = np.zeros(size**2, np.float32)
     key, _, ambient = light(middle, (zero, zero, zero + 1))
-    return View(size, samples, ray, floor, lamp, lamps, to_camera, middle, key, ambient)
+    return View(
+        size, samples, focal_length, ray, floor, lamp, lamps, to_camera, middle, key, ambient
+    )  # fmt: skip
 
 
 def boxes_around(scenery: View, corners: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -75,7 +82,7 @@ def boxes_around(scenery: View, corners: Sequence[np.ndarray]) -> list[np.ndarra
     width = scenery.size * scenery.samples
     for points in corners:
         seen = (points - EYE) @ scenery.to_camera.T
-        at = _FOCAL_LENGTH * seen[..., :2] / seen[..., 2:]
+        at = scenery.focal_length * seen[..., :2] / seen[..., 2:]
         across = (at[..., 0] + 1) * (width / 2) - 0.5
         down = (1 - at[..., 1]) * (width / 2) - 0.5
         edges = [

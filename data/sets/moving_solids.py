@@ -40,6 +40,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.stride = 1  # show every stride-th frame of the scene, which lasts so much longer
     config.future = 0  # what is learned: the frame so many steps later; 0: the frame itself
     config.batch_size = 8  # streams that are played at the same time
+    config.zoom = 1.0  # of the camera; 2 shows the middle quarter of the picture, twice as large
     config.supersample = 2  # supersample x supersample rays a pixel; 1 has jagged edges
     config.num_train = 1000  # scenes, an epoch
     config.num_test = 16  # scenes
@@ -64,7 +65,7 @@ def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Pr
 
     def frames(piece: Piece, start: int) -> Iterator[np.ndarray]:
         scene = make_scene(seed, split, piece.stream)
-        scenery = views.view(size, config.supersample)
+        scenery = views.view(size, config.supersample, config.zoom)
         at_once = max(1, min(_SAMPLES_AT_ONCE // len(scenery.ray[0]), _MOST_AT_ONCE))
         stop = piece.first + piece.num_frames + config.future
         for first in range(piece.first + start, stop, at_once):
@@ -72,8 +73,9 @@ def programme(config: ml_collections.ConfigDict, *, seed: int, split: str) -> Pr
             yield from ray_caster.draw(scenery, scene.solids, scene.places(times))
 
     what = {**config.to_dict(), "seed": seed, "split": split}
-    if not config.future:  # Streams of earlier versions go on.
-        del what["future"]
+    for name, default in (("future", 0), ("zoom", 1.0)):  # Streams of earlier versions go on.
+        if what[name] == default:
+            del what[name]
     return Programme(
         batch_size=batch_size,
         size=size,
@@ -132,6 +134,8 @@ def _check(config: ml_collections.ConfigDict, seed: int, split: str) -> None:
     for name in ("size", "length", "stride", "batch_size", "supersample", "num_train", "num_test"):
         if config[name] < 1:
             raise ValueError(f"{name} is {config[name]}; it must be at least 1")
+    if not 1 <= config.zoom <= 100:  # Below 0.6 the camera would see beyond the floor.
+        raise ValueError(f"zoom is {config.zoom}; it must be from 1 to 100")
     if config.future < 0:
         raise ValueError(f"future is {config.future} steps; it must be 0 or more")
     if config.length < config.batch_size:

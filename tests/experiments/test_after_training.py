@@ -6,8 +6,12 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
+from jax import export
 from rich.console import Console
 
 from experiments import trained
@@ -16,6 +20,7 @@ from experiments.jobs.autoencoding import job as autoencoding
 from experiments.jobs.classification import checkpoint
 from experiments.jobs.classification.job import train_and_evaluate
 from experiments.jobs.classification.prediction import classifier_of, predict
+from sideways_jax import Network, from_linen, step
 from tests.data import server
 from tests.experiments import tiny
 
@@ -155,10 +160,22 @@ def test_an_auto_encoder_paints(workdir, tmp_path):
     assert saved.scores.streaming_mse == pytest.approx(last["streaming_mse"], rel=1e-5)
 
 
+def test_what_a_loop_has_learned_is_kept():
+    pytest.importorskip("flatbuffers", reason="of the extra `experiments`, for exports")
+    network = Network([from_linen(layer) for layer in (nn.Dense(4), nn.BatchNorm(), nn.Dense(3))])
+    init, _ = step.make_train_step(network, lambda y, t: jnp.mean(y - t), optax.sgd(0.1))
+    frame = jax.random.normal(jax.random.key(1), (2, 5))
+    names = {"network": network, "train_state": init(jax.random.key(2), frame), "frame": frame}
+    exec(CODE[2], names)
+    jax.tree.map(np.testing.assert_array_equal, names["learned"], names["train_state"][1:3])
+    elsewhere = export.deserialize(names["program"]).call(frame)
+    np.testing.assert_allclose(elsewhere, names["logits"], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.usefixtures("usual_promotion")
 def test_training_goes_on_elsewhere(tmp_path, monkeypatch):
     pytest.importorskip("flatbuffers", reason="of the extra `experiments`, for exports")
-    writes, reads = (code.replace("/tmp/exported", str(tmp_path)) for code in CODE[2:])
+    writes, reads = (code.replace("/tmp/exported", str(tmp_path)) for code in CODE[3:])
     names = {}
     exec(writes, names)
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")

@@ -1,5 +1,6 @@
 """docs/own.md: a network and a data set of the user's own, from their files to a prediction."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from experiments.configs import cater
 from experiments.examples.videos import write_video
 from experiments.jobs.classification.job import train_and_evaluate
 from experiments.jobs.classification.prediction import classifier_of, predict
+from sideways_jax import from_linen
 from tests.experiments import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -59,6 +61,19 @@ def test_network_and_data(mine):
     assert best.step == summary.best_step
 
 
+def test_a_class_with_dropout_and_batch_normalisation(mine):
+    block = from_linen(importlib.import_module("mine").Block())
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+    params, state = block.init(jax.random.key(1), x)
+    one, two = (block.apply(params, state, x, train=True, rng=jax.random.key(n))[0] for n in (2, 3))
+    assert (one != two).any()
+    _, moved = block.apply(params, state, x, train=True, rng=jax.random.key(2))
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), state, moved)))
+    tested, same = block.apply(params, state, x, train=False, rng=None)
+    assert (tested > 0).mean() > (one > 0).mean()  # Nothing is dropped.
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: (a == b).all(), state, same)))
+
+
 @pytest.mark.full
 def test_the_command_with_workers(mine):
     (mine / "configured.py").write_text(
@@ -84,6 +99,12 @@ def test_the_command_with_workers(mine):
     ("fields", "said"),
     [
         ({"model__name": "nowhere:network"}, "network 'nowhere:network': there is no module"),
+        (
+            {"model__name": "nowhere:network"},
+            "run the command where nowhere.py is, or add that folder to PYTHONPATH",
+        ),
+        ({"model__name": "mine.py:network"}, "'mine.py:network': give MODULE:NAME"),
+        ({"model__name": "/here/mine:network"}, "'/here/mine:network': give MODULE:NAME"),
         ({"model__name": "mine:nothing"}, "network 'mine:nothing': mine has no nothing"),
         ({"model__name": "mine:Stripes"}, "not a sideways_jax.Network"),
         ({"data__name": "mine:network"}, "data set 'mine:network' has no default_config"),

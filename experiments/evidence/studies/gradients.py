@@ -130,12 +130,7 @@ def _data(run: Run) -> tuple[Callable[[int], Iterator[Batch]], list[Batch]]:
         tests = clips(config, seed=run["seed"]).tests["test"]
         return lambda seed: clips(config, seed=seed).train, tests
     config = digits(smoke)
-    shown_videos = real_clips.videos(run["videos"], config.size)
-    if len(shown_videos) < 2:
-        raise ValueError(
-            f"--videos={run['videos']} has {len(shown_videos)} videos that can be read; give a "
-            "folder with at least 2"
-        )
+    shown_videos = real_clips.at_least_two(run["videos"], config.size)
     return lambda seed: real_clips.batches(
         shown_videos, frames=config.num_frames, stride=run["stride"], batch=config.batch_size,
         seed=seed,

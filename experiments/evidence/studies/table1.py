@@ -13,30 +13,41 @@ the smaller decay if equal.
 **Comparison.** With the chosen pair, five seeds, all conditions, the same updates; and backprop
 with the updates that it has for the operations of Sideways' run (counted by the compiler), at
 speed 1 with clutter.
+**Longer**: four times the updates at half the chosen rate, without dropout, at speed 1 with
+clutter: is a difference only that of a short training, or of a rate that is too high for one rule?
+(Added when the comparison had been seen: Sideways fits less there, at the smallest rates.)
+**Real clips** (`--videos=DIR`): which third of which file is it? Learned from the first 60% of
+every third, tested on the rest; the same networks, the pairs that were chosen on drawn digits,
+five seeds, the same updates.
 
 **Planned statistics.** Test accuracy: means with 95% intervals, and the paired differences
 Sideways - backprop, Sideways - pipelined backprop (wrong gradients), pipelined backprop -
 backprop (the pipeline), a seed's conditions averaged first. Regularising effect: the paired
 difference of (training - test accuracy), Sideways - backprop. It is there if that is below zero
 and the test accuracy of Sideways is not lower: a network that fits less has a smaller gap, too.
+Longer, and real clips: the first two differences, by themselves; tests of real clips are few,
+and of three scenes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
 from experiments.evidence import summary
 from experiments.evidence.study import NAMES, RULES, SEARCH_SEED, Row, Run, Scale, Study, Table
 from experiments.evidence.summary import bars, by_seed, difference, mean_of, said, shown, where
-from experiments.evidence.training import recipes
-from experiments.evidence.training.clips import clips, digits
+from experiments.evidence.training import real_clips, recipes
+from experiments.evidence.training.clips import Clips, clips, digits
 from experiments.evidence.training.recipes import Recipe
 
 ARCHITECTURES = (("simple_cnn", 0.0), ("vgg8", 0.0), ("vgg8", 0.5))
 CONDITIONS = ((1.0, 1), (0.5, 1), (2.0, 1), (1.0, 0))  # speed, clutter; the search is at the first
 RATES = (4e-3, 2e-3)
+LONGER = 4  # times the updates
 DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
 TITLES = {
     ("simple_cnn", 0.0): "Simple-CNN",
@@ -66,7 +77,7 @@ def runs(scale: Scale) -> list[Run]:
 
 
 def then(scale: Scale, rows: Sequence[Row]) -> list[Run]:
-    """The comparison: all of it with the first seed, then with the next."""
+    """The comparison: all of it with the first seed, then with the next; real clips at last."""
     wanted = []
     architectures = list(dict.fromkeys((row["network"], row["dropout"]) for row in rows))
     conditions = CONDITIONS[:1] if scale.smoke else CONDITIONS
@@ -85,7 +96,29 @@ def then(scale: Scale, rows: Sequence[Row]) -> list[Run]:
                         ratio = of_sideways / row["operations of an update"]
                         fewer = max(1, round(ratio * run["updates"]))
                         wanted.append(run | {"same": "compute", "updates": fewer})
-    return wanted
+    return [*wanted, *_real(scale, best), *_longer(scale, best)]
+
+
+def _longer(scale: Scale, best: Mapping[tuple, Row]) -> list[Run]:
+    return [
+        _run(scale, "longer", one, CONDITIONS[0], rule, row["rate"] / 2, row["decay"], seed)
+        | {"updates": LONGER * row["updates"]}
+        for seed in range(scale.seeds)
+        for (*one, rule), row in best.items()
+        if row["dropout"] == 0
+    ]
+
+
+def _real(scale: Scale, best: Mapping[tuple, Row]) -> list[Run]:
+    if not scale.videos:
+        return []
+    folder = os.path.abspath(os.path.expanduser(scale.videos))
+    names = "study", "network", "dropout", "rule", "updates", "rate", "decay"
+    return [
+        {name: row[name] for name in names} | {"same": "real", "videos": folder, "seed": seed}
+        for seed in range(scale.seeds)
+        for row in best.values()
+    ]
 
 
 def _run(scale, same, architecture, condition, rule, rate, decay, seed) -> Run:
@@ -111,10 +144,13 @@ def chosen(rows: Sequence[Row], network: str, dropout: float, rule: str) -> Row:
 
 
 def measure(run: Run) -> dict[str, float]:
-    """Trains once; tests on other digits, and on those it learned from."""
+    """Trains once; tests on other digits or frames, and on those it learned from.
+
+    Raises:
+      ValueError: for a folder without two videos that can be read.
+    """
     recipe = Recipe(run["network"], run["rule"], dropout=run["dropout"])
-    config = digits(run["network"] == "smoke", speed=run["speed"], clutter=run["clutter"])
-    data = clips(config, seed=run["seed"], search=run["same"] == "search")
+    config, data = _data(run)
     learned = recipes.learn(
         recipe, data.train, rate=run["rate"], decay=run["decay"], seed=run["seed"],
         updates=run["updates"],
@@ -130,6 +166,18 @@ def measure(run: Run) -> dict[str, float]:
         "test nll": test.nll,
         "operations of an update": recipes.operations(recipe, shape),
     }
+
+
+def _data(run: Run) -> tuple[ConfigDict, Clips]:
+    smoke = run["network"] == "smoke"
+    if run["same"] != "real":
+        config = digits(smoke, speed=run["speed"], clutter=run["clutter"])
+        return config, clips(config, seed=run["seed"], search=run["same"] == "search")
+    config = digits(smoke)
+    return config, real_clips.clips_of_parts(
+        run["videos"], size=config.size, frames=config.num_frames, batch=config.batch_size,
+        seed=run["seed"],
+    )  # fmt: skip
 
 
 def answer(rows: Sequence[Row]) -> list[str]:
@@ -154,6 +202,18 @@ def answer(rows: Sequence[Row]) -> list[str]:
             said(one, f"Test accuracy, {a} - {b} ({what})", points=True,
                  higher=f"{a} is better", lower=f"{b} is better")
         )  # fmt: skip
+    for same, name in (
+        ("longer", f"{LONGER} times the updates, half the rate"),
+        ("real", "Real clips"),
+    ):
+        some = where(rows, same=same)
+        for other in ("backprop", "pipelined_backprop") if some else ():
+            one = difference(where(some, rule="sideways"), where(some, rule=other),
+                             "test accuracy", ("seed", "network", "dropout"))  # fmt: skip
+            sentences.append(
+                said(one, f"{name}: test accuracy, Sideways - {NAMES[other]}", points=True,
+                     higher="Sideways is better", lower=f"{NAMES[other]} is better")
+            )  # fmt: skip
     central = where(by_rule["sideways"], speed=CONDITIONS[0][0], clutter=CONDITIONS[0][1])
     fewer = where(rows, same="compute")
     one = difference(central, fewer, "test accuracy", ("seed", "network", "dropout"))
@@ -174,25 +234,23 @@ def answer(rows: Sequence[Row]) -> list[str]:
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """Accuracy by network and condition; the paper's; what the search chose."""
-    compared, lines, choices = where(rows, same="updates"), [], []
-    variants = dict.fromkeys((r["network"], r["dropout"], r["speed"], r["clutter"])
-                             for r in compared)  # fmt: skip
-    for network, dropout, speed, clutter in variants:
-        some = where(compared, network=network, dropout=dropout, speed=speed, clutter=clutter)
+    compared = [row for same in ("updates", "longer", "real") for row in where(rows, same=same)]
+    lines, choices = [], []
+    for (network, dropout), clip in dict.fromkeys((_architecture(r), _clips(r)) for r in compared):
+        some = [r for r in compared if (_architecture(r), _clips(r)) == ((network, dropout), clip)]
         cells = []
         for rule in RULES:
             of_rule = where(some, rule=rule)
             test, train = (mean_of(of_rule, f"{part} accuracy") for part in ("test", "training"))
             cells.append(f"{shown(test, '{:.1%}')} ({train.mean:.1%})")
-        place = f"{speed:g}, {clutter}"
-        lines.append([TITLES[network, dropout], place, *cells, str(len(of_rule))])
+        lines.append([TITLES[network, dropout], clip, *cells, str(len(of_rule))])
     for row in where(rows, same="search"):
         best = chosen(rows, row["network"], row["dropout"], row["rule"])
         mark = "chosen" if row is best else ""
         choices.append([TITLES[row["network"], row["dropout"]], NAMES[row["rule"]],
                         f"{row['rate']:g}", f"{row['decay']:g}", f"{row['test accuracy']:.1%}",
                         mark])  # fmt: skip
-    header = ["network", "speed, clutter", *(NAMES[rule] for rule in RULES), "seeds"]
+    header = ["network", "clips", *(NAMES[rule] for rule in RULES), "seeds"]
     found = [Table("Test accuracy (training accuracy), the same updates", header, lines)]
     if fewer := where(rows, same="compute"):
         found.append(
@@ -210,6 +268,17 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     title = "The search: accuracy on training digits that were held out, one seed"
     header = ["network", "rule", "rate", "decay", "accuracy", ""]
     return [*found, Table(title, header, choices, aside=True)]
+
+
+def _architecture(row: Row) -> tuple[str, float]:
+    return row["network"], row["dropout"]
+
+
+def _clips(row: Row) -> str:
+    if row["same"] == "real":
+        return "real"
+    clip = f"speed {row['speed']:g}, {'clutter' if row['clutter'] else 'no clutter'}"
+    return f"{clip}, {LONGER} times the updates" if row["same"] == "longer" else clip
 
 
 def _variant(row: Row) -> Run:

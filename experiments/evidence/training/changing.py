@@ -62,12 +62,7 @@ def frames(size: Size, folder: str, seed: int) -> np.ndarray:
     """
     before, after = size.before, size.after
     if folder:
-        files = list(real_clips.videos(folder, size.pixels).values())
-        if len(files) < 2:
-            raise ValueError(
-                f"--videos={folder} has {len(files)} videos that can be read; give a folder with "
-                "at least 2"
-            )
+        files = list(real_clips.at_least_two(folder, size.pixels).values())
         first, second = files[seed % len(files)], files[(seed + 1) % len(files)]
     else:
         first = solids(size.pixels, before + 2 * after, seed=seed)

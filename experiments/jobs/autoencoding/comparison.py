@@ -52,6 +52,8 @@ class Settings(NamedTuple):
     widths: tuple[int, ...]  # of the encoder
     normalise: bool  # the blocks of the encoder
     length: int | None = None  # frames of a scene of moving_solids; None: as many as CATER's have
+    zoom: float = 1.0  # of the camera of moving_solids
+    num_test: int | None = None  # test scenes of moving_solids; None: as many as it has
     count_missing: bool = False  # a step of a scene without any output counts as a black one
 
 
@@ -163,8 +165,11 @@ def _load(settings: Settings, one: Run, split: str) -> Streams:
     config.batch_size = 1 if is_file else settings.streams
     if is_file:
         config.path = one.source
-    elif settings.length is not None:
-        config.length = settings.length
+    else:
+        config.zoom = settings.zoom
+        for name in ("length", "num_test"):
+            if (value := getattr(settings, name)) is not None:
+                config[name] = value
     return load_streams(config, seed=one.seed, split=split)
 
 

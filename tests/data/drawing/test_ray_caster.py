@@ -95,6 +95,17 @@ def test_supersampling_is_the_mean_of_samples():
     np.testing.assert_allclose(two[red], 255 * np.sqrt(mean[red]), atol=2)
 
 
+def test_a_zoom_of_two_is_the_middle_quarter():
+    """With as many rays: the same but at edges, where directions are rounded."""
+    solids, places = alone("sphere", x=-0.5)
+    wide = ray_caster.draw(views.view(64, 1), solids, places)[0]
+    near = ray_caster.draw(views.view(32, 1, zoom=2.0), solids, places)[0]
+    middle = wide[16:48, 16:48]
+    assert is_red(near).sum() == pytest.approx(is_red(middle).sum(), rel=0.02)
+    differ = np.abs(near.astype(int) - middle).max(-1) > 1
+    assert differ.mean() < 0.02
+
+
 def test_nearer_hides_farther():
     red = Solid("cube", 0.5, 1.0, (0.7, 0.05, 0.05), metal=False)
     blue = Solid("cube", 0.5, 1.0, (0.05, 0.05, 0.7), metal=False)

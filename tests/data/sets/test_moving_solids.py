@@ -168,6 +168,7 @@ def test_neighbouring_frames_differ_a_little(config):
         ({"supersample": 0}, "supersample is 0"),
         ({"num_test": 0}, "num_test is 0"),
         ({"future": -1}, "future is -1 steps; it must be 0 or more"),
+        ({"zoom": 0.5}, "zoom is 0.5; it must be from 1 to 100"),
         ({"batch_size": 8}, "length is 7; .* at least batch_size=8"),
     ],
 )

@@ -55,6 +55,9 @@ def test_real_videos_are_a_part_of_it(workdir):
     for name in ("gradients", "adaptation"):
         rows = json.loads((workdir / f"{name}.json").read_text())["rows"]
         assert {row["source"] for row in rows} == {"drawn", "real"}
+    rows = json.loads((workdir / "table1.json").read_text())["rows"]
+    assert {row["rule"] for row in rows if row["same"] == "real"} == set(RULES)
+    assert "<td>real</td>" in (workdir / "report" / "index.html").read_text()
 
 
 def test_gradients_of_a_constant_video_are_exact(workdir):

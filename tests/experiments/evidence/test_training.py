@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.evidence.training import changing, future, networks, pictures
+from experiments.evidence.training import changing, future, networks, pictures, real_clips
 from experiments.evidence.training.clips import clips, digits, shuffled
 from experiments.evidence.training.optimizer import recording, settable, with_settings
+from experiments.examples import videos
 from sideways_jax.training.paper_optimizer import make_optimizer
 
 
@@ -78,6 +79,29 @@ def test_shuffled_clips_have_the_same_frames():
     for one, other in zip(mixed["frames"], plain[0]["frames"], strict=True):
         assert sorted(f.tobytes() for f in one) == sorted(f.tobytes() for f in other)
     np.testing.assert_array_equal(mixed["label"], plain[0]["label"])
+
+
+def test_parts_of_real_videos_are_learned_from_in_front_and_tested_behind(tmp_path):
+    videos.write(tmp_path)
+    made = real_clips.clips_of_parts(str(tmp_path), size=12, frames=3, batch=4, seed=0)
+    files = list(real_clips.videos(str(tmp_path), 12).values())[:3]
+    parts = [part for one in files for part in np.array_split(one, 3)]
+    for name, tests in made.tests.items():
+        shown = [
+            (label, clip)
+            for batch in tests
+            for clip, label in zip(batch["frames"], batch["label"], strict=True)
+            if label >= 0
+        ]
+        assert {label for label, _ in shown} == set(range(9))
+        for label, clip in shown:
+            cut = round(0.6 * len(parts[label]))
+            allowed = parts[label][cut:] if name == "test" else parts[label][:cut]
+            assert all(any((frame == one).all() for one in allowed) for frame in clip)
+    batch = next(made.train)
+    for label, clip in zip(batch["label"], batch["frames"], strict=True):
+        learned = parts[label][: round(0.6 * len(parts[label]))]
+        assert all(any((frame == one).all() for one in learned) for frame in clip)
 
 
 def test_pictures_become_clips_whose_frames_differ_more_and_more():
