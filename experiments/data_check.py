@@ -175,7 +175,7 @@ def _check(config, settings: Settings, scratch: Path) -> int:
     every_frame = settings.every_frame
     bad = list(bad_videos(source, every_frame=every_frame, progress=lambda: next(bar, None)))
     next(bar, None)
-    for kind, files in (("left out as bad", source.skipped), ("bad", bad)):
+    for kind, files in (("left out as bad", source.skipped), ("bad among the others", bad)):
         console.print(f"{kind}: {len(files)}", markup=False)
         for name, reason in files:
             console.print(f"  {name}: {reason}", markup=False, soft_wrap=True)

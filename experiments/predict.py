@@ -62,8 +62,9 @@ def main(argv: list[str]) -> int:
     try:
         run = trained.load(_WORKDIR.value, _CHECKPOINT.value)
         show = _painted if run.config.task == "autoencoding" else _classified
+        shown = show(run, argv[1:])  # Compiles what a classifier needs.
         started, rows, videos, frames = time.perf_counter(), [], 0, 0
-        for text, row in show(run, argv[1:]):
+        for text, row in shown:
             console.print(text, highlight=False, markup=False, soft_wrap=True)
             rows.append(row)
             videos += row["error"] is None
@@ -85,23 +86,27 @@ def main(argv: list[str]) -> int:
 
 
 def _classified(run, sources):
-    """Yields a line and a row for every video."""
+    """A line and a row for every video, one after the other; the network is compiled now."""
     from experiments.jobs.classification.prediction import classifier_of, predict
+
+    found = predict(classifier_of(run, _RESIZE.value), sources, live_frames=_FRAMES.value)
+    return (_line_and_row(run, one) for one in found)
+
+
+def _line_and_row(run, one):
+    """Of a prediction."""
     from experiments.terminal.names import printable
 
-    classifier = classifier_of(run, _RESIZE.value)
-    for one in predict(classifier, sources, live_frames=_FRAMES.value):
-        row = {"source": one.source, "frames": one.frames, "error": one.error, "classes": {}}
-        if one.error is not None:
-            yield f"{printable(one.source)}: {one.error}", row
-            continue
-        order = (-one.probabilities).argsort()
-        row["classes"] = {run.classes[n]: float(one.probabilities[n]) for n in order}
-        said = "  ".join(
-            f"{100 * one.probabilities[n]:5.1f}% {printable(run.classes[n])}"
-            for n in order[: _TOP.value]
-        )
-        yield f"{printable(one.source)}: {said}", row
+    row = {"source": one.source, "frames": one.frames, "error": one.error, "classes": {}}
+    if one.error is not None:
+        return f"{printable(one.source)}: {one.error}", row
+    order = (-one.probabilities).argsort()
+    row["classes"] = {run.classes[n]: float(one.probabilities[n]) for n in order}
+    said = "  ".join(
+        f"{100 * one.probabilities[n]:5.1f}% {printable(run.classes[n])}"
+        for n in order[: _TOP.value]
+    )
+    return f"{printable(one.source)}: {said}", row
 
 
 def _painted(run, sources):

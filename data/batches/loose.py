@@ -1,5 +1,6 @@
 """Video files that are in no data set: to be looked at, without classes."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -12,6 +13,10 @@ from data.video.files import FileVideos, Video
 # Of an index of what a scan found: no data set has it, so that no other index is replaced.
 _ROOT = os.path.abspath(os.sep)
 
+NO_VIDEOS = (  # why nothing of a folder was looked at
+    f"no videos in this folder, at any depth; they are known by {', '.join(decoding.EXTENSIONS)}"
+)
+
 
 class Files(NamedTuple):
     """Files, checked.
@@ -19,7 +24,7 @@ class Files(NamedTuple):
     Attributes:
       paths: the good ones; `video` of the batches is the number of one of these.
       num_frames: of each of them.
-      bad: the others, `(path, reason)` each.
+      bad: the others, `(path, reason)` each, and folders without videos.
       batches: an iterator over batches, as `data.Source.test` gives, with labels of 0.
     """
 
@@ -52,11 +57,12 @@ def load_files(
     Returns:
       `Files`; every file has been decoded once, unless that is known from before.
     """
-    found = list(dict.fromkeys(file for path in paths for file in video_files(path)))
+    of_path = {os.fspath(path): list(video_files(path)) for path in paths}
+    found = list(dict.fromkeys(itertools.chain.from_iterable(of_path.values())))
     absolute = {file: os.path.abspath(os.path.expanduser(file)) for file in found}
     relative = {file: os.path.relpath(absolute[file], _ROOT) for file in found}
     infos = scan.scan(_ROOT, [relative[file] for file in found], cache_dir)
-    good, bad = [], []
+    good, bad = [], [(path, NO_VIDEOS) for path, files in of_path.items() if not files]
     for file in found:
         info = infos[relative[file]]
         is_bad = isinstance(info, decoding.BadVideo)

@@ -57,7 +57,7 @@ def recognition(
         config.data.size = 28
         config.data.batch_size = 2
         config.data.num_workers = 0
-        config.train.num_steps = 2  # an epoch
+        config.train.num_steps = 2
         config.train.log_every = config.train.eval_every = config.train.checkpoint_every = 1
     return config, given
 

@@ -86,12 +86,13 @@ def _run_in(
         )
         best = stack.enter_context(BestCheckpoint(workdir, job.to_modules, check_saved))
         console.print(job.introduction, **_PLAIN)
-        if is_first:
+        if not is_first:  # All save checkpoints together; only one process writes the rest.
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        with classes.explained(job.classes, workdir):
+            position = loop.go_on(checkpoints, job.init(), batches, options.num_steps, console)
+        if is_first:  # Not before: a run that cannot go on leaves the workdir as it was.
             workdirs.claim(job.config, workdir)
             classes.write(job.classes, workdir)
-        else:  # All save checkpoints together; only one process writes the rest.
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        position = loop.go_on(checkpoints, job.init(), batches, options.num_steps, console)
         batches.start_prefetch()
         with contextlib.ExitStack() as session_stack:
             log = session_stack.enter_context(MetricsLog(folder, position.step))

@@ -231,7 +231,7 @@ def find(workdir: Path, which: int | str) -> Path:
         raise FileNotFoundError(f"{workdir} has no checkpoint: nothing has been saved yet")
     if which == "best" and not best:
         raise ValueError(
-            f"{workdir} has no best checkpoint: the run was never tested; take the last"
+            f"{workdir} has no best checkpoint: the run was not tested yet; take --checkpoint=last"
         )
     which = int(which) if str(which).isdecimal() else which
     choice = {"last": max(last or best), "best": max(best, default=None)}.get(which, which)

@@ -109,6 +109,25 @@ def test_a_prediction_is_that_of_the_test(workdir):
     )
 
 
+def test_the_time_of_predictions_is_that_of_videos(workdir):
+    """What takes time before the first is done when the iterator is there."""
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if "backend_compile" in event:
+            compiled.append(seconds)
+
+    classifier = classifier_of(trained.load(workdir))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        found = predict(classifier, [str(workdir / "example_videos" / "test")], live_frames=0)
+        before = len(compiled)
+        assert list(found)
+        assert before == len(compiled) == 1
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
 def test_an_address_is_predicted_as_the_file(workdir):
     run = trained.load(workdir)
     path = workdir / "example_videos" / "test" / "falling" / "from_9.avi"

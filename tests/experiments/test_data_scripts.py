@@ -52,7 +52,7 @@ def test_from_archives_to_a_checked_data_set(tmp_path):
         ["wave", "1", "23", "1", "24"],
         ["all", "3", "64", "2", "46"],
     ]
-    assert "left out as bad: 0\nbad: 0\n" in done.stdout
+    assert "left out as bad: 0\nbad among the others: 0\n" in done.stdout
     assert sheet.stat().st_size > 5000
 
 
@@ -91,7 +91,7 @@ def test_the_status_of_data_check_is_1_if_a_file_was_left_out(tmp_path, capsys):
     settings = data_check.Settings(str(tmp_path / "sheet.png"), every_frame=False, seconds=0.01)
     folder = tmp_path / "videos"
     assert data_check._check(config, settings, folder) == 0  # It writes six videos there.
-    assert "left out as bad: 0\nbad: 0\n" in capsys.readouterr().out
+    assert "left out as bad: 0\nbad among the others: 0\n" in capsys.readouterr().out
     (folder / "train" / "falling" / "text.avi").write_text("not a video")
     assert data_check._check(config, settings, folder) == 1
     assert "left out as bad: 1\n" in capsys.readouterr().out

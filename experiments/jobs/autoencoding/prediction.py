@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data import BadVideo, default_config, is_live, load_streams, video_files
+from data.batches.loose import NO_VIDEOS
 from experiments.jobs.autoencoding import report, rules
 from experiments.jobs.autoencoding.chunks import Chunks
 from experiments.jobs.autoencoding.painting import new_video
@@ -71,12 +72,15 @@ def paint(
 
 
 def _expanded(source: str) -> list[str]:
-    return [source] if is_live(source) else list(video_files(source))
+    """The files of a folder; a folder without any stays, to be told of."""
+    return [source] if is_live(source) else list(video_files(source)) or [source]
 
 
 def _painted(
     config: ConfigDict, source: str, out: Path, shown: Callable, live_frames: int
 ) -> Painted:
+    if Path(source).expanduser().is_dir():
+        return Painted(source, error=NO_VIDEOS)
     data = default_config("video_file")
     data.path, data.size, data.repeat = source, config.data.size, False
     data.stride = config.data.stride

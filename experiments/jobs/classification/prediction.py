@@ -70,24 +70,29 @@ def frame_sizes(data: ConfigDict, resize: int | None = None) -> tuple[int, int]:
 def predict(
     classifier: Classifier, sources: Sequence[str], *, live_frames: int
 ) -> Iterator[Prediction]:
-    """Yields a prediction for every file, camera and address; for every file of a folder.
+    """A prediction for every file, camera and address; for every file of a folder.
 
     Args:
       classifier: what looks at them.
       sources: files and folders; cameras and addresses as in `video_file`.
       live_frames: how many frames of a camera or an address are looked at; 0: until its end.
+
+    Returns:
+      Predictions, one after the other. The network is compiled when this returns, so that the time
+      of the predictions is that of videos.
     """
     sum_over_frames = make_sums(
         classifier.network, classifier.average, multi_label=classifier.multi_label
     )  # fmt: skip
     compiled = _compiled(classifier, sum_over_frames)
-    yield from _of_files(classifier, compiled, [one for one in sources if not is_live(one)])
-    for source in filter(is_live, sources):
-        yield _of_live(classifier, compiled, source, live_frames)
+    return itertools.chain(
+        _of_files(classifier, compiled, [one for one in sources if not is_live(one)]),
+        (_of_live(classifier, compiled, one, live_frames) for one in sources if is_live(one)),
+    )
 
 
 def _compiled(classifier: Classifier, sum_over_frames):
-    """The function for batches of the files: compiled now, so that the speed is that of videos."""
+    """The function for batches of the files, compiled."""
     shape = classifier.batch_size, classifier.num_frames
     frames = jax.ShapeDtypeStruct((*shape, classifier.size, classifier.size, 3), np.uint8)
     mask = jax.ShapeDtypeStruct(shape, bool)

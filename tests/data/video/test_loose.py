@@ -40,4 +40,8 @@ def test_every_file_comes_once(folder, tmp_path):
 
 
 def test_no_good_file_is_no_error(tmp_path):
-    assert data.load_files([tmp_path], size=8, cache_dir=str(tmp_path)).paths == ()
+    files = data.load_files([tmp_path], size=8, cache_dir=str(tmp_path))
+    assert files.paths == ()
+    [(path, reason)] = files.bad  # A mistaken folder would be met with silence otherwise.
+    assert path == str(tmp_path)
+    assert "no videos in this folder, at any depth; they are known by .avi, " in reason

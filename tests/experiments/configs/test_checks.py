@@ -57,6 +57,8 @@ def test_every_field_is_described(module):
 def test_comments_are_those_of_the_field():
     described = dict(line.split("=", 1) for line in describe(quickstart.get_config()))
     assert described["  --config.train.num_steps"].startswith("1000  # weight updates in all")
+    given = describe(video_folder.get_config(), video_folder.__file__)
+    assert "  --config.train.num_steps=20000  # weight updates in all; may grow later" in given
     assert described["  --config.data.size"].startswith("28  # height and width of a clip")
     assert described["  --config.mesh.data"].startswith("1  # replicas")
     assert described["  --config.execution"].startswith("time_parallel  # One device: ")
