@@ -126,7 +126,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
             sentences.append(
                 said(
                     difference(ours, _of(rows, other), "test accuracy"),
-                    f"Test accuracy where modules {_listed(hearing)} hear the frame, "
+                    f"Test accuracy where {_hears(hearing)} the frame, "
                     f"Sideways - {name}",
                     higher="Sideways is better", lower=f"{name} is better", points=True,
                 )
@@ -143,6 +143,12 @@ def _of(rows: Sequence[Row], variant: Variant) -> list[Row]:
 
 def _listed(hearing: Sequence[int]) -> str:
     return " and ".join(map(str, hearing)) or "none"
+
+
+def _hears(hearing: Sequence[int]) -> str:
+    """The beginning of a sentence."""
+    many = len(hearing) > 1
+    return f"{'modules' if many else 'module'} {_listed(hearing)} {'hear' if many else 'hears'}"
 
 
 def _summaries(rows: Sequence[Row]) -> list[tuple[Variant, Summary]]:
@@ -188,15 +194,14 @@ def picture(rows: Sequence[Row]) -> Figure:
     axes.axvline(1 / 8, color="0.4", linestyle=":", label="chance")
     axes.axvline(0.8, color="0.4", linestyle="--", label="the goal")
     axes.set(xlim=(0, 1.02), xlabel="test accuracy", title="Which way does the digit move?")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper right", fontsize=8)
     return figure
 
 
 def _name(variant: Variant) -> str:
     parts = [NAMES[variant.rule]]
     if variant.hearing:
-        many = "s" if len(variant.hearing) > 1 else ""
-        parts.append(f"module{many} {_listed(variant.hearing)} hear{'' if many else 's'} the frame")
+        parts.append(f"{_hears(variant.hearing)} the frame")
     if variant.receiver:
         parts.append("three convolutions")
     if variant.slower:
