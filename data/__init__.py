@@ -19,7 +19,7 @@ import ml_collections
 from data.batches.labels import classes_of
 from data.batches.loose import Files, load_files, video_files
 from data.batches.source import Source, check_options, make_source
-from data.batches.streams import Streams
+from data.batches.streams import Piece, Programme, Streams
 from data.batches.videos import ClipOptions, Splits, Videos
 from data.own import imported
 from data.sets import CLIPS, STREAMS, recorded
@@ -35,6 +35,8 @@ __all__ = [
     "Box",
     "ClipOptions",
     "Files",
+    "Piece",
+    "Programme",
     "Source",
     "Splits",
     "Streams",

@@ -7,7 +7,6 @@ takes some of the flags below, with defaults of its own.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import sys
 
@@ -27,7 +26,6 @@ from experiments.benchmarks.suites import (
     rules,
     speedup,
 )
-from experiments.processes.machine import machine
 from experiments.terminal import command_line
 
 SUITES = {
@@ -75,12 +73,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(str(error)) from error
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        rows = chosen.rows(settings, progress)
+        path = pathlib.Path(_JSON.value) if _JSON.value else None
+        rows = suite.written(chosen.rows(settings, progress), path)
     console.print(make_table(name, settings, rows))
-    if _JSON.value:
-        path = pathlib.Path(_JSON.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+    if path:
         drawing = path.with_suffix(".png")
         chosen.picture(rows, drawing)
         console.print(f"written: {path} and {drawing}")

@@ -5,6 +5,7 @@ receiver that comes late begins in the middle: damaged frames of an address are 
 in a warning, where a file or a pipe with one is bad.
 """
 
+import errno
 import os
 import re
 import stat
@@ -31,6 +32,12 @@ _NETWORK_OPTIONS = {
 # 461 if it cannot; some say 400.
 _TRANSPORTS = ({"rtsp_flags": "prefer_tcp"}, {"rtsp_transport": "udp"})
 _LATER = 5.0  # seconds: who waits for frames gives up first, and says so in better words
+# MP4 as most programs write it; FFmpeg says no more than EIO when it cannot go back to the frames.
+_INDEX_AT_THE_END = (
+    ". An MP4 or MOV file with its index at the end needs a server that sends parts of files, "
+    "which python -m http.server does not; ffmpeg -i FILE -c copy -movflags +faststart NEW.mp4 "
+    "puts the index first"
+)
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -115,6 +122,8 @@ def _network_frames(address: str, scheme: str, patience: float | None) -> Iterat
     except (av.error.FFmpegError, OSError) as error:
         after = f" after {count} frames" if count else ""
         reason = getattr(error, "strerror", None) or error
+        if not count and scheme.startswith("http") and error.errno == errno.EIO:
+            reason = f"{reason}{_INDEX_AT_THE_END}"
         raise decoding.BadVideo(shown, f"cannot be read{after}: {reason}") from error
     finally:
         if lost:

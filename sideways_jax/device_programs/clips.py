@@ -45,10 +45,10 @@ from sideways_jax.device_programs.steps import (
     run_steps,
 )
 from sideways_jax.network.checks import check_tuples
-from sideways_jax.pipeline.episode import Schedule
 from sideways_jax.pipeline.sums import counts
 from sideways_jax.rule import schedules
 from sideways_jax.rule.episode import Episode, check_episode, paired_targets
+from sideways_jax.rule.schedules import Schedule
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, average, first_of, masked_mean, shape_of
 from sideways_jax.training.train_state import Training

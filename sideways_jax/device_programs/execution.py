@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import optax
-from jax.sharding import Mesh
 
 from sideways_jax.device_programs import clips, streams
 from sideways_jax.device_programs.clips import Options
 from sideways_jax.device_programs.places import places_of
-from sideways_jax.devices.mesh import check_mesh
-from sideways_jax.pipeline.execution import Pipeline
 from sideways_jax.rule.episode import Episode
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree
+from sideways_jax.training.on_mesh import OnMesh
 from sideways_jax.training.train_state import Training
 
 
 @dataclasses.dataclass(frozen=True)
-class ProgramPerDevice:
+class ProgramPerDevice(OnMesh):
     """Every device of a mesh runs a program of its own; one process dispatches all of them.
 
     Faster than `Pipeline` on the devices of one host: nothing is padded or packed, no device
@@ -40,16 +39,12 @@ class ProgramPerDevice:
       ValueError: for a mesh without these axes, or with devices of other processes.
     """
 
-    mesh: Mesh
-    groups: tuple[int, ...] | None = None
-    schedule: str | None = None
-    recompute: bool | None = None
+    name: ClassVar[str] = "program_per_device"
+
     donate: bool = False
 
     def __post_init__(self) -> None:
-        check_mesh(self.mesh, "program_per_device")
-        checked = self._pipeline()
-        object.__setattr__(self, "groups", checked.groups)
+        super().__post_init__()
         places_of(self.mesh)
 
     def episode(
@@ -86,16 +81,11 @@ class ProgramPerDevice:
         Raises:
           ValueError: for backprop, which blocks: on a mesh it trains on clips.
         """
-        self._pipeline().check_stream(task, update_every)
+        self.check_stream(task, update_every)
         return streams.make_training(
             task, tx, self._options(task, bubble), update_every=update_every,
             with_outputs=with_outputs,
         )  # fmt: skip
 
-    def _pipeline(self) -> Pipeline:
-        """The same in one program, which takes the same options."""
-        return Pipeline(self.mesh, self.groups, self.schedule, self.recompute)
-
     def _options(self, task: Task, bubble: float) -> Options:
-        schedule = self._pipeline().schedule_of(task)
-        return Options(self.mesh, self.groups, schedule, self.donate, bubble)
+        return Options(self.mesh, self.groups, self.schedule_of(task), self.donate, bubble)

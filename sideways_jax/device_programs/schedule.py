@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,21 +26,11 @@ from sideways_jax.device_programs.links import hears_frame
 from sideways_jax.device_programs.plan import Plan
 from sideways_jax.device_programs.steps import carry_sharding
 from sideways_jax.devices.routes import added
-from sideways_jax.network.module import module_key
-from sideways_jax.network.wiring import FRAME, input_of
-from sideways_jax.rule.kept import Passes, passes
+from sideways_jax.rule.kept import Passes
 from sideways_jax.rule.schedules import ClockTable
+from sideways_jax.rule.stage import Context, make_stage
 from sideways_jax.rule.task import metrics_of
 from sideways_jax.tools.trees import PyTree, accumulate, entry, wide_zeros
-
-
-class _Context(NamedTuple):
-    """What a stage has of a frame besides what stages below sent, and need not keep."""
-
-    frame: PyTree
-    frame_id: jax.Array
-    target: PyTree
-    rng: jax.Array | None
 
 
 class Stages(NamedTuple):
@@ -188,37 +178,17 @@ def _backward(
     return accumulate(sums, grads), by_place
 
 
-def _context(given: Given, frame_id: jax.Array) -> _Context:
+def _context(given: Given, frame_id: jax.Array) -> Context:
     frame, target = entry((given.frames, given.targets), frame_id)
-    return _Context(frame, frame_id, target, given.rng)
+    return Context(frame, frame_id, target, given.rng)
 
 
 def _stage(plan: Plan, n: int) -> Passes:
-    """The modules of device n as one function; its result is what goes up, or the loss."""
-    links, task = plan.where.links, plan.task
-    group = plan.where.groups[n]
-
-    def run(
-        params: tuple, state: tuple, arrived: dict, context: _Context
-    ) -> tuple[PyTree, tuple[PyTree, tuple]]:
-        sent, new_state = {FRAME: context.frame} | arrived, []
-        for j, i in enumerate(group):
-            key = module_key(context.rng, i, context.frame_id)
-            x = input_of(task.network.wiring, i, sent)
-            sent[i], one = task.network.modules[i].apply(
-                params[j], state[j], x, train=task.train, rng=key
-            )
-            new_state.append(one)
-        output = sent[group[-1]]
-        result: PyTree = {j: sent[j] for j in links.sent_up(n)}
-        if n == plan.top:
-            result = task.loss_fn(output, context.target)
-        return result, (output, tuple(new_state))
-
-    arrived = {j: plan.outputs[j] for j in links.heard_by(n)}
+    links, task, group = plan.where.links, plan.task, plan.where.groups[n]
     frame = plan.frame if hears_frame(task.network.wiring, group) else ()
     target = plan.target if n == plan.top else ()
-    frame_id: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    context = _Context(frame, frame_id, target, cast(Any, plan.rng))
-    shapes = plan.own(n, plan.params), plan.own(n, plan.state), arrived, context
-    return passes(run, shapes, recompute=plan.recompute)
+    context = Context(frame, jax.ShapeDtypeStruct((), jnp.int32), target, plan.rng)
+    return make_stage(
+        task, group, links.sent_up(n), (plan.own(n, plan.params), plan.own(n, plan.state)),
+        {j: plan.outputs[j] for j in links.heard_by(n)}, context, recompute=plan.recompute,
+    )  # fmt: skip

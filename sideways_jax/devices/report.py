@@ -62,17 +62,11 @@ def text(
       kept: of past frames, if anything is.
       padded: whether devices hold more than they use.
     """
-    signals = list(layout.inner.bytes_used)
-    for route in layout.routes:  # A device has room for what comes from below and from above.
-        for n, sent in enumerate(route.packing.bytes_used):
-            signals[n] += sent
-            if sent:
-                signals[n + route.distance] += sent
     columns = {
         "params": Bytes(layout.params.bytes_used, layout.params.bytes_held),
         "state": Bytes(layout.state.bytes_used, layout.state.bytes_held),
         "signals": Bytes(
-            signals,
+            signal_bytes(layout),
             2 * sum(route.packing.bytes_held for route in layout.routes) + layout.inner.bytes_held,
         ),
     }
@@ -91,3 +85,14 @@ def text(
     padding = 1 - all_used / all_held if all_held else 0
     last = f"bytes used/held; {padding:.0%} of what devices hold is padding"
     return "\n".join([head, *lines, speedup, last])
+
+
+def signal_bytes(layout: Layout) -> list[int]:
+    """What the signals that each device receives need, and those between its modules."""
+    signals = list(layout.inner.bytes_used)
+    for route in layout.routes:  # A device has room for what comes from below and from above.
+        for n, sent in enumerate(route.packing.bytes_used):
+            signals[n] += sent
+            if sent:
+                signals[n + route.distance] += sent
+    return signals

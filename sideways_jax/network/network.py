@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -123,13 +123,40 @@ class Network:
           `(output, new_state)`.
         """
         check_tuples(self.depth, params, state)
-        sent, new_state = {FRAME: frame}, []
-        for i, module in enumerate(self.modules):
+        sent, new_state = self.apply_group(
+            range(self.depth), params, state, {FRAME: frame}, train=train, rng=rng,
+            frame_id=frame_id,
+        )  # fmt: skip
+        return sent[self.depth - 1], new_state
+
+    def apply_group(
+        self,
+        group: Sequence[int],
+        params: tuple,
+        state: tuple,
+        sent: Mapping[int, PyTree],
+        *,
+        train: bool,
+        rng: jax.Array | None,
+        frame_id: jax.Array | int,
+    ) -> tuple[dict[int, PyTree], tuple]:
+        """The forward pass of one frame through some modules, from below; the rest as in `apply`.
+
+        Args:
+          group: their numbers.
+          params, state: theirs.
+          sent: the frame, and outputs of modules below, as far as these modules hear them.
+
+        Returns:
+          `sent` with the outputs of these modules, and their new states.
+        """
+        sent, new_state = dict(sent), []
+        for i, *own in zip(group, params, state, strict=True):
             key, x = module_key(rng, i, frame_id), input_of(self.wiring, i, sent)
-            result = module.apply(params[i], state[i], x, train=train, rng=key)
+            result = self.modules[i].apply(*own, x, train=train, rng=key)
             sent[i], module_state = pair(result, f"apply of module {i}", "(y, new_state)")
             new_state.append(module_state)
-        return sent[self.depth - 1], tuple(new_state)
+        return sent, tuple(new_state)
 
     def inputs(self, frame: PyTree, activations: Sequence[PyTree]) -> tuple:
         """The input of every module: out of a frame, and what modules 0, 1, ... sent, or shapes."""

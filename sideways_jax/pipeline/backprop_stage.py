@@ -17,11 +17,11 @@ from sideways_jax.devices.exchange import exchange, run_branch, taken
 from sideways_jax.devices.layout import Layout
 from sideways_jax.devices.mesh import DEPTH
 from sideways_jax.devices.packing import Packed, Packing, filled
-from sideways_jax.network.module import module_key
-from sideways_jax.network.wiring import FRAME, input_of
+from sideways_jax.devices.routes import from_above, from_below, to_above, to_below
 from sideways_jax.pipeline.sums import Sums
-from sideways_jax.rule.kept import Passes, passes
+from sideways_jax.rule.kept import Passes
 from sideways_jax.rule.schedules import ClockTable
+from sideways_jax.rule.stage import Context, make_stage
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import (
     PyTree,
@@ -43,14 +43,6 @@ class _Carry(NamedTuple):
     losses: jax.Array  # [K]
     from_below: Packed  # the activations that arrived
     from_above: Packed  # the gradients that arrived
-
-
-class _Context(NamedTuple):
-    """What a stage has of a frame besides what stages below sent, and need not keep."""
-
-    frame: PyTree
-    frame_id: Any  # int32[], or its shape
-    target: PyTree
 
 
 class _Run(NamedTuple):
@@ -101,10 +93,10 @@ def backprop_steps(
     """
     num_frames = jax.tree.leaves(frames)[0].shape[0]
     devices = range(layout.num_devices)
-    first = first_of((frames, targets))
-    stages = [_make_stage(task, layout, n, *first, recompute=recompute, rng=rng) for n in devices]
+    frame, target = first_of((frames, targets))
+    stages = [_stage(task, layout, n, frame, target, rng, recompute=recompute) for n in devices]
     stash = Packing.of([stage.kept for stage in stages])
-    loss = jax.eval_shape(task.loss_fn, layout.output, first[1])
+    loss = jax.eval_shape(task.loss_fn, layout.output, target)
     run = _Run(layout, table, stages, stash, params, loss.dtype, bubble)
     branches = [partial(_branch, run, n) for n in devices]
 
@@ -112,7 +104,7 @@ def backprop_steps(
         """Of the frame that this device works on: taken from the clip here, see `taken`."""
         own = frame_ids[jax.lax.axis_index(DEPTH)]
         frame, target = taken(entry((frames, targets), jnp.maximum(own, 0)))
-        return _Context(frame, own, target)
+        return Context(frame, own, target, rng)
 
     def body(carry_and_sums, clock):
         carry, sums = carry_and_sums
@@ -140,7 +132,7 @@ def backprop_steps(
 
 
 def _branch(
-    run: _Run, n: int, carry: _Carry, sums: Packed | None, forward: _Context, backward: _Context
+    run: _Run, n: int, carry: _Carry, sums: Packed | None, forward: Context, backward: Context
 ) -> tuple[_Carry, Packed]:
     """Stage n at one step: what it keeps and, in the place of what arrived, sends; its gradients.
 
@@ -164,10 +156,10 @@ def _branch(
     return carry._replace(from_below=up, from_above=down), grads
 
 
-def _forward(run: _Run, n: int, carry: _Carry, context: _Context) -> tuple[_Carry, Packed]:
+def _forward(run: _Run, n: int, carry: _Carry, context: Context) -> tuple[_Carry, Packed]:
     """The forward pass of stage n: what it keeps, and sends up."""
     layout, relay = run.layout, run.layout.relay
-    arrived = relay.packing.unpack(n - 1, carry.from_below) if n else ()
+    arrived = from_below(relay, n, carry.from_below)
     result, (output, new_state), kept = run.stages[n].forward(
         layout.params.unpack(n, run.params),
         layout.state.unpack(n, carry.state),
@@ -182,7 +174,7 @@ def _forward(run: _Run, n: int, carry: _Carry, context: _Context) -> tuple[_Carr
         stash={name: put(rows, row[name]) for name, rows in carry.stash.items()},
     )
     if n < layout.num_devices - 1:
-        return carry, relay.packing.pack(n, result, padding=run.bubble)
+        return carry, to_above(relay, n, result, run.bubble)
     put = partial(jax.lax.dynamic_update_index_in_dim, index=context.frame_id, axis=0)
     outputs = jax.tree.map(put, carry.outputs, output)
     losses = put(carry.losses, result.astype(carry.losses.dtype))
@@ -191,14 +183,14 @@ def _forward(run: _Run, n: int, carry: _Carry, context: _Context) -> tuple[_Carr
 
 
 def _backward(
-    run: _Run, n: int, carry: _Carry, sums: Packed | None, context: _Context
+    run: _Run, n: int, carry: _Carry, sums: Packed | None, context: Context
 ) -> tuple[Packed, Packed]:
     """The backward pass of stage n: its gradients, or sums with them, and what it sends down."""
     layout, relay = run.layout, run.layout.relay
     place = context.frame_id % run.table.stash
     row = {name: entry(rows, place) for name, rows in carry.stash.items()}
     if n < layout.num_devices - 1:
-        cotangent = relay.packing.unpack(n, carry.from_above)
+        cotangent: Any = from_above(relay, n, carry.from_above)
     else:
         cotangent = jnp.ones((), run.loss_dtype)
     grads, down = run.stages[n].backward(
@@ -207,39 +199,19 @@ def _backward(
         context,
         cotangent,
     )
-    down = (
-        relay.packing.pack(n - 1, down, padding=run.bubble)
-        if n
-        else filled(relay.packing, run.bubble)
-    )
-    return layout.grads.plus(n, sums, grads), down
+    return layout.grads.plus(n, sums, grads), to_below(relay, n, down, run.bubble)
 
 
-def _make_stage(
-    task: Task, layout: Layout, n: int, frame: PyTree, target: PyTree, *, recompute: bool,
-    rng: jax.Array | None,
+def _stage(
+    task: Task, layout: Layout, n: int, frame: PyTree, target: PyTree, rng: jax.Array | None, *,
+    recompute: bool,
 ) -> Passes:  # fmt: skip
-    """The modules of device n as one function; `frame` and `target` are shapes of one batch."""
-    group, relay = layout.groups[n], layout.relay
-
-    def run(params, state, arrived, context):
-        sent, new_state = {FRAME: context.frame}, []
-        if n:
-            sent |= zip(relay.sources[n - 1], arrived, strict=True)
-        for j, i in enumerate(group):
-            key = module_key(rng, i, context.frame_id)
-            x = input_of(task.network.wiring, i, sent)
-            sent[i], one = task.network.modules[i].apply(
-                params[j], state[j], x, train=task.train, rng=key
-            )
-            new_state.append(one)
-        output = sent[group[-1]]
-        result: PyTree = tuple(sent[i] for i in relay.sources[n])
-        if n == layout.num_devices - 1:
-            result = task.loss_fn(output, context.target)
-        return result, (output, tuple(new_state))
-
-    arrived = relay.packing.trees[n - 1] if n else ()
-    context = _Context(frame, jax.ShapeDtypeStruct((), jnp.int32), shape_of(target))
-    shapes = layout.params.trees[n], layout.state.trees[n], arrived, context
-    return passes(run, shapes, recompute=recompute)
+    """The modules of device n; frame, target and key are one of each, or their shapes."""
+    relay = layout.relay
+    frame, target, key = shape_of((frame, target, rng))
+    context = Context(frame, jax.ShapeDtypeStruct((), jnp.int32), target, key)
+    below = (relay.sources[n - 1], relay.packing.trees[n - 1]) if n else ((), ())
+    return make_stage(
+        task, layout.groups[n], relay.sources[n], (layout.params.trees[n], layout.state.trees[n]),
+        dict(zip(*below, strict=True)), context, recompute=recompute,
+    )  # fmt: skip

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
@@ -30,15 +30,9 @@ from sideways_jax.pipeline.signals import no_signals
 from sideways_jax.pipeline.sums import Sums, counts, metrics_on_mesh
 from sideways_jax.rule import schedules
 from sideways_jax.rule.episode import Episode, paired_targets
+from sideways_jax.rule.schedules import Schedule
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, average, first_of, masked_mean
-
-
-class Schedule(NamedTuple):
-    """The order of backprop's passes, and what a stage keeps; Sideways has none."""
-
-    name: str | None = None  # "blocking", "gpipe" or "1f1b"
-    recompute: bool = True  # keep inputs and run forward passes again, rather than keep residuals
 
 
 def episode(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from sideways_jax.devices.exchange import on_mesh, own
 from sideways_jax.devices.mesh import DEPTH, data_axis
-from sideways_jax.pipeline.episode import Schedule, episode_on_device
+from sideways_jax.pipeline.episode import episode_on_device
 from sideways_jax.pipeline.plan import (
     close_state,
     groups_of,
@@ -26,6 +26,7 @@ from sideways_jax.pipeline.sums import counts
 from sideways_jax.pipeline.update import update_on_device
 from sideways_jax.rule.episode import check_episode
 from sideways_jax.rule.in_flight import following
+from sideways_jax.rule.schedules import Schedule
 from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import first_of, masked_mean
 from sideways_jax.training.train_state import Training

@@ -37,6 +37,13 @@ class ClockTable(NamedTuple):
         return self.forward.shape[1]
 
 
+class Schedule(NamedTuple):
+    """The order of backprop's passes, and what a stage keeps; Sideways has none."""
+
+    name: str | None = None  # "blocking", "gpipe" or "1f1b"
+    recompute: bool = True  # keep inputs and run forward passes again, rather than keep residuals
+
+
 def sideways(num_frames: int, depth: int) -> ClockTable:
     """Sideways (section 3.4): every module works at every step, on whatever is there.
 

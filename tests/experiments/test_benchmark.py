@@ -85,6 +85,9 @@ def test_suite_memory(tmp_path):
         assert short["bytes_beyond_sideways"] == long["bytes_beyond_sideways"]  # Flat in K.
         # D = 6: ten rows.
         assert 1 <= short["bytes_beyond_sideways"] / short["bytes_kept"] < 1.25
+    short, long = (row for row in rows if row["execution"] == "program_per_device")
+    assert short["temporary_bytes"] <= long["temporary_bytes"] < 1.01 * short["temporary_bytes"]
+    assert 1 <= long["held_over_needed"] < 1.05
 
 
 @pytest.mark.full
@@ -102,7 +105,9 @@ def test_suite_table2(tmp_path, model, depth, flags):
     rows = json.loads(path.read_text())["rows"]
     for execution in ("depth_sharded", "program_per_device"):
         sharded = [row for row in rows if row["execution"] == execution]
-        assert [row["schedule"] for row in sharded] == [None, "blocking", "gpipe", "1f1b"]
+        assert [row["schedule"] for row in sharded] == [
+            None, "blocking", "gpipe", "1f1b", "inputs", "residuals",
+        ]  # fmt: skip
         assert all(row["devices"] == 2 and sum(row["groups"]) == depth for row in sharded)
     assert path.with_suffix(".png").stat().st_size > 5000
 
@@ -117,13 +122,16 @@ def test_suite_online(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())["rows"]
     assert [(row["rule"], row["devices"], row["output_lag"]) for row in rows] == [
-        ("sideways", 2, "5"), ("backprop", 2, "5-15"), ("inference", 2, "5"),
-        ("sideways", 1, "5"), ("inference", 1, "5"),
-        ("sideways", 2, "5"), ("backprop", 2, "5-15"), ("inference", 2, "5"),
+        ("sideways", 2, "5"), ("pipelined_backprop", 2, "5"), ("backprop", 2, "5-15"),
+        ("inference", 2, "5"),
+        ("sideways", 1, "5"), ("pipelined_backprop", 1, "5"), ("inference", 1, "5"),
+        ("sideways", 2, "5"), ("pipelined_backprop", 2, "5"), ("backprop", 2, "5-15"),
+        ("inference", 2, "5"),
     ]  # fmt: skip
     assert all(row["frames_per_second"] > 0 for row in rows)
     ideal = [row["ideal_speedup"] is not None for row in rows]
-    assert ideal == [True, False, False, False, False, True, False, False]
+    pipeline = [True, True, False, False]
+    assert ideal == [*pipeline, False, False, False, *pipeline]
 
 
 def test_speedups_are_those_of_the_paper():

@@ -1,18 +1,22 @@
 """docs/own.md: a network and a data set of the user's own, from their files to a prediction."""
 
+import contextlib
 import importlib
+import itertools
 import re
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from rich.console import Console
 
-from data import default_config
+from data import default_config, load_streams
 from experiments import trained
-from experiments.configs import cater
+from experiments.configs import autoencoder, cater
 from experiments.examples.videos import write_video
+from experiments.jobs.autoencoding import job as autoencoding
 from experiments.jobs.classification.job import train_and_evaluate
 from experiments.jobs.classification.prediction import classifier_of, predict
 from sideways_jax import from_linen
@@ -123,6 +127,30 @@ def test_an_output_for_every_class(mine):
     (mine / "mine.py").write_text(text)
     with pytest.raises(ValueError, match=r"logits of the shape \(4, 2\), a number for each class"):
         train_and_evaluate(own_config(), mine / "run", QUIET)
+
+
+def test_a_stream(mine):
+    frames = importlib.import_module("mine").arriving(48)
+    with contextlib.closing(load_streams(default_config("mine:window"), seed=0)) as streams:
+        batches = list(itertools.islice(streams, 20))
+    for n, (batch, frame) in enumerate(zip(batches, frames, strict=False)):
+        np.testing.assert_array_equal(batch["frames"], [frame])
+        assert batch["reset"].tolist() == [n == 0]
+    assert (batches[0]["frames"] != batches[-1]["frames"]).all()
+    with pytest.raises(ValueError, match="nothing to test on"):
+        load_streams(default_config("mine:window"), seed=0, split="test")
+
+
+@pytest.mark.full
+def test_a_network_learns_from_a_stream(mine):
+    config = autoencoder.get_config("data=mine:window,smoke")
+    config.data.batch_size, config.test_streams = 1, False
+    summary = autoencoding.train_and_evaluate(config, mine / "run", QUIET)
+    assert (summary.frames, summary.scores) == (22, None)
+    run = trained.load(mine / "run")
+    frame = next(importlib.import_module("mine").arriving(16))
+    painted, _ = run.network.apply(run.params, run.state, frame[None])
+    assert (painted.shape, run.classes) == ((1, 16, 16, 3), ())
 
 
 def test_several_classes_to_a_video(tmp_path):

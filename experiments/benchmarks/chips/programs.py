@@ -98,10 +98,11 @@ def _where(case: Case, devices: list[jax.Device]) -> tuple[Mesh | None, tuple[Sh
 
 
 def device_programs(
-    case: Case, network: Network, clip: Clip, topology: Topology
-) -> list[DeviceProgram]:
-    """The programs of every device, with Sideways."""
-    tx, num_frames = optimizer(), clip.frames.shape[0]
+    case: Case, network: Network, clip: Clip, topology: Topology,
+    tx: optax.GradientTransformation | None = None,
+) -> list[DeviceProgram]:  # fmt: skip
+    """The programs of every device, with Sideways; `tx` is `optimizer()` by default."""
+    tx, num_frames = tx or optimizer(), clip.frames.shape[0]
     frame, target = first_of(tuple(clip))
     params, state = initial_shapes(network, frame)
     mesh = make_mesh(case.depth, case.data, topology.devices)

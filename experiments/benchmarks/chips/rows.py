@@ -16,7 +16,7 @@ from experiments.benchmarks.rig.measure import temporary_bytes
 from sideways_jax.network.network import Network
 
 # Seconds that Python takes for a device and a step: a call and its messages, as measured on an AMD
-# EPYC (docs/performance.md, "A program for every device").
+# EPYC (docs/performance.md, "What limits a program per device").
 DISPATCH = 80e-6
 PARTS_SHOWN = 5
 

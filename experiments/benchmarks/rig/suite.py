@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pathlib
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from absl import flags
 from rich.progress import Progress
+
+from experiments.processes.machine import machine
 
 Row = dict[str, Any]  # a result, JSON, with at least "suite", "model", "batch" and "size"
 Dtype = Literal["float32", "bfloat16"]  # of activations
@@ -47,11 +51,23 @@ class Suite(NamedTuple):
     # None; `batch` and `size` are among them. `HELP` explains them.
     settings: type
     check: Callable[[Any], None]  # check(settings): ValueError for what cannot be measured
-    rows: Callable[[Any, Progress], list[Row]]  # rows(settings, progress): measures
+    # rows(settings, progress): measures; one row after the other, if each takes minutes.
+    rows: Callable[[Any, Progress], Iterable[Row]]
     picture: Callable[[list[Row], str | os.PathLike[str]], None]  # picture(rows, path): a PNG
     columns: Mapping[str, str]  # of the table: names in the rows, and how to format each
     headers: Mapping[str, str] = types.MappingProxyType({})  # of columns that need another title
     shown: Callable[[list[Row]], list[Row]] = list  # the rows in the table
+
+
+def written(rows: Iterable[Row], path: pathlib.Path | None) -> list[Row]:
+    """All rows; each is in the file, if there is one, as soon as it is measured."""
+    found = []
+    for row in rows:
+        found.append(row)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"machine": machine(), "rows": found}, indent=2) + "\n")
+    return found
 
 
 def define_flags(suites: Mapping[str, Suite]) -> tuple[str, ...]:

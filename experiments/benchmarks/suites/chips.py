@@ -22,10 +22,12 @@ and along data. In the table
 
 Compiling takes 10 to 60 s for each execution and number of frames: `--only=WORD` compiles those
 with that word in their names, `--memory_frames=64` (the number of `--frames`) one program each.
+A row is in the file as soon as it is there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -35,7 +37,7 @@ from experiments.benchmarks.chips import executions, topologies
 from experiments.benchmarks.chips.executions import Case
 from experiments.benchmarks.chips.picture import draw as picture
 from experiments.benchmarks.chips.rows import row
-from experiments.benchmarks.rig.suite import Dtype, Suite
+from experiments.benchmarks.rig.suite import Dtype, Row, Suite
 from sideways_jax import models
 
 SHOWN = {
@@ -98,8 +100,8 @@ def prepare(settings: Settings) -> None:
     topologies.check(settings.topology)
 
 
-def rows(settings: Settings, progress: Progress) -> list[dict]:
-    """Compiles; one row for each network and execution.
+def rows(settings: Settings, progress: Progress) -> Iterator[Row]:
+    """Compiles; one row for each network and execution, as soon as it is there.
 
     Raises:
       ValueError: for a topology that is not known, or a batch that does not divide.
@@ -113,7 +115,6 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
     ]
     frames = tuple(dict.fromkeys((settings.frames, *settings.memory_frames)))
     task = progress.add_task("compiling", total=len(wanted))
-    result = []
     for model, case in wanted:
         progress.update(task, description=f"compiling {model}, {case.name}")
         network = models.make(model, num_classes=10, dtype=settings.dtype)
@@ -121,10 +122,9 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
         found = row(case, network, settings.size, frames, batch, topology)
         about = {"suite": "chips", "model": model, "topology": settings.topology}
         about |= {"dtype": settings.dtype, "compiler": topologies.version(settings.topology)}
-        result.append(about | found | {"megabytes": found["temporary_bytes"] / 1e6})
+        yield about | found | {"megabytes": found["temporary_bytes"] / 1e6}
         progress.advance(task)
     progress.remove_task(task)
-    return result
 
 
 def _models(settings: Settings) -> tuple[str, ...]:

@@ -5,10 +5,16 @@ and plain gradient descent) needs on every device beside the train state, the cl
 Pipelined backprop is Sideways and what its modules keep: "kept" is how much that is by its shapes,
 "beyond Sideways" what the compiled program needs more. The mesh has forced CPU devices, also on a
 machine with accelerators.
+
+With a program per device the numbers are those of the device that needs most. "held / needed" is
+what the step of a device takes as arguments, beside the clip, over what its modules need by their
+shapes: parameters, sums of gradients, states, and a place for every signal that they hear; of the
+worst device.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,15 +22,22 @@ import jax.numpy as jnp
 import optax
 from rich.progress import Progress
 
+from experiments.benchmarks.chips.executions import Case
+from experiments.benchmarks.chips.programs import Clip, device_programs
+from experiments.benchmarks.chips.topologies import Topology
 from experiments.benchmarks.rig import measure
 from experiments.benchmarks.rig.programs import loss_fn
-from experiments.benchmarks.rig.suite import COLOURS, Suite
-from sideways_jax import make_mesh, models, step
+from experiments.benchmarks.rig.suite import COLOURS, Row, Suite
+from sideways_jax import Network, make_mesh, models, step
+from sideways_jax.device_programs.plan import initial_shapes
 from sideways_jax.devices.layout import place
+from sideways_jax.devices.report import signal_bytes
 from sideways_jax.pipeline.sideways_stage import bytes_kept
 from sideways_jax.rule.task import RULES, Task
+from sideways_jax.tools.trees import PyTree, first_of
 
 SHOWN = {
+    "execution": "{}",
     "schedule": "{}",
     "recompute": "{}",
     "devices": "{}",
@@ -34,19 +47,23 @@ SHOWN = {
     "ratio_to": "{}",
     "bytes_kept": "{:,}",
     "bytes_beyond_sideways": "{:,}",
+    "held_over_needed": "{:.3f}",
 }
-HEADERS = {"bytes_kept": "kept", "bytes_beyond_sideways": "beyond Sideways"}
-# Rule and schedule, and whether the forward pass runs again in the backward pass.
+HEADERS = {
+    "bytes_kept": "kept",
+    "bytes_beyond_sideways": "beyond Sideways",
+    "held_over_needed": "held / needed",
+}
+ONE_PROGRAM, EACH = "depth_sharded", "program_per_device"
+# Rule or schedule, whether the forward pass runs again in the backward pass, and the execution.
 EXECUTIONS = (
-    ("sideways", None),
-    ("pipelined_backprop", True),
-    ("pipelined_backprop", False),
-    ("1f1b", True),
-    ("1f1b", False),
-    ("gpipe", True),
-    ("gpipe", False),
-    ("blocking", True),
-    ("blocking", False),
+    ("sideways", None, ONE_PROGRAM),
+    ("sideways", None, EACH),
+    *(
+        (schedule, recompute, ONE_PROGRAM)
+        for schedule in ("pipelined_backprop", "1f1b", "gpipe", "blocking")
+        for recompute in (True, False)
+    ),
 )
 
 
@@ -68,70 +85,107 @@ def prepare(settings: Settings) -> None:
 
 def rows(settings: Settings, progress: Progress) -> list[dict]:
     """Compiles; one row for each schedule, number of devices and number of frames."""
-    model, memory_frames, depths, batch, size = settings
-    network = models.make(model, num_classes=10)
-    frame = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
-
-    def temporary_bytes(schedule, recompute, num_devices, num_frames):
-        is_rule = schedule in RULES
-        init, train_step = step.make_train_step(
-            network,
-            loss_fn,
-            optax.sgd(0.1),
-            rule=schedule if is_rule else "backprop",
-            execution="depth_sharded",
-            mesh=make_mesh(num_devices),
-            schedule=None if is_rule else schedule,
-            recompute=recompute,
-        )
-        train_state = jax.eval_shape(lambda: init(jax.random.key(0), frame))
-        clip = jax.ShapeDtypeStruct((num_frames, *frame.shape), frame.dtype)
-        labels = jax.ShapeDtypeStruct((num_frames, batch), jnp.int32)
-        return measure.temporary_bytes(measure.compiled(train_step, train_state, clip, labels))
-
-    def kept(recompute, num_devices):
-        """Bytes that every device holds of past frames."""
-        mesh = make_mesh(num_devices)
-        variables = jax.eval_shape(network.init, jax.random.key(0), frame)
-        task = Task(network, loss_fn, "pipelined_backprop")
-        layout = place(network, *variables, frame, mesh, None)
-        return bytes_kept(task, mesh, frame, recompute=recompute)(layout).held
-
-    wanted = [(*one, n, k) for one in EXECUTIONS for n in depths for k in memory_frames]
+    network = models.make(settings.model, num_classes=10)
+    wanted = [
+        (*one, n, k)
+        for one in EXECUTIONS for n in settings.depths for k in settings.memory_frames
+    ]  # fmt: skip
     task = progress.add_task("compiling", total=len(wanted))
     result = []
-    for schedule, recompute, num_devices, num_frames in wanted:
-        result.append(
-            {
-                "suite": "memory",
-                "model": model,
-                "schedule": schedule,
-                "recompute": recompute,
-                "devices": num_devices,
-                "frames": num_frames,
-                "batch": batch,
-                "size": size,
-                "temporary_bytes": temporary_bytes(schedule, recompute, num_devices, num_frames),
-                "bytes_kept": None,
-                "bytes_beyond_sideways": None,
-            }
+    for schedule, recompute, execution, num_devices, num_frames in wanted:
+        row = {
+            "suite": "memory",
+            "model": settings.model,
+            "execution": execution,
+            "schedule": schedule,
+            "recompute": recompute,
+            "devices": num_devices,
+            "frames": num_frames,
+            "batch": settings.batch,
+            "size": settings.size,
+            "bytes_kept": None,
+            "bytes_beyond_sideways": None,
+            "held_over_needed": None,
+        }
+        clip = Clip(
+            jax.ShapeDtypeStruct(
+                (num_frames, settings.batch, settings.size, settings.size, 3), jnp.float32
+            ),
+            jax.ShapeDtypeStruct((num_frames, settings.batch), jnp.int32),
         )
+        if execution == EACH:
+            row |= _of_devices(network, num_devices, clip)
+        else:
+            row |= _of_one_program(network, schedule, recompute, num_devices, clip)
+        result.append(row)
         progress.advance(task)
     progress.remove_task(task)
+    _compare(result)
+    return result
+
+
+def _of_one_program(
+    network: Network, schedule: str, recompute: bool | None, num_devices: int, clip: Clip
+) -> Row:
+    is_rule, mesh, frame = schedule in RULES, make_mesh(num_devices), first_of(clip.frames)
+    init, train_step = step.make_train_step(
+        network,
+        loss_fn,
+        optax.sgd(0.1),
+        rule=schedule if is_rule else "backprop",
+        execution=ONE_PROGRAM,
+        mesh=mesh,
+        schedule=None if is_rule else schedule,
+        recompute=recompute,
+    )
+    train_state = jax.eval_shape(lambda: init(jax.random.key(0), frame))
+    compiled = measure.compiled(train_step, train_state, *clip)
+    row = {"temporary_bytes": measure.temporary_bytes(compiled)}
+    if schedule == "pipelined_backprop":
+        task = Task(network, loss_fn, schedule)
+        layout = place(network, *initial_shapes(network, frame), frame, mesh, None)
+        row["bytes_kept"] = bytes_kept(task, mesh, frame, recompute=recompute)(layout).held
+    return row
+
+
+def _of_devices(network: Network, num_devices: int, clip: Clip) -> Row:
+    case = Case("sideways", EACH, depth=num_devices)
+    topology = Topology(jax.devices(), {}, None)
+    frame = first_of(clip.frames)
+    layout = place(network, *initial_shapes(network, frame), frame, make_mesh(num_devices), None)
+    temporary, ratios = [], []
+    each = device_programs(case, network, clip, topology, optax.sgd(0.1))
+    for n, program in enumerate(each):
+        (params, carry, _, _, given), _ = program.step.args_info
+        found = program.step.memory_analysis()
+        held = found.argument_size_in_bytes - _bytes(given)
+        sent = found.output_size_in_bytes - found.alias_size_in_bytes
+        temporary.append(
+            held - _bytes(params) - _bytes(carry.state) + sent + found.temp_size_in_bytes
+        )
+        needed = (layout.params, layout.grads, layout.state)
+        ratios.append(held / (sum(one.bytes_used[n] for one in needed) + signal_bytes(layout)[n]))
+    return {"temporary_bytes": max(temporary), "held_over_needed": max(ratios)}
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _compare(result: list[Row]) -> None:
+    """Adds ratios to Sideways in one program."""
     sideways = {
         (row["devices"], row["frames"]): row["temporary_bytes"]
         for row in result
-        if row["schedule"] == "sideways"
+        if (row["schedule"], row["execution"]) == ("sideways", ONE_PROGRAM)
     }
     for row in result:
         of_sideways = sideways[row["devices"], row["frames"]]
-        is_other = row["schedule"] != "sideways"
+        is_other = (row["schedule"], row["execution"]) != ("sideways", ONE_PROGRAM)
         row["ratio_to"] = "sideways" if is_other else None
         row["ratio"] = row["temporary_bytes"] / of_sideways if is_other else None
         if row["schedule"] == "pipelined_backprop":
-            row["bytes_kept"] = kept(row["recompute"], row["devices"])
             row["bytes_beyond_sideways"] = row["temporary_bytes"] - of_sideways
-    return result
 
 
 def picture(result: list[dict], path: str) -> None:
@@ -142,18 +196,19 @@ def picture(result: list[dict], path: str) -> None:
     figure = Figure(figsize=(4 * len(depths) + 2, 4), layout="constrained")
     axes = figure.subplots(1, len(depths), sharey=True, squeeze=False)
     for n, (plot, depth) in enumerate(zip(axes[0], depths, strict=True)):
-        for schedule, recompute in EXECUTIONS:
+        for schedule, recompute, execution in EXECUTIONS:
             points = sorted(
                 (row["frames"], row["temporary_bytes"] / 2**20)
                 for row in result
                 if (row["schedule"], row["recompute"]) == (schedule, recompute)
-                and row["devices"] == depth
+                and (row["execution"], row["devices"]) == (execution, depth)
             )
             label = (
                 schedule.replace("_", " ")
                 + {None: "", True: ", recomputed", False: ", kept"}[recompute]
+                + (", a program per device" if execution == EACH else "")
             )
-            style = "--" if recompute else "-"
+            style = ":" if execution == EACH else "--" if recompute else "-"
             colour = COLOURS[schedule]
             plot.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=label)
         plot.set(xscale="log", yscale="log", xlabel="frames K", title=f"{depth} devices")

@@ -30,6 +30,9 @@ def address(tmp_path_factory):
         for name in names
     }
     noise = videos.write_noise(folder / "noise.mkv", NUM_FRAMES, codec="mjpeg", pix_fmt="yuvj420p")
+    index_last = videos.write_noise(  # more than FFmpeg keeps of what it has read
+        folder / "index_last.mp4", NUM_FRAMES, codec="mjpeg", pix_fmt="yuvj420p"
+    )
     text = folder / "text"
     text.write_text("not a video " * 1000)
     segment = videos.write_video(folder / "a.ts", NUM_FRAMES, **videos.OTHERS["h264.ts"])
@@ -45,6 +48,7 @@ def address(tmp_path_factory):
         "/stalls": server.camera(9, then=over),
         "/cut.mkv": server.file(noise, share=0.5),
         "/text": server.file(text),
+        "/index_last.mp4": server.file(index_last),
     }
     with server.serving(pages) as address:
         yield address
@@ -83,6 +87,12 @@ def test_a_camera_whose_connection_ends(play, stride):
     batches, error = play("/camera", stride=stride)
     assert numbers(batches) == list(range(0, NUM_FRAMES, stride))
     assert f"/camera: cannot be read after {NUM_FRAMES} frames: " in error
+
+
+def test_an_index_at_the_end_of_a_file_that_comes_in_one_piece(play):
+    batches, error = play("/index_last.mp4")
+    assert batches == []
+    assert "+faststart NEW.mp4 puts the index first" in error
 
 
 def test_damaged_frames_are_left_out_and_counted(play, caplog):

@@ -8,7 +8,7 @@ import pytest
 
 from sideways_jax import Module, Network, make_mesh, step
 from sideways_jax.device_programs import clips, places, schedule, steps
-from sideways_jax.pipeline.episode import Schedule
+from sideways_jax.rule.schedules import Schedule
 from sideways_jax.rule.task import Task
 from sideways_jax.stream import PipelinedModel
 from tests.sideways_jax import networks, sharding
