@@ -4,8 +4,8 @@ python experiments/reproduce.py table1 figure6 --workdir=DIR      some questions
 python experiments/reproduce.py all report --workdir=DIR          all of them, in three hours
 
 WHAT is a file of `experiments/evidence/studies`: table1, gradients, adaptation, direction,
-figure6, calibration, figures4_5, not_video, table3, online, quickstart, map; or all, or report.
-Each says in its first lines what it asks, what it runs and how it judges. Rows go to
+figure6, calibration, figures4_5, not_video, table3, future, online, quickstart, map; or all, or
+report. Each says in its first lines what it asks, what it runs and how it judges. Rows go to
 DIR/WHAT.json, one by one: the same command goes on after an interruption of any kind, and with
 more `--seeds` computes those that are missing. `report` reads what is there, and writes
 DIR/report/index.html, one page with all pictures in it. docs/evidence.md has the times.

@@ -21,6 +21,7 @@ STUDIES = {  # by the file in experiments/evidence/studies
     "figures4_5": "figures4_5",
     "not_video": "not_video",
     "table3": "table3",
+    "future": "future",
     "online": "online",
     "quickstart": "quickstart",
     "map": "depth_and_speed",

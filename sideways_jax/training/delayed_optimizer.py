@@ -1,4 +1,4 @@
-"""Optimizers for gradients that come late: spike compensation, and linear weight prediction.
+"""Optimizers for gradients that come late: spike compensation, weight prediction, smaller rates.
 
 On a stream with an update at every step, a module's weights change between the forward pass of a
 frame and the update by its gradient: T = 2(D-1-i) times in module i of D, none at the top. Kosson
@@ -27,6 +27,10 @@ Delays differ by module, so both take one for each: parameters are a tuple of D 
 
 In the paper gradients are of the predicted weights at which the forward pass was: that is
 `Scan(stash_weights=True)`. Without it the backward pass uses those that are predicted by then.
+
+Pseudo-gradients are late in another way: the cotangent is of a frame T steps before the input. The
+lower the module, the more wrong they are, and Adam, which knows no scale, makes steps of one length
+of all of them. `scale_by_delay` makes those of lower modules shorter (docs/temporal.md).
 """
 
 from __future__ import annotations
@@ -88,6 +92,44 @@ def spike_compensation(decay: float, delays: Sequence[float]) -> optax.GradientT
             return jax.tree.map(lambda v, g: a * v + b * g, v, g)
 
         return tuple(map(compensated, delays, velocity, updates)), optax.TraceState(velocity)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_delay(delays: Sequence[float], power: float = 2.0) -> optax.GradientTransformation:
+    """The changes of a module divided by (1 + T)^power; the last transformation of a chain.
+
+    With Adam before it, it is a learning rate for every module.
+
+    Args:
+      delays: T of every module.
+      power: 0 changes nothing; the higher, the less the lower modules move.
+
+    Raises:
+      ValueError: for a negative power, and as `spike_compensation` does.
+
+    >>> tx = scale_by_delay((2.0, 0.0))
+    >>> params = (jnp.ones(1), jnp.ones(1))
+    >>> [round(float(x[0]), 3) for x in tx.update((jnp.ones(1), jnp.ones(1)), tx.init(params))[0]]
+    [0.111, 1.0]
+    """
+    if power < 0:
+        raise ValueError(f"power={power} must be 0 or more: late gradients are to count less")
+    delays = _checked(delays)
+
+    def init(params: PyTree) -> optax.EmptyState:
+        _check_modules(delays, params)
+        return optax.EmptyState()
+
+    def update(
+        updates: PyTree, state: optax.EmptyState, params: PyTree = None
+    ) -> tuple[PyTree, optax.EmptyState]:
+        del params
+        scaled = tuple(
+            jax.tree.map(lambda u, delay=delay: u / (1 + delay) ** power, of_module)
+            for delay, of_module in zip(delays, updates, strict=True)
+        )
+        return scaled, state
 
     return optax.GradientTransformation(init, update)
 

@@ -159,6 +159,11 @@ def test_speedups_are_those_of_the_paper():
         ("benchmark.py", ["--suite=rules", "--depths=3"], "--suite=rules takes no --depths"),
         ("benchmark.py", ["--suite=memory", "--depths=2,x"], "--depths=2,x must be numbers"),
         ("draw_schedule.py", ["--schedules=sidewise"], "'sideways'"),
+        (
+            "draw_shortcuts.py",
+            ["--receivers=5", "--out=a.png"],
+            "--receivers=5 must be from 1 to 4",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(script, arguments, said):
@@ -194,6 +199,14 @@ def test_a_suite_says_which_settings_it_takes():
     assert suite.settings_of("made_up", made_up, given) == Settings("vgg8", (1, 6))
     with pytest.raises(ValueError, match="it takes --depths, --dtype, --model"):
         suite.settings_of("made_up", made_up, {"frames": 64})
+
+
+@pytest.mark.full
+def test_draw_shortcuts(tmp_path):
+    path = tmp_path / "shortcuts.png"
+    done = run("draw_shortcuts.py", "--modules=4", "--receivers=2,3", f"--out={path}")
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_draw_schedule(tmp_path):

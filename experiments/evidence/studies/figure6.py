@@ -145,6 +145,6 @@ STUDY = Study(
     picture=picture,
     answer=answer,
     tables=tables,
-    minutes=20,
+    minutes=18,
     seeds=3,
 )

@@ -314,5 +314,5 @@ STUDY = Study(
     picture=picture,
     answer=answer,
     tables=tables,
-    minutes=48,
+    minutes=44,
 )

@@ -16,10 +16,18 @@ from experiments.evidence.training import tsm
 from experiments.evidence.training.learner import Learner
 from experiments.jobs.classification.losses import cross_entropy
 from sideways_jax import Network, step, stream
+from sideways_jax.training import delayed_optimizer
 
 
 def trained_accuracy(
-    network: Network, rule: str, data: ConfigDict, *, rate: float, seed: int, updates: int
+    network: Network,
+    rule: str,
+    data: ConfigDict,
+    *,
+    rate: float,
+    seed: int,
+    updates: int,
+    slower: float = 0.0,
 ) -> float:
     """The accuracy after so many updates of Adam, each after a clip.
 
@@ -33,9 +41,13 @@ def trained_accuracy(
       rate: of Adam, constant.
       seed: of parameters and clips.
       updates: how many.
+      slower: the power of `delayed_optimizer.scale_by_delay`; 0 for one rate in all modules.
     """
     source = load(data, seed=seed)
     tx = optax.adam(rate)
+    if slower:
+        delays = delayed_optimizer.delays_of(network)
+        tx = optax.chain(tx, delayed_optimizer.scale_by_delay(delays, slower))
     learner = tsm.make_learner(network, tx) if rule == "tsm" else _by_rule(network, rule, tx)
 
     @jax.jit

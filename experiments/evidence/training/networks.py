@@ -46,3 +46,27 @@ def convolutional(
     layers = [Hearing(width, stride) for width, stride in zip(widths, strides, strict=True)]
     modules = [from_linen(layer) for layer in (*layers, Logits(num_classes, pool=True))]
     return Network(modules, tuple(shortcuts))
+
+
+def with_receiver(receiver: int, num_classes: int, depth: int = 5) -> Network:
+    """A network of which one module, of three convolutions, hears the frame.
+
+    What needs two frames is in one module. Below it are convolutions of 8 channels, the lowest with
+    stride 2; above it are convolutions of 32, and in the last module a linear layer. The last
+    module can be the receiver itself.
+
+    Args:
+      receiver: 1 to depth - 1.
+      num_classes: how many logits.
+      depth: D.
+
+    >>> with_receiver(4, 8).shortcuts
+    ((-1, 4),)
+    """
+    layers: list[list[nn.Module]] = [[Hearing(8, 1 if i else 2)] for i in range(receiver)]
+    layers.append([Hearing(16, 1), Hearing(32, 2), Hearing(32, 1)])
+    layers.extend([Hearing(32, 1)] for _ in range(receiver + 1, depth - 1))
+    if receiver < depth - 1:
+        layers.append([])
+    layers[-1].append(Logits(num_classes, pool=True))
+    return Network([from_linen(nn.Sequential(some)) for some in layers], ((-1, receiver),))

@@ -7,7 +7,15 @@ import pytest
 
 from experiments.evidence import catalogue
 from experiments.evidence.report import page
-from experiments.evidence.studies import adaptation, figure6, gradients, table1, table3
+from experiments.evidence.studies import (
+    adaptation,
+    direction,
+    figure6,
+    future,
+    gradients,
+    table1,
+    table3,
+)
 from experiments.evidence.study import RULES, Scale
 from tests.experiments import tiny
 
@@ -119,6 +127,36 @@ def test_the_cosine_predicts_a_loss_that_falls_with_it():
     ]  # fmt: skip
     [sentence] = [text for text in gradients.answer(rows) if text.startswith("Rank correlation")]
     assert "-1.00 ± 0.00 (3 seeds): the lower the cosine, the more accuracy is lost" in sentence
+
+
+def test_runs_of_the_direction_task_are_told_apart():
+    """Rows of before there were receivers and smaller rates have fewer names, and stay."""
+    runs = direction.runs(Scale(seeds=1))
+    for run in runs:
+        assert [other for other in runs if run.items() <= other.items()] == [run]
+    [old] = [run for run in runs if (run["rule"], run["hear the frame"]) == ("sideways", "none")]
+    assert list(old) == ["study", "rule", "hear the frame", "updates", "rate", "speed", "seed"]
+    rows = [run | {"test accuracy": n / 100} for n, run in enumerate(runs)]
+    [table] = direction.tables(rows)
+    assert [row[-2] for row in table.rows] == [f"{n}.0%" for n in range(len(runs))]
+    assert len({tuple(row[:4]) for row in table.rows}) == len(direction.VARIANTS)
+
+
+def test_a_painted_future_is_compared_with_repeating():
+    rows = [
+        {"rule": rule, "hears the frame": hears, "seed": seed, "frames": 84, "repeated": [2.0] * 6,
+         "errors": [None if rule == "backprop" else factor + seed / 1000] * 6}
+        for (rule, hears), factor in zip(future.LEARNERS, (2.4, 1.8, 1.6, 1.0), strict=True)
+        for seed in range(3)
+    ]  # fmt: skip
+    [table] = future.tables(rows)
+    assert [row[1].split(" ")[0] for row in table.rows] == ["1.200", "0.900", "0.800", "nan"]
+    said = future.answer(rows)
+    assert said[0].endswith("-0.300 ± 0.000 (3 seeds): Skip-Sideways is better.")
+    assert "pipelined backprop of the same network is better" in said[1]
+    assert len(said) == 2 + 6
+    assert all("-0.100 ± 0.001 (3 seeds): Skip-Sideways is better" in one for one in said[2:])
+    future.picture(rows).canvas.draw()
 
 
 def test_the_budgets_in_the_docs_are_those_of_the_studies():

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.evidence.training import changing, pictures, real_clips
+from experiments.evidence.training import changing, future, networks, pictures, real_clips
 from experiments.evidence.training.clips import clips, digits, shuffled
 from experiments.evidence.training.optimizer import recording, settable, with_settings
 from experiments.examples import videos
@@ -165,3 +165,30 @@ def test_a_stream_changes_where_it_says():
     jumps = np.abs(np.diff(frames.astype(float), axis=0)).mean((1, 2, 3))
     starts = [size.before + n * size.after - 1 for n in range(3)]
     assert set(np.argsort(jumps)[-3:]) == set(starts)
+
+
+def test_the_future_of_a_stream():
+    """Targets are frames of later; who repeats the newest is wrong by what comes after it."""
+    count = 4 * future.CHUNK
+    frames = future.stream(future.SMOKE, count, 3)
+    wanted = future.targets(frames)
+    assert wanted.shape == (count, 1, 8, 8, 3 * len(future.AHEAD))
+    np.testing.assert_array_equal(wanted[5, ..., 6:9], frames[5 + 3])
+    np.testing.assert_array_equal(wanted[-1, ..., -3:], frames[-1])
+    found = future.errors("sideways", True, 0.0, future.SMOKE, count, 3)
+    start, parts = 3 * future.CHUNK, frames.astype(float) / 255
+    expected = [
+        np.square(parts[start:count] - parts[start + n : count + n]).mean() for n in future.AHEAD
+    ]
+    np.testing.assert_allclose(found["repeated"], expected, rtol=1e-4)
+    # Untrained, the network that hears the frame almost repeats it.
+    np.testing.assert_allclose(found["errors"], expected, rtol=0.5, atol=3e-3)
+
+
+@pytest.mark.parametrize("receiver", [3, 4])
+def test_what_needs_two_frames_is_in_one_module(receiver):
+    network = networks.with_receiver(receiver, 8)
+    assert (network.depth, network.shortcuts) == (5, ((-1, receiver),))
+    params, _ = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((2, 20, 20, 3)))
+    convolutions = [len([x for x in jax.tree.leaves(one) if x.ndim == 4]) for one in params]
+    assert convolutions == [3 if i == receiver else int(i < 4) for i in range(5)]

@@ -149,10 +149,22 @@ def test_on_a_mesh_as_on_one_device():
     np.testing.assert_allclose(*losses, rtol=1e-10)
 
 
+def test_modules_whose_gradients_are_late_move_less():
+    gradients = _gradients(3)
+    plain, _ = _run(optax.sgd(RATE), gradients)
+    for power in (0.0, 2.0):
+        tx = optax.chain(optax.sgd(RATE), delayed_optimizer.scale_by_delay(DELAYS, power))
+        found, _ = _run(tx, gradients)
+        for i, delay in enumerate(DELAYS):
+            moved = (plain[-1][i]["w"] - 1) / (1 + delay) ** power
+            np.testing.assert_allclose(found[-1][i]["w"] - 1, moved, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: delayed_optimizer.spike_compensation(1.0, (0,)), "decay=1.0 must be"),
+        (lambda: delayed_optimizer.scale_by_delay((0,), -1.0), "power=-1.0 must be 0 or more"),
         (lambda: delayed_optimizer.weight_prediction((-1,)), "must not be negative"),
         (
             lambda: delayed_optimizer.weight_prediction((2, 0)).init((jnp.ones(1),) * 3),
