@@ -238,5 +238,5 @@ STUDY = Study(
     picture=picture,
     answer=answer,
     tables=tables,
-    minutes=16,
+    minutes=10,
 )

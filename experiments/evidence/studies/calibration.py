@@ -180,5 +180,5 @@ STUDY = Study(
     picture=picture,
     answer=answer,
     tables=tables,
-    minutes=16,
+    minutes=14,
 )

@@ -149,5 +149,5 @@ STUDY = Study(
     picture=picture,
     question="Where does the memory of pipelined backprop close the gap to backprop?",
     answer=answer,
-    minutes=6,
+    minutes=4,
 )

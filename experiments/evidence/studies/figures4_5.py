@@ -156,6 +156,6 @@ STUDY = Study(
     picture=picture,
     answer=answer,
     tables=tables,
-    minutes=10,
+    minutes=9,
     seeds=3,
 )

@@ -159,6 +159,6 @@ STUDY = Study(
     question="Frames that are yet to come: what do newer frames bring to a pipeline?",
     answer=answer,
     tables=tables,
-    minutes=8,
+    minutes=7,
     seeds=3,
 )

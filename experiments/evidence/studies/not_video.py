@@ -101,5 +101,5 @@ STUDY = Study(
     format="{:.1%}",
     picture=picture,
     answer=answer,
-    minutes=14,
+    minutes=12,
 )

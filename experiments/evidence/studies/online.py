@@ -93,5 +93,5 @@ STUDY = Study(
     picture=picture,
     question="On a stream that does not wait, how fast may things move?",
     answer=answer,
-    minutes=6,
+    minutes=5,
 )

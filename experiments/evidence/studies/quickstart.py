@@ -134,5 +134,5 @@ STUDY = Study(
     picture=picture,
     question="With the quickstart's data and all of Simple-CNN's channels: as good as backprop?",
     answer=answer,
-    minutes=6,
+    minutes=5,
 )

@@ -314,5 +314,5 @@ STUDY = Study(
     picture=picture,
     answer=answer,
     tables=tables,
-    minutes=44,
+    minutes=58,
 )

@@ -195,6 +195,6 @@ STUDY = Study(
     picture=picture,
     answer=answer,
     tables=tables,
-    minutes=12,
+    minutes=14,
     seeds=3,
 )
