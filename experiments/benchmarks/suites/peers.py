@@ -112,7 +112,6 @@ def run(devices: int, rounds: int, clips: dict[str, Any], progress: Progress) ->
         groups = ",".join(map(str, ours.about["groups"]))
         worker = processes.ROOT / "experiments" / "benchmarks" / "workers" / "torch_worker.py"
         command = [sys.executable, str(worker), f"--reference={file}", f"--groups={groups}"]
-        command += [f"--{name}={value}" for name, value in clips.items()]
         theirs = stack.enter_context(turns.team(command, devices, Path(folder) / "torch"))
         programs = processes.in_turn(ours, both) | {
             name: partial(turns.ask, theirs, name) for name in theirs.about["programs"]
