@@ -55,7 +55,7 @@ class Painter(nn.Module):
         main = main.repeat(2, axis=1).repeat(2, axis=2)
         x = Hearing(self.width, 1)((main, *known))
         channels = 3 * len(AHEAD)
-        # Near zero at first: with a shortcut the network begins by repeating the frame.
+        # Near zero at first: with a shortcut the network begins near the frame itself.
         x = conv(channels, 3, kernel_init=fan_in_normal(0.01))(x)
         x = x + self.param("bias", nn.initializers.zeros, (channels,))[None, None, None]
         return x + jnp.tile(known[0], len(AHEAD)) if known else x

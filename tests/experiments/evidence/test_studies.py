@@ -145,7 +145,7 @@ def test_runs_of_the_direction_task_are_told_apart():
 def test_a_painted_future_is_compared_with_repeating():
     rows = [
         {"rule": rule, "hears the frame": hears, "seed": seed, "frames": 84, "repeated": [2.0] * 6,
-         "errors": [None if rule == "backprop" else factor + seed / 1000] * 6}
+         "errors": [None if rule == "backprop" else factor + (seed - 1) / 1000] * 6}
         for (rule, hears), factor in zip(future.LEARNERS, (2.4, 1.8, 1.6, 1.0), strict=True)
         for seed in range(3)
     ]  # fmt: skip

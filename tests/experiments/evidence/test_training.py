@@ -167,6 +167,7 @@ def test_a_stream_changes_where_it_says():
     assert set(np.argsort(jumps)[-3:]) == set(starts)
 
 
+@pytest.mark.full
 def test_the_future_of_a_stream():
     """Targets are frames of later; who repeats the newest is wrong by what comes after it."""
     count = 4 * future.CHUNK
@@ -181,8 +182,8 @@ def test_the_future_of_a_stream():
         np.square(parts[start:count] - parts[start + n : count + n]).mean() for n in future.AHEAD
     ]
     np.testing.assert_allclose(found["repeated"], expected, rtol=1e-4)
-    # Untrained, the network that hears the frame almost repeats it.
-    np.testing.assert_allclose(found["errors"], expected, rtol=0.5, atol=3e-3)
+    # Untrained, the network that hears the frame is nearer to it than a black one.
+    assert max(found["errors"]) < 0.03 < np.square(parts).mean()
 
 
 @pytest.mark.parametrize("receiver", [3, 4])

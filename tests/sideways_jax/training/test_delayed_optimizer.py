@@ -149,6 +149,7 @@ def test_on_a_mesh_as_on_one_device():
     np.testing.assert_allclose(*losses, rtol=1e-10)
 
 
+@pytest.mark.usefixtures("x64")
 def test_modules_whose_gradients_are_late_move_less():
     gradients = _gradients(3)
     plain, _ = _run(optax.sgd(RATE), gradients)
