@@ -154,7 +154,7 @@ def at_an_edge(chosen: Mapping[str, tuple[float, Sequence[float]]]) -> list[str]
         names = [name for name, (rate, tried) in chosen.items() if rate == limit(tried)]
         if names:
             sentences.append(
-                f"The search chose the {edge} rate for {', '.join(names)}: one beyond the grid may "
+                f"The search chose the {edge} rate for {'; '.join(names)}: one beyond the grid may "
                 "be better there."
             )
     return sentences
