@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,6 +138,38 @@ def said(
     verdict = (higher if one.mean > 0 else lower) if one.is_shown else "no difference shown"
     margin = template.format(factor * one.half_width).lstrip("+")
     return f"{what}: {mean} ± {margin}{unit} ({one.pairs} seeds): {verdict}."
+
+
+def at_an_edge(chosen: Mapping[str, tuple[float, Sequence[float]]]) -> list[str]:
+    """A sentence that names whose chosen rate is the smallest or largest of those tried.
+
+    Args:
+      chosen: the chosen rate and all that were tried, by the name of what was trained.
+
+    >>> at_an_edge({"a": (1, [1, 2, 3]), "b": (2, [1, 2, 3])})
+    ['The search chose the smallest rate for a: one beyond the grid may be better there.']
+    """
+    sentences = []
+    for edge, limit in (("smallest", min), ("largest", max)):
+        names = [name for name, (rate, tried) in chosen.items() if rate == limit(tried)]
+        if names:
+            sentences.append(
+                f"The search chose the {edge} rate for {'; '.join(names)}: one beyond the grid may "
+                "be better there."
+            )
+    return sentences
+
+
+def did_not_train(rows: Sequence[Row], chance: float) -> str:
+    """How many runs of every rule end with a training accuracy below twice chance."""
+    counts = []
+    for rule in RULES:
+        some = where(rows, rule=rule)
+        below = [row for row in some if not row["training accuracy"] >= 2 * chance]
+        counts.append(f"{NAMES[rule]} {len(below)} of {len(some)}")
+    return (
+        f"Runs that ended below {2 * chance:.0%}, twice chance, in training: {', '.join(counts)}."
+    )
 
 
 def table(study: Study, rows: Sequence[Row], runs: Sequence[Run]) -> Table:

@@ -29,7 +29,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.evidence.study import NAMES, SEARCH_SEED, Row, Run, Scale, Study, Table
-from experiments.evidence.summary import band, difference, logarithmic, mean_of, said, shown, where
+from experiments.evidence.summary import (
+    at_an_edge,
+    band,
+    difference,
+    logarithmic,
+    mean_of,
+    said,
+    shown,
+    where,
+)
 from experiments.evidence.training import changing
 from experiments.evidence.training.changing import CHANGES, LEARNERS
 
@@ -152,6 +161,12 @@ def answer(rows: Sequence[Row]) -> list[str]:
     if not compared:
         return []
     best = {learner: _best(rows, learner)["optimizer"] for learner in LEARNERS}
+    rates = {
+        f"{TITLES[learner]} ({best[learner]})": (
+            _best(rows, learner)["rate"], OPTIMIZERS[best[learner]]
+        )
+        for learner in LEARNERS
+    }  # fmt: skip
     for source in dict.fromkeys(row["source"] for row in compared):
         here = where(compared, source=source)
         recovered = recovery(here)
@@ -170,7 +185,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
                 said(one, f"{source}: frames until the error is back, {names}", template="{:+.0f}",
                      higher=f"{TITLES[other]} is sooner", lower="Sideways is sooner")
             )  # fmt: skip
-    return sentences
+    return [*sentences, *at_an_edge(rates)]
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:

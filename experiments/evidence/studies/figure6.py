@@ -22,7 +22,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study, Table
-from experiments.evidence.summary import difference, lines_by_rule, mean_of, said, shown, where
+from experiments.evidence.summary import (
+    did_not_train,
+    difference,
+    lines_by_rule,
+    mean_of,
+    said,
+    shown,
+    where,
+)
 from experiments.evidence.training import recipes
 from experiments.evidence.training.clips import clips, digits, shuffled
 from experiments.evidence.training.recipes import Recipe
@@ -91,7 +99,8 @@ def answer(rows: Sequence[Row]) -> list[str]:
             )  # fmt: skip
     counts = [f"{NAMES[rule]} {len(_collapsed(rows, rule))} of {len(where(rows, rule=rule))}"
               for rule in RULES]  # fmt: skip
-    return [*sentences, f"Runs that collapsed: {', '.join(counts)}."]
+    collapsed = f"Runs that collapsed: {', '.join(counts)}."
+    return [collapsed, did_not_train(rows, 1 / recipes.CLASSES), *sentences]
 
 
 def _collapsed(rows: Sequence[Row], rule: str) -> list[Row]:

@@ -25,6 +25,7 @@ from experiments.benchmarks.rig.suite import COLOURS
 from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study, Table
 from experiments.evidence.summary import (
     band,
+    did_not_train,
     difference,
     logarithmic,
     mean_of,
@@ -102,7 +103,8 @@ def answer(rows: Sequence[Row]) -> list[str]:
                 )  # fmt: skip
     counts = [f"{NAMES[rule]} {sum(row['collapsed'] for row in where(rows, rule=rule))} of "
               f"{len(where(rows, rule=rule))}" for rule in RULES]  # fmt: skip
-    return [*sentences, f"Runs that collapsed: {', '.join(counts)}."]
+    collapsed = f"Runs that collapsed: {', '.join(counts)}."
+    return [collapsed, did_not_train(rows, 1 / recipes.CLASSES), *sentences]
 
 
 def _log(row: Row) -> float | None:

@@ -5,7 +5,8 @@ with the exact gradient of the same frames, weights and clips, that of pipelined
 cosine of the two, and |pseudo - exact| / |exact|, for every module, the mean of four batches of 8
 clips.
 **Drawn clips**: moving digits as in `table1`, at 0, 0.5, 1, 2 and 4 pixels a frame, and 1 pixel
-at strides of 2 and 4. **Real clips** (`--videos=DIR`): every file is a class, strides 1, 2 and 4.
+at strides of 2 and 4 (these learn from the clips of 2 and 4 pixels a frame, other tests).
+**Real clips** (`--videos=DIR`): every file is a class, strides 1, 2 and 4.
 Simple-CNN with a quarter of the channels (D = 6), rate 4e-3, trained with Sideways for 600
 updates; gradients at the start, in the middle and at the end. The same is trained with pipelined
 backprop: its accuracy less that of Sideways is what is lost (of test digits; of real clips the

@@ -39,7 +39,16 @@ from ml_collections import ConfigDict
 
 from experiments.evidence import summary
 from experiments.evidence.study import NAMES, RULES, SEARCH_SEED, Row, Run, Scale, Study, Table
-from experiments.evidence.summary import bars, by_seed, difference, mean_of, said, shown, where
+from experiments.evidence.summary import (
+    at_an_edge,
+    bars,
+    by_seed,
+    difference,
+    mean_of,
+    said,
+    shown,
+    where,
+)
 from experiments.evidence.training import real_clips, recipes
 from experiments.evidence.training.clips import Clips, clips, digits
 from experiments.evidence.training.recipes import Recipe
@@ -229,7 +238,20 @@ def answer(rows: Sequence[Row]) -> list[str]:
         said(one, "Training - test accuracy, Sideways - backprop", points=True,
              higher="Sideways overfits more", lower=f"the gap is smaller with Sideways; {smaller}")
     )  # fmt: skip
-    return sentences
+    return [*sentences, *_edges(rows)]
+
+
+def _edges(rows: Sequence[Row]) -> list[str]:
+    searched = where(rows, same="search")
+    rates = sorted({row["rate"] for row in searched})
+    return at_an_edge(
+        {
+            f"{TITLES[one]}, {NAMES[rule]}": (chosen(rows, *one, rule)["rate"], rates)
+            for one in dict.fromkeys(map(_architecture, searched))
+            for rule in RULES
+            if len(rates) > 1
+        }
+    )
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:

@@ -11,6 +11,8 @@ one of its rates.
 "stride 4": things move four times as fast. "twice as large": the camera is nearer, so that things
 are twice as large, and twice as fast in pixels. Three seeds.
 "240x240": the paper's pixels, in one stream of 528 frames; Sideways and backprop only.
+"Adam 1e-4, 2112 frames" and "4224": added when "Adam 1e-4" had shown a ratio above the paper's. Is
+it only that backprop, with one update for eleven, has not learned yet?
 
 **Planned statistics.** The error in the last quarter of the stream, and on test streams with the
 weights frozen: means with intervals. The ratio backprop / Sideways: for every seed, its mean over
@@ -31,6 +33,7 @@ from experiments.evidence.summary import bars_by_rule, difference, mean_of, show
 from experiments.jobs.autoencoding import comparison
 
 FRAMES = 1056
+PAIR = ("sideways", "backprop")
 SHORTEST = 8 * comparison.CHUNK  # of a stream that is scored
 
 
@@ -57,9 +60,9 @@ CONDITIONS = {
     "Adam 1e-4": Condition(optimizer="adam", rate=1e-4),
     "stride 4": Condition(stride=4),
     "twice as large": Condition(zoom=2.0),
-    "240x240": Condition(
-        pixels=240, streams=1, tests=2, frames=SHORTEST, rules=("sideways", "backprop")
-    ),
+    "Adam 1e-4, 2112 frames": Condition("adam", 1e-4, frames=2 * FRAMES, rules=PAIR),
+    "Adam 1e-4, 4224 frames": Condition("adam", 1e-4, frames=4 * FRAMES, rules=PAIR),
+    "240x240": Condition(pixels=240, streams=1, tests=2, frames=SHORTEST, rules=PAIR),
 }
 PAPER = (0.014, 0.002)  # mean squared error on CATER, backprop and Sideways
 ERRORS = {"in the stream": "error", "weights frozen": "error, weights frozen"}
@@ -140,15 +143,14 @@ def answer(rows: Sequence[Row]) -> list[str]:
 def _verdict(ratios: Mapping[str, tuple[float, float, float]], of_paper: float) -> list[str]:
     if not ratios:
         return []
-    largest = max(ratios, key=lambda name: ratios[name][0])
+    lowest, highest = (edge(ratios, key=lambda name: ratios[name][0]) for edge in (min, max))
     having = [name for name, (_, low, high) in ratios.items() if low <= of_paper <= high]
-    if having:
-        return [f"The paper's ratio of {of_paper:g} is in the interval of: {'; '.join(having)}."]
+    where_it_is = f"is in the interval of: {'; '.join(having)}" if having else "is in no interval"
     return [
-        f"None of the {len(ratios)} measurements has the paper's ratio of {of_paper:g} in its "
-        f"interval; the largest is {ratios[largest][0]:.2f} ({largest}). So the ratio was not "
-        "reproduced, and none of these conditions explains it. What was not tested: CATER itself, "
-        "the full width, and training as long as the paper's."
+        f"The ratio of the errors, backprop over Sideways, goes from {ratios[lowest][0]:.2f} "
+        f"({lowest}) to {ratios[highest][0]:.2f} ({highest}). The paper's {of_paper:g} "
+        f"{where_it_is}. What was not tested: CATER itself, the full width, and training as long "
+        "as the paper's."
     ]
 
 
