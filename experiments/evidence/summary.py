@@ -288,7 +288,16 @@ def band(axes: Any, x: Sequence[float], values: Sequence[Sequence[float]], **sty
 
 
 def logarithmic(axes: Any) -> None:
-    """A logarithmic y-axis whose numbers are written out, in fonts that are there."""
+    """A logarithmic y-axis whose numbers are written out, in fonts that are there.
+
+    It ends a little below the lowest mean: an interval that reaches zero has no end there.
+    """
+    lowest = min(
+        (y for line in axes.get_lines() for y in np.asarray(line.get_ydata(), float) if y > 0),
+        default=None,
+    )
     axes.set_yscale("log")
+    if lowest is not None and np.isfinite(lowest):
+        axes.set_ylim(bottom=lowest / 2)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")

@@ -104,9 +104,10 @@ backprop differ in is the price of wrong gradients; what pipelined backprop and 
 is the price of the pipeline.</p>
 <p>These are small networks on small data, trained for minutes, not the paper's networks on its data
 sets. Each answer below is made from the numbers by a rule that was written down before they were
-there (&ldquo;What was planned&rdquo;). Intervals are 95%, Student's t over seeds; differences are
-paired by seed. Nothing is claimed where an interval has zero in it. Intervals are not corrected for
-their number: of twenty comparisons without an effect, one is expected to look like one.
+there (&ldquo;What was planned&rdquo;); what was added later says so. Intervals are 95%, Student's t
+over seeds; differences are paired by seed. Nothing is claimed where an interval has zero in it.
+Intervals are not corrected for their number: of twenty comparisons without an effect, one is
+expected to look like one.
 <span class="paper">The paper's own numbers look like this.</span></p>"""
 
 
@@ -207,6 +208,7 @@ def _provenance(one: Section) -> str:
         f"{'; '.join(sorted(machines))}"
     )
     command = f"python experiments/reproduce.py {one.name} --workdir=DIR"
+    command += " --videos=FOLDER" * any(row.get("videos") for row in one.rows)
     state = "" if one.complete else f" {_state(one)}"
     return f"{html.escape(text)}. <code>{command}</code>{state}"
 

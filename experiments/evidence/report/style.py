@@ -5,9 +5,10 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #e8a87c; } }
 * { box-sizing: border-box; }
 body { margin: 0; font: 16px/1.55 system-ui, "DejaVu Sans", sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
+main { max-width: 78rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+p, ul, .answer, pre { max-width: 58rem; }
 .question { font-style: italic; margin-top: -.5rem; }
 .answer { background: var(--soft); border-left: 4px solid #888; padding: .7rem 1rem; }
 details { margin: .5rem 0; }

@@ -111,6 +111,12 @@ def _log(row: Row) -> float | None:
     return None if row["instability"] is None else math.log(row["instability"])
 
 
+def _last_loss(row: Row) -> float:
+    """The mean of the last tenth of the updates."""
+    loss = row["loss"]
+    return float(np.mean(loss[-max(1, len(loss) // 10) :]))
+
+
 def tables(rows: Sequence[Row]) -> list[Table]:
     """Instability and accuracy by network, rate and rule."""
     lines = []
@@ -119,9 +125,11 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             some = where(rows, network=network, rate=rate, rule=rule)
             lines.append([named(network), f"{rate:g}", NAMES[rule],
                           shown(mean_of(some, "instability"), "{:.2f}"),
+                          ", ".join(f"{_last_loss(row):.3g}" for row in some),
                           shown(mean_of(some, "training accuracy"), "{:.1%}"),
                           f"{sum(row['collapsed'] for row in some)} of {len(some)}"])  # fmt: skip
-    header = "network", "rate", "rule", "instability", "training accuracy", "collapsed"
+    header = ("network", "rate", "rule", "instability", "loss at the end, each seed",
+              "training accuracy", "collapsed")  # fmt: skip
     return [Table("Training dynamics", header, lines)]
 
 

@@ -300,7 +300,7 @@ def _clips(row: Row) -> str:
     if row["same"] == "real":
         return "real"
     clip = f"speed {row['speed']:g}, {'clutter' if row['clutter'] else 'no clutter'}"
-    return f"{clip}, {LONGER} times the updates" if row["same"] == "longer" else clip
+    return f"{clip}, {LONGER}x updates" if row["same"] == "longer" else clip
 
 
 def _variant(row: Row) -> Run:
