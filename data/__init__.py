@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ml_collections
 
 from data.batches.labels import classes_of
-from data.batches.loose import Files, load_files, video_files
+from data.batches.loose import NO_VIDEOS, Files, load_files, video_files
 from data.batches.source import Source, check_options, make_source
 from data.batches.streams import Piece, Programme, Streams
 from data.batches.videos import ClipOptions, Splits, Videos
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from data.building.builder import VideoBuilder
 
 __all__ = [
+    "NO_VIDEOS",
     "BadVideo",
     "Box",
     "ClipOptions",

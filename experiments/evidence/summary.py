@@ -277,27 +277,32 @@ def _by_rule(
         yield n - 1, by_seed(some, runs, value), {"color": COLOURS[rule], "label": NAMES[rule]}
 
 
-def band(axes: Any, x: Sequence[float], values: Sequence[Sequence[float]], **style: Any) -> None:
-    """A line of means over seeds in their 95% interval; `values` has a row for every seed."""
+def band(
+    axes: Any,
+    x: Sequence[float],
+    values: Sequence[Sequence[float]],
+    *,
+    of_logarithms: bool = False,
+    **style: Any,
+) -> None:
+    """A line of means over seeds in their 95% interval; `values` has a row for every seed.
+
+    `of_logarithms` is for a logarithmic axis: geometric means, whose intervals do not reach zero.
+    """
     array = np.asarray(values, float)
+    array = np.log(array) if of_logarithms else array
+    back = np.exp if of_logarithms else np.asarray
     mean = array.mean(axis=0)
-    (line,) = axes.plot(x, mean, **style)
+    (line,) = axes.plot(x, back(mean), **style)
     if len(array) > 1:
         half = np.array([half_width(column) for column in array.T])
-        axes.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.2, lw=0)
+        axes.fill_between(
+            x, back(mean - half), back(mean + half), color=line.get_color(), alpha=0.2, lw=0
+        )
 
 
 def logarithmic(axes: Any) -> None:
-    """A logarithmic y-axis whose numbers are written out, in fonts that are there.
-
-    It ends a little below the lowest mean: an interval that reaches zero has no end there.
-    """
-    lowest = min(
-        (y for line in axes.get_lines() for y in np.asarray(line.get_ydata(), float) if y > 0),
-        default=None,
-    )
+    """A logarithmic y-axis whose numbers are written out, in fonts that are there."""
     axes.set_yscale("log")
-    if lowest is not None and np.isfinite(lowest):
-        axes.set_ylim(bottom=lowest / 2)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")

@@ -170,6 +170,11 @@ def answer(rows: Sequence[Row]) -> list[str]:
     for source in dict.fromkeys(row["source"] for row in compared):
         here = where(compared, source=source)
         recovered = recovery(here)
+        if source == "real":
+            sentences.append(
+                "Real streams: the files take turns, so seeds beyond their number repeat a stream "
+                "with other first weights, and these intervals are too narrow for other videos."
+            )
         for other in LEARNERS[1:]:
             pair = [where(here, learner=one, optimizer=best[one]) for one in ("sideways", other)]
             one = difference(*pair, "mean error")
@@ -226,7 +231,8 @@ def picture(rows: Sequence[Row]) -> Figure:
             some = where(compared, source=source, learner=learner, optimizer=optimizer)
             if some:
                 band(axes, some[0]["frames"], [row["errors"] for row in some], lw=1.2,
-                     color=COLOURS[learner], label=f"{TITLES[learner]}, {optimizer}")  # fmt: skip
+                     of_logarithms=True, color=COLOURS[learner],
+                     label=f"{TITLES[learner]}, {optimizer}")  # fmt: skip
         if compared:
             first = compared[0]
             for n, change in enumerate(CHANGES):

@@ -24,7 +24,6 @@ from matplotlib.figure import Figure
 from experiments.benchmarks.rig.suite import COLOURS
 from experiments.evidence.study import NAMES, RULES, Row, Run, Scale, Study, Table
 from experiments.evidence.summary import (
-    band,
     did_not_train,
     difference,
     logarithmic,
@@ -134,7 +133,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def picture(rows: Sequence[Row]) -> Figure:
-    """A row for every curve, a column for every network and rate."""
+    """A row for every curve, a column for every network and rate; a line for every seed."""
     columns = list(dict.fromkeys((row["network"], row["rate"]) for row in rows))
     figure = Figure(figsize=(2.4 * len(columns) + 0.8, 8), layout="constrained")
     grid = figure.subplots(len(CURVES), len(columns), sharex="col", squeeze=False)
@@ -142,12 +141,14 @@ def picture(rows: Sequence[Row]) -> Figure:
         for axes, name in zip(grid[:, column], CURVES, strict=True):
             for rule in RULES:
                 some = where(rows, network=network, rate=rate, rule=rule)
-                if some:
-                    values = [row[name] for row in some]
-                    x = BLOCK * (np.arange(len(values[0])) + 1)
-                    band(axes, x, values, color=COLOURS[rule], label=NAMES[rule], lw=1.2)
+                for row in some:
+                    x = BLOCK * (np.arange(len(row[name])) + 1)
+                    label = NAMES[rule] if row is some[0] else None
+                    axes.plot(x, row[name], color=COLOURS[rule], label=label, lw=0.8, alpha=0.8)
             if name in ("loss", "norm of gradients"):
                 logarithmic(axes)
+            if name == "accuracy":
+                axes.set_ylim(0, 1)
             axes.tick_params(labelsize=7)
             axes.set_ylabel(name if column == 0 else "", fontsize=8)
         grid[0, column].set_title(f"{named(network)}, {rate:g}", fontsize=9)

@@ -182,6 +182,7 @@ def picture(rows: Sequence[Row]) -> Figure:
     bars_by_rule(axes, rows, "condition", "error")
     axes.set_xticks(range(len(conditions)), [one.replace(", ", ",\n") for one in conditions],
                     fontsize=8)  # fmt: skip
+    axes.set_yscale("log")
     axes.set(ylabel="error in the stream", title="Online auto-encoding, moving solids")
     axes.legend(fontsize=8)
     return figure

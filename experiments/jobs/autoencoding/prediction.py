@@ -12,8 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data import BadVideo, default_config, is_live, load_streams, video_files
-from data.batches.loose import NO_VIDEOS
+from data import NO_VIDEOS, BadVideo, default_config, is_live, load_streams, video_files
 from experiments.jobs.autoencoding import report, rules
 from experiments.jobs.autoencoding.chunks import Chunks
 from experiments.jobs.autoencoding.painting import new_video

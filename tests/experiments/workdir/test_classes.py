@@ -31,6 +31,8 @@ def train(tmp_path):
     return train
 
 
+# Orbax leaves reads of other parameters unfinished when one has another shape.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_that_cannot_go_on_leaves_the_names(train, tmp_path):
     """With wrong names predictions were of wrong classes."""
     train(2)
