@@ -118,5 +118,5 @@ STUDY = Study(
     picture=picture,
     question="Where does the memory of pipelined backprop close the gap to backprop?",
     answer=answer,
-    minutes=4,
+    minutes=2,
 )
