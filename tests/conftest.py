@@ -39,8 +39,7 @@ def x64():
         yield
 
 
-@pytest.fixture
-def quick_compile():
+def _quick_compile():
     """Compiles with few of XLA's optimisations: the same mathematics in a fifth of the time.
 
     For tests that compile many tiny programs; what is timed or bit-equal must not use it.
@@ -48,6 +47,10 @@ def quick_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+quick_compile = pytest.fixture(_quick_compile)
+quick_compile_of_module = pytest.fixture(_quick_compile, scope="module")  # for its other fixtures
 
 
 @pytest.fixture

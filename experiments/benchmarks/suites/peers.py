@@ -52,13 +52,13 @@ SHOWN = {
     "rule": "{}",
     "schedule": "{}",
     "execution": "{}",
-    "clips_per_second": "{:.3g}",
+    "steps_per_second": "{:.3g}",
     "ratio_to_sideways": "{:.2f}",
 }
 HEADERS = {
     "framework": "by",
     "devices": "N",
-    "clips_per_second": "clips/s",
+    "steps_per_second": "updates/s",
     "ratio_to_sideways": "/ Sideways",
 }
 
@@ -164,7 +164,6 @@ def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
                 "groups": None if row["schedule"] == "data_parallel" else run["groups"],
                 "steps_per_second": speed,
                 "steps_per_second_best_of_three": 1 / min(seconds[:3]),
-                "clips_per_second": speed,
                 # Groups ran one after the other here: no ideal can be computed from them.
                 **dict.fromkeys(("ideal_speedup", "efficiency", "share_of_ideal_speed")),
                 # Of the speeds: below 1 is slower than Sideways.
@@ -175,7 +174,7 @@ def rows_of(run: dict, settings: dict[str, Any]) -> list[dict]:
 
 
 def picture(result: list[dict], path: str) -> None:
-    """Clips per second of every program, a bar each; a PNG."""
+    """Updates per second of every program, a bar each; a PNG."""
     from matplotlib.figure import Figure
 
     numbers = sorted({row["devices"] for row in result})
@@ -194,15 +193,15 @@ def picture(result: list[dict], path: str) -> None:
             else {"jax": "tab:blue", "torch": "tab:green"}[row["framework"]]
             for row in lines
         ]  # fmt: skip
-        speeds = [row["clips_per_second"] for row in lines]
+        speeds = [row["steps_per_second"] for row in lines]
         bars = axes.barh(names, speeds, color=colours)
         labels = [
-            f"{row['clips_per_second']:.2f} ({row['ratio_to_sideways']:.2f})" for row in lines
+            f"{row['steps_per_second']:.2f} ({row['ratio_to_sideways']:.2f})" for row in lines
         ]
         axes.bar_label(bars, labels, padding=3, fontsize=8)
         axes.set_xlim(0, max(speeds) * 1.2)
         axes.tick_params(axis="y", labelsize=8)
-        axes.set(xlabel="clips per second (relative to Sideways)", title=f"{number} devices")
+        axes.set(xlabel="updates per second (relative to Sideways)", title=f"{number} devices")
     first = result[0]
     figure.suptitle(f"{first['model']}, {measure.clips_of(first)}")
     figure.savefig(path, dpi=120)

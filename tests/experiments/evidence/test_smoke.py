@@ -26,7 +26,7 @@ def _silent(seconds):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, quick_compile_of_module):
     """All new studies, computed once: they share their programs."""
     folder = tmp_path_factory.mktemp("evidence")
     videos.write(folder / "videos")

@@ -130,7 +130,7 @@ def test_rows_and_picture(tmp_path, monkeypatch):
     rows = peers.rows_of(measured(), SETTINGS)
     sideways, blocking, parallel, torch = rows
     assert [row["ratio_to_sideways"] for row in rows] == pytest.approx([1, 1 / 3, 2, 0.5])
-    assert [row["clips_per_second"] for row in rows] == pytest.approx([1 / 2, 1 / 6, 1, 1 / 4])
+    assert [row["steps_per_second"] for row in rows] == pytest.approx([1 / 2, 1 / 6, 1, 1 / 4])
     assert [row["framework"] for row in rows] == ["jax", "jax", "jax", "torch"]
     assert torch["framework_version"] == "2.13.0" and torch["schedule"] == "1f1b"
     assert sideways["ideal_speedup"] is None
