@@ -1,8 +1,7 @@
 """What a model shows of a camera that does not wait, and how good that is.
 
 As in streaming perception, and as `jobs/autoencoding/score.py` does it for pictures: at every step
-the newest output is compared with the frame of that step. Here the best possible answer for a frame
-is the network's own, as if it took no time.
+the newest output is compared with the frame of that step. What is compared are answers for them.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ class Pace(NamedTuple):
 class Score(NamedTuple):
     """The result over a stream."""
 
-    agreement: float  # share of the steps at which the answer shown is that for the frame of now
-    error: float  # mean square of logits less those of the frame of now, over their variance
+    accuracy: float | None  # share of the steps at which the answer shown is right for now
+    agreement: float  # ... at which it is that of the network for the frame of now
+    error: float  # mean square of logits less those for the frame of now, over their variance
     lag: float  # mean, frames of the camera
     used: float  # share of the frames whose output was shown
 
@@ -71,29 +71,30 @@ def shown(num_frames: int, camera: float, pace: Pace) -> np.ndarray:
     return np.where(last >= 0, np.array(taken)[last], -1)
 
 
-def score(logits: np.ndarray, frames: np.ndarray, first: int) -> Score:
-    """Scores what was shown from the step `first` on.
+def score(
+    logits: np.ndarray, answers: np.ndarray, labels: np.ndarray | None, frames: np.ndarray
+) -> Score | None:
+    """Scores what was shown, but for the first quarter of the stream, in which pipelines fill.
 
     Args:
       logits: of every frame, `[S, B, C]`.
-      frames: which of them was shown at each step, as `shown` gives it.
-      first: the same for all models that are compared, since pipelines begin later.
+      answers: of every frame, int `[S, B]`.
+      labels: the right ones, if they are known.
+      frames: which frame's were shown at each step, as `shown` gives it.
 
-    Raises:
-      ValueError: if nothing was shown yet at `first`.
+    Returns:
+      The score; None if nothing was shown yet after a quarter.
     """
+    first = len(frames) // 4
     now, frames = np.arange(first, len(frames)), frames[first:]
-    if not len(frames) or frames[0] < 0:
-        raise ValueError(
-            f"nothing is shown yet at step {first} of {len(logits)}: give more frames, or a slower "
-            "camera"
-        )
-    middle = logits.astype(np.float64) - logits.mean(axis=0, dtype=np.float64)
-    answers = middle.argmax(axis=-1)
-    error = np.square(middle[frames] - middle[now]).sum(axis=-1).mean()
+    if frames[0] < 0:
+        return None
+    wide = logits.astype(np.float64)
+    error = np.square(wide[frames] - wide[now]).sum(axis=-1).mean()
     return Score(
+        accuracy=None if labels is None else float((answers[frames] == labels[now]).mean()),
         agreement=float((answers[frames] == answers[now]).mean()),
-        error=float(error / np.square(middle).sum(axis=-1).mean()),
+        error=float(error / wide.var(axis=0).sum(axis=-1).mean()),
         lag=float((now - frames).mean()),
-        used=len(set(frames)) / len(frames),
+        used=len(set(frames.tolist())) / len(frames),
     )

@@ -39,10 +39,9 @@ HELP = {
     "model": "the network; chip and chips measure simple_cnn and vgg8 if none is given",
     "modules": "the numbers of modules D into which the network is cut",
     "only": "a word in the names of the executions that are compiled",
-    "path": "a video to watch, or a camera; scenes of moving_solids if none is given",
+    "path": "a video or camera to watch; moving digits if none is given",
     "rounds": "timed calls of each program, in turn",
     "size": "height and width of the frames, pixels",
-    "stride": "every so many-th frame of the video or scene is watched",
     "topology": "of chips to compile for: v5e:2x4, v4:2x2x1, v5p:2x2x2, h100:8",
     "weights": "a file with pretrained weights of the network; random ones if none is given",
 }

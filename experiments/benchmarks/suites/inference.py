@@ -2,9 +2,9 @@
 
 All programs run on the same cores, in turn, each a number of frames in every round, a call for each
 frame. On one core: the whole network in one program (`sequential`), a program for each module
-(`one_by_one`), and `stream.PipelinedModel` on one device. On all of them: the whole network with a
-thread for every core, as a user would start it (`threads`); on every device a copy of the network,
-which take frames in turn (`in_turn`); and `PipelinedModel` over the devices, in one program
+(`one_by_one`), and `stream.PipelinedModel` on one device. On all of them: the first and the last
+with a thread for every core, as a user would start them; copies of the network, one on each device,
+that take frames in turn (`in_turn`); and `PipelinedModel` over the devices, in one program
 (`depth_sharded`) and with a program for each (`program_per_device`).
 
 Every output is compared, bit for bit, with what the modules answer when each runs alone, one after
@@ -14,18 +14,22 @@ return of the push that gives its output; `latency_steps` is D-1 pushes in a pip
 
 The last columns are what is seen of a camera that does not wait (`rig/camera.py`): one which gives
 95% of the frames that the pipeline of the fewest modules takes, with a program per device, or
-`--camera` a second. All answers are compared with those that the network has for the frame of now:
-the largest logit, each less its mean over the stream (`agreement`), and the square of the
-difference over the variance (`error`). With random weights the first says little.
+`--camera` a second. It shows moving digits, a new one every 16 frames. A readout of the logits, of
+10 classes, was learned from other digits, by ridge regression: with random weights, too, there is
+something to be seen. At every step the newest answer is compared with the label of the frame of now
+(`accuracy`) and with the answer for that frame (`agreement`), and the newest logits with those for
+it (`error`, the mean square over the variance of the stream). Nothing is learned for a `--path`:
+there answers are the largest logits, with random weights less their means over the stream.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,10 +38,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
-from data import default_config, load_streams
 from experiments.benchmarks.rig import camera, measure, processes, turns
 from experiments.benchmarks.rig.programs import num_layers
 from experiments.benchmarks.rig.suite import Dtype, Suite
+from experiments.benchmarks.rig.watched import Watched, digits, readout, video
 from experiments.processes.children import usable_cores
 
 WORKER = processes.ROOT / "experiments/benchmarks/workers/inference_worker.py"
@@ -46,10 +50,8 @@ COLOURS = {"sequential": "tab:blue", "one_device": "tab:grey", "pipelined": "tab
 MARGIN = 0.95  # of the pipeline's frames: speeds that differ by little are to decide nothing
 
 SHOWN = {
-    "execution": "{}",
-    "modules": "{}",
+    "program": "{}",
     "devices": "{}",
-    "threads": "{}",
     "frames_per_second": "{:.3g}",
     "speedup": "{:.2f}",
     "over_threads": "{:.2f}",
@@ -58,22 +60,23 @@ SHOWN = {
     "latency_ms": "{:.0f}",
     "equal": "{}",
     "difference": "{:.0e}",
-    "lag": "{:.2f}",
     "used": "{:.0%}",
+    "lag": "{:.2f}",
+    "accuracy": "{:.0%}",
     "agreement": "{:.0%}",
-    "error": "{:.3f}",
+    "error": "{:.2f}",
 }
 HEADERS = {
-    "modules": "D",
     "devices": "N",
-    "threads": "threads each",
-    "frames_per_second": "frames/s",
-    "speedup": "over sequential",
-    "over_threads": "over threads",
+    "frames_per_second": "f/s",
+    "speedup": "/ seq.",
+    "over_threads": "/ thr.",
     "ideal_speedup": "ideal",
-    "latency_steps": "steps late",
-    "latency_ms": "ms late",
-    "difference": "differs by",
+    "latency_steps": "late",
+    "latency_ms": "ms",
+    "difference": "by",
+    "accuracy": "right",
+    "agreement": "agrees",
 }
 
 
@@ -91,7 +94,6 @@ class Settings(NamedTuple):
     rounds: int = 5
     camera: float | None = None
     path: str | None = None
-    stride: int = 1
     weights: str | None = None
 
 
@@ -123,31 +125,35 @@ def rows(settings: Settings, progress: Progress) -> list[dict]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             task = progress.add_task("drawing and compiling", total=None)
-            np.save(folder / "stream.npy", stream(settings))
+            seen = watched(settings)
+            np.save(folder / "stream.npy", seen.frames)
+            if seen.lesson is not None:
+                np.save(folder / "lesson.npy", seen.lesson)
             with teams(settings, devices, folder) as started:
                 progress.remove_task(task)
                 run = measured(started, settings, progress)
-            run["logits"] = np.load(folder / f"answers-{min(settings.modules)}.npy")
-        found += rows_of(run, settings, devices)
+            logits = np.load(folder / f"answers-{min(settings.modules)}.npy")
+            answers = answers_of(seen, logits, folder, trained=bool(settings.weights))
+        found += rows_of(
+            run, settings, devices, partial(camera.score, logits, answers, seen.labels)
+        )
     return found
 
 
-def stream(settings: Settings) -> np.ndarray:
-    """The frames that are watched, uint8 `[S, B, size, size, 3]`; every round has others."""
-    config = default_config("video_file" if settings.path else "moving_solids")
-    config.size, config.batch_size = settings.size, settings.batch
-    config.stride = settings.stride
-    count = settings.frames * settings.rounds
-    if settings.path:
-        config.path = settings.path
-    else:
-        config.length = max(count, settings.batch)
-        config.num_test = settings.batch
-    frames = load_streams(config, seed=0, split="all" if settings.path else "test")
-    try:
-        return np.stack([next(frames)["frames"] for _ in range(count)])
-    finally:
-        frames.close()
+def watched(settings: Settings) -> Watched:
+    """What the camera shows; every round has other frames."""
+    count, shape = (
+        settings.frames * settings.rounds,
+        {"size": settings.size, "batch": settings.batch},
+    )
+    return video(settings.path, count, **shape) if settings.path else digits(count, **shape)
+
+
+def answers_of(seen: Watched, logits: np.ndarray, folder: Path, *, trained: bool) -> np.ndarray:
+    """The answers for all frames, int `[S, B]`."""
+    if seen.lesson is not None:
+        return readout(np.load(folder / "lesson-answers.npy"), seen.lesson_labels, logits)
+    return (logits if trained else logits - logits.mean(axis=0)).argmax(axis=-1)
 
 
 @contextmanager
@@ -204,30 +210,40 @@ def merged(answers: list[dict]) -> dict[str, Any]:
     }
 
 
-def rows_of(run: dict[str, Any], settings: Settings, devices: int) -> list[dict]:
-    """The rows of one number of devices, from what was measured and `logits` `[S, B, C]`."""
+def rows_of(
+    run: dict[str, Any],
+    settings: Settings,
+    devices: int,
+    score: Callable[[np.ndarray], camera.Score | None],
+) -> list[dict]:
+    """The rows of one number of devices, from what was measured and the score of what is shown."""
     cores, times = usable_cores(), run["times"]
     own = cores if settings.forced else max(cores // devices, 1)  # of a process with one device
     per_frame = {key: statistics.median(s) / settings.frames for key, s in times.items()}
     reference = f"together {DEVICE_PROGRAMS} {min(settings.modules)}"
     between = 1 / settings.camera if settings.camera else per_frame[reference] / MARGIN
-    found, seen = [], []
+    found = []
     for key, seconds in times.items():
         kind, execution, *number = key.split()
         modules, said = int(number[0]) if number else 1, run["said"][key]
+        threads = {"each": own, "threads": cores, "together": 1}[kind]  # of a device
         over = devices if kind == "together" or execution in ("in_turn", "depth_sharded") else 1
         pipelined = execution in (*processes.PIPELINES, "one_device")
         ideal = over > 1 and pipelined
         cut = run["cuts"].get(str(modules), {})
+        busy = per_frame[key] * (over if execution == "in_turn" else 1)
+        pace = camera.Pace(per_frame[key], busy, modules if pipelined else 1)
+        seen = score(camera.shown(settings.frames * settings.rounds, between, pace))
         found.append({
             "suite": "inference",
             **processes.clips_of(settings),
+            "program": _name(execution, modules, threads),
             "execution": execution,
             "modules": modules,
             "layers": cut.get("layers"),
             "groups": cut.get("groups") if ideal else None,
             "devices": over,
-            "threads": {"each": own, "threads": cores, "together": 1}[kind],
+            "threads": threads,
             "frames_per_second": 1 / per_frame[key],
             "speedup": measure.ratio(times["each sequential"], seconds),
             "over_threads": measure.ratio(times["threads sequential"], seconds),
@@ -238,15 +254,9 @@ def rows_of(run: dict[str, Any], settings: Settings, devices: int) -> list[dict]
             "difference": max(one["difference"] for one in said),
             "camera_frames_per_second": 1 / between,
             "seconds": seconds,
+            **(seen._asdict() if seen else dict.fromkeys(camera.Score._fields)),
         })  # fmt: skip
-        busy = per_frame[key] * (over if execution == "in_turn" else 1)
-        pace = camera.Pace(per_frame[key], busy, modules if pipelined else 1)
-        seen.append(camera.shown(len(run["logits"]), between, pace))
-    first = max(int((frames >= 0).argmax()) for frames in seen)
-    return [
-        row | camera.score(run["logits"], frames, first)._asdict()
-        for row, frames in zip(found, seen, strict=True)
-    ]
+    return found
 
 
 def _ideal(run: dict[str, Any], modules: int, groups: list[int]) -> float:
@@ -263,7 +273,7 @@ def picture(result: list[dict], path: str) -> None:
     """Frames a second, how late they are, and the error on the stream, of all programs; a PNG."""
     from matplotlib.figure import Figure
 
-    names = [_name(row) for row in result]
+    names = [row["program"] for row in result]
     figure = Figure(figsize=(11, 1.2 + 0.28 * len(names)), layout="constrained")
     panels = {
         "frames_per_second": "frames/s",
@@ -272,8 +282,10 @@ def picture(result: list[dict], path: str) -> None:
     }
     for axes, (key, title) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
         colours = [COLOURS[_kind(row)] for row in result]
-        bars = axes.barh(names, [row[key] for row in result], color=colours)
-        axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
+        values = [math.nan if row[key] is None else row[key] for row in result]
+        bars = axes.barh(names, values, color=colours)
+        texts = ["" if math.isnan(value) else f"{value:.3g}" for value in values]
+        axes.bar_label(bars, texts, padding=2, fontsize=8)
         axes.set_xlabel(title)
         axes.margins(x=0.15)
         axes.spines[["top", "right"]].set_visible(False)
@@ -293,12 +305,10 @@ def _kind(row: dict) -> str:
     return "pipelined" if row["devices"] > 1 else "one_device"
 
 
-def _name(row: dict) -> str:
-    words = [row["execution"].replace("_", " ")]
-    if row["modules"] > 1:
-        words.append(f"D={row['modules']}")
-    if row["threads"] > 1:
-        words.append(f"{row['threads']} threads")
+def _name(execution: str, modules: int, threads: int) -> str:
+    words = [execution.replace("_", " ")]
+    words += [f"D={modules}"] if modules > 1 else []
+    words += [f"{threads} threads"] if threads > 1 else []
     return ", ".join(words)
 
 
