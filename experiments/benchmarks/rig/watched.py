@@ -10,9 +10,9 @@ import numpy as np
 from data import default_config, load, load_streams
 
 CLIP = 16  # frames of a digit; then comes another one
-LESSON = 400  # frames, each with another digit, from which the readout is learned
+LESSON = 800  # frames, each with another digit, from which the readout is learned
 SPEED = 1 / 40  # of a digit, in sizes of the picture a frame
-SMOOTHING = 0.3  # of the readout, of the mean variance: chosen by accuracy with 400 frames
+SMOOTHING = 0.3  # of the readout, of the mean variance; found on the digits of the stream
 
 
 class Watched(NamedTuple):
@@ -42,7 +42,7 @@ def digits(count: int, *, size: int, batch: int) -> Watched:
 
 
 def video(path: str, count: int, *, size: int, batch: int) -> Watched:
-    """A file, over and over, or a camera; nobody has said what there is to see.
+    """A file, over and over, or a camera; there are no labels.
 
     Raises:
       BadVideo: if it cannot be read.

@@ -43,6 +43,8 @@ from experiments.benchmarks.rig.programs import num_layers
 from experiments.benchmarks.rig.suite import Dtype, Suite
 from experiments.benchmarks.rig.watched import Watched, digits, readout, video
 from experiments.processes.children import usable_cores
+from sideways_jax import models
+from sideways_jax.tools.names import check_name
 
 WORKER = processes.ROOT / "experiments/benchmarks/workers/inference_worker.py"
 DEVICE_PROGRAMS = "program_per_device"
@@ -99,7 +101,9 @@ class Settings(NamedTuple):
 
 def prepare(settings: Settings) -> None:
     """Raises ValueError, with the fix, for what cannot be measured."""
-    model, layers = settings.model, num_layers(settings.model)
+    model = settings.model
+    check_name("network", model, models.NETWORKS)
+    layers = num_layers(model)
     for devices in settings.devices:
         processes.check(devices, forced=settings.forced)
     most = max(settings.devices)
@@ -114,6 +118,8 @@ def prepare(settings: Settings) -> None:
             f"--frames={settings.frames}: a frame is {max(settings.modules)} pushes in the "
             f"pipeline, give at least {max(settings.modules) + 1}"
         )
+    if settings.camera == 0:
+        raise ValueError("--camera=0: give more frames a second than none, or leave it out")
     if settings.weights and not Path(settings.weights).is_file():
         raise ValueError(f"--weights={settings.weights}: there is no such file")
 

@@ -67,7 +67,7 @@ def test_devices_that_take_frames_in_turn_take_all_of_them(tmp_path):
         mine = []
 
         def push(frame, mine=mine):
-            mine.append(int(np.flatnonzero((FRAMES == frame).all(axis=(1, 2, 3, 4)))[0]))
+            mine.append(int(np.flatnonzero((frame == FRAMES).all(axis=(1, 2, 3, 4)))[0]))
             return jax.numpy.asarray(frame), [0.5]
 
         play = frame_by_frame.player(push, FRAMES, path, 3, place=place, stride=2)
