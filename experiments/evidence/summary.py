@@ -203,9 +203,11 @@ def print_table(one: Table, console: Console) -> None:
 
 
 def shown(one: Summary, template: str) -> str:
-    """The mean ± half of its interval."""
+    """The mean ± half of its interval, unless a value is not finite."""
     if not one.values:
         return "-"
+    if math.isnan(one.mean):
+        return "a run diverged"
     width = one.half_width
     margin = "" if math.isnan(width) else f" ± {template.format(width)}"
     return template.format(one.mean) + margin

@@ -155,7 +155,7 @@ def picture(rows: Sequence[Row]) -> Figure:
                 continue
             sums = {name: np.sum([row["bins"][name] for row in some], axis=0)
                     for name in some[0]["bins"]}  # fmt: skip
-            filled = sums["predictions"] >= 5  # Fewer say nothing.
+            filled = sums["predictions"] >= 20  # Fewer say little.
             x, y = (sums[name][filled] / sums["predictions"][filled]
                     for name in ("confidence", "right"))  # fmt: skip
             style = {"color": COLOURS[rule], "label": NAMES[rule], "lw": 1.2}

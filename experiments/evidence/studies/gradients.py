@@ -240,9 +240,9 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 def _scene(row: Row) -> str:
     if row["source"] == "drawn":
-        text = f"drawn, {row['speed']:g} pixels"
-        return text if row["stride"] == 1 else f"{text}, stride {row['stride']}"
-    return f"real, stride {row['stride']}"
+        text = f"drawn, {row['speed']:g} pixels a frame"
+        return text if row["stride"] == 1 else f"{text}, every {row['stride']} frames"
+    return "real" if row["stride"] == 1 else f"real, every {row['stride']} frames"
 
 
 def picture(rows: Sequence[Row]) -> Figure:

@@ -88,7 +88,7 @@ def picture(rows: Sequence[Row]) -> Figure:
     axes.axhline(0.1, color="0.4", linestyle=":", label="chance")
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set(ylim=(0, 1), ylabel="test accuracy on stills", title="Clips made of pictures")
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")  # Not over the bars.
     return figure
 
 

@@ -119,8 +119,7 @@ def picture(rows: Sequence[Row]) -> Figure:
         ]
         bars(axes, summaries, names)
         axes.set_title(f"the same {same}")
-    lowest = min((row[STUDY.value] for row in rows), default=0.0)
-    panels[0].set(ylabel="test accuracy", ylim=(max(0.0, lowest - 0.05), 1))
+    panels[0].set(ylabel="test accuracy", ylim=(0, 1))
     figure.suptitle("Quickstart: moving digits, Simple-CNN")
     return figure
 

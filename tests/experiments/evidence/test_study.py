@@ -9,7 +9,7 @@ from rich.console import Console
 
 from experiments.evidence import study, summary
 from experiments.evidence.pace import Pace
-from experiments.evidence.studies import depth_and_speed, direction, quickstart
+from experiments.evidence.studies import direction, quickstart
 from experiments.workdir.files import read_rows
 
 
@@ -67,10 +67,6 @@ def test_backprop_gets_fewer_updates_at_the_same_compute():
     assert same[0]["updates"] == 1000
     assert 400 < same[1]["updates"] < 800
     assert len(quickstart.runs(study.Scale(seeds=1))) == 4
-
-
-def test_where_there_is_no_gap_nothing_is_closed():
-    assert np.isnan(depth_and_speed.closed(dict.fromkeys(study.RULES, 0.5)))
 
 
 def test_rows_of_before_there_were_seconds_are_taken_over(tmp_path):
