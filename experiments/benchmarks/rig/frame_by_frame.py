@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,39 +32,56 @@ class Cut(NamedTuple):
     groups: tuple[int, ...]  # modules of each device
 
 
-def make_cuts(
-    model: str, frame: jax.ShapeDtypeStruct, numbers: Sequence[int], *, devices: int,
-    weights: str = "", dtype: str = "float32",
-) -> dict[int, Cut]:  # fmt: skip
-    """The network in each of these numbers of modules, by counted costs; the weights are the same.
+class Layers(NamedTuple):
+    """The network with a module for each layer, and how it is cut otherwise."""
+
+    network: Network
+    params: tuple
+    state: tuple
+    cut: Callable[[tuple[int, ...]], Network]  # by how many layers each module takes
+
+
+def in_layers(
+    model: str, frame: jax.ShapeDtypeStruct, *, weights: str = "", dtype: str = "float32"
+) -> Layers:
+    """Makes a network.
 
     Args:
       model: its name.
       frame: the shape of a batch of frames.
-      numbers: D, of modules.
-      devices: N, over which the modules are divided.
       weights: a file with pretrained weights; random ones if there is none.
       dtype: of the activations.
+    """
+
+    def cut(sizes: tuple[int, ...]) -> Network:
+        return models.make(model, num_classes=CLASSES, dtype=dtype, cut=sizes)
+
+    network = cut((1,) * num_layers(model))
+    params, state = jax.jit(lambda key: network.init(key, frame))(jax.random.key(0))
+    if weights:
+        fitted = models.with_weights(model, safetensors.read(weights), params, state)
+        params, state = fitted.params, fitted.state
+    return Layers(network, params, state, cut)
+
+
+def costs_of(layers: Layers, frame: np.ndarray) -> list[float]:
+    """Seconds of each layer alone, the best of five."""
+    push = modules_alone(layers)
+    push(frame)  # Compiles.
+    return np.min([push(frame)[1] for _ in range(5)], axis=0).tolist()
+
+
+def make_cut(layers: Layers, costs: Sequence[float], modules: int, devices: int) -> Cut:
+    """The network in D modules, and those on N devices, as even as their costs allow.
 
     Raises:
       ValueError: for more modules than layers, or fewer than devices.
     """
-    make = partial(models.make, model, num_classes=CLASSES, dtype=dtype)
-    whole = make(cut=(1,) * num_layers(model))
-    params, state = jax.jit(lambda key: whole.init(key, frame))(jax.random.key(0))
-    if weights:
-        fitted = models.with_weights(model, safetensors.read(weights), params, state)
-        params, state = fitted.params, fitted.state
-    costs = module_groups.count_costs(whole, params, state, frame, train=False)
-    found = {}
-    for number in numbers:
-        sizes = tuple(map(len, module_groups.balance(costs, number)))
-        shares = [sum(part) for part in _divided(costs, sizes)]
-        groups = tuple(map(len, module_groups.balance(shares, devices)))
-        found[number] = Cut(
-            make(cut=sizes), _of_modules(params, sizes), _of_modules(state, sizes), sizes, groups
-        )
-    return found
+    sizes = tuple(map(len, module_groups.balance(costs, modules)))
+    shares = [sum(part) for part in _divided(costs, sizes)]
+    groups = tuple(map(len, module_groups.balance(shares, devices)))
+    params, state = (_of_modules(one, sizes) for one in (layers.params, layers.state))
+    return Cut(layers.cut(sizes), params, state, sizes, groups)
 
 
 def _divided(values: Sequence, sizes: Sequence[int]) -> list[tuple]:
@@ -84,7 +100,7 @@ def whole_network(cut: Cut) -> Push:
     return lambda frame: (jax.block_until_ready(program(cut.params, cut.state, frame)), [])
 
 
-def modules_alone(cut: Cut) -> Push:
+def modules_alone(cut: Cut | Layers) -> Push:
     """A program for each module, one after the other, and the seconds of each."""
 
     def program(module):

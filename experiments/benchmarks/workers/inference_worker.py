@@ -19,13 +19,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments.benchmarks.rig import turns
 from experiments.benchmarks.rig.frame_by_frame import (
     Cut,
+    Layers,
     Push,
+    costs_of,
+    in_layers,
     in_pipeline,
-    make_cuts,
+    make_cut,
     modules_alone,
     player,
     whole_network,
@@ -50,13 +54,24 @@ def main(argv: list[str]) -> None:
     worker_settings.find_devices(settings.forced, distributed.given())
     folder, numbers = Path(_FOLDER.value), tuple(map(int, _MODULES.value))
     frame = jax.ShapeDtypeStruct((settings.batch, settings.size, settings.size, 3), np.uint8)
-    cuts = make_cuts(
-        settings.model, frame, numbers, devices=_DEVICES.value, weights=_WEIGHTS.value,
-        dtype=settings.dtype,
-    )  # fmt: skip
+    layers = in_layers(settings.model, frame, weights=_WEIGHTS.value, dtype=settings.dtype)
+    costs = costs_for_all(_PROGRAMS.value, layers, folder)
+    cuts = {number: make_cut(layers, costs, number, _DEVICES.value) for number in numbers}
     runs = programs(_PROGRAMS.value, cuts, folder, settings.frames)
     about = {str(d): {"layers": cut.layers, "groups": cut.groups} for d, cut in cuts.items()}
     turns.serve(runs, cuts=about)
+
+
+def costs_for_all(kind: str, layers: Layers, folder: Path) -> list[float]:
+    """Seconds of each layer, as process 0 of `each` has measured them; it is started first."""
+    path = folder / "costs.npy"
+    if kind != "each":
+        return np.load(path).tolist()
+    costs = np.zeros(layers.network.depth, np.float32)
+    if jax.process_index() == 0:
+        costs[:] = costs_of(layers, np.load(folder / "stream.npy")[0])
+        np.save(path, costs)
+    return multihost_utils.broadcast_one_to_all(costs).tolist()
 
 
 def programs(

@@ -11,9 +11,15 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (7, 2, 12, 12, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def cuts():
+def layers():
     frame = jax.ShapeDtypeStruct(FRAMES.shape[1:], np.uint8)
-    return frame_by_frame.make_cuts("simple_cnn", frame, (2, 3, 6), devices=2)
+    return frame_by_frame.in_layers("simple_cnn", frame)
+
+
+@pytest.fixture(scope="module")
+def cuts(layers):
+    costs = [3, 1, 1, 1, 2, 2]
+    return {number: frame_by_frame.make_cut(layers, costs, number, 2) for number in (2, 3, 6)}
 
 
 def answers(cut, folder):
@@ -23,10 +29,11 @@ def answers(cut, folder):
     return path
 
 
-def test_cuts_have_the_same_weights(cuts):
-    for number, cut in cuts.items():
-        assert cut.network.depth == number == len(cut.layers)
-        assert sum(cut.layers) == num_layers("simple_cnn") and sum(cut.groups) == number
+def test_cuts_are_even_and_have_the_same_weights(layers, cuts):
+    assert [cut.layers for cut in cuts.values()] == [(3, 3), (1, 3, 2), (1,) * 6]
+    assert [cut.groups for cut in cuts.values()] == [(1, 1), (2, 1), (3, 3)]
+    costs = frame_by_frame.costs_of(layers, FRAMES[0])
+    assert len(costs) == num_layers("simple_cnn") == 6 and min(costs) > 0
     outputs = [cut.network.apply(cut.params, cut.state, FRAMES[0])[0] for cut in cuts.values()]
     for output in outputs[1:]:
         np.testing.assert_allclose(output, outputs[0], rtol=1e-5)
