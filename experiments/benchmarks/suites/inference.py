@@ -5,8 +5,8 @@ frame. On one core: the whole network in one program (`sequential`), a program f
 (`one_by_one`), and `stream.PipelinedModel` on one device. On all of them: the first and the last
 with a thread for every core, as a user would start them; copies of the network, one on each device,
 that take frames in turn (`in_turn`); and `PipelinedModel` over the devices, in one program
-(`depth_sharded`) and with a program for each (`program_per_device`). Modules, and the groups of them
-on devices, are as even as the seconds of the layers, each alone, allow.
+(`depth_sharded`) and with a program for each (`program_per_device`). Modules, and their groups on
+devices, are as even as the seconds of the layers, each alone, allow.
 
 Every output is compared, bit for bit, with what the modules answer when each runs alone, one after
 the other (`equal`). XLA also fuses over modules, and divides sums among threads: there `difference`
