@@ -20,6 +20,7 @@ from experiments.benchmarks.rig import suite
 from experiments.benchmarks.suites import (
     chip,
     chips,
+    inference,
     memory,
     online,
     peers,
@@ -33,6 +34,7 @@ SUITES = {
     "memory": memory.SUITE,
     "table2": speedup.SUITE,
     "online": online.SUITE,
+    "inference": inference.SUITE,
     "peers": peers.SUITE,
     "chip": chip.SUITE,
     "chips": chips.SUITE,

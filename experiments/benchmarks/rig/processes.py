@@ -78,16 +78,22 @@ def teams(
         each = stack.enter_context(turns.team(first, number, Path(folder) / "each"))
         groups = ",".join(map(str, each.about["groups"]))
         second = [*worker, "--execution=program_per_device", f"--forced={devices}"]
-        # A device has one thread, as it has in the other team.
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
-        try:
+        with one_thread_a_device():  # As it has in the other team.
             both = stack.enter_context(
                 turns.team([*second, f"--groups={groups}"], 1, Path(folder) / "all")
             )
-        finally:
-            os.environ["XLA_FLAGS"] = flags
         yield each, both
+
+
+@contextmanager
+def one_thread_a_device() -> Iterator[None]:
+    """For processes that are started here, with several devices each."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
+    try:
+        yield
+    finally:
+        os.environ["XLA_FLAGS"] = flags
 
 
 def in_turn(each: turns.Team, both: turns.Team) -> dict[str, Callable[[], Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.benchmarks.rig.measure import seconds_of
+from sideways_jax import models
 from sideways_jax.rule.in_flight import numbers_of
 from sideways_jax.rule.rule import run_group
 from sideways_jax.rule.task import Task
@@ -19,6 +21,11 @@ from sideways_jax.tools.trees import accumulate, wide_zeros
 def loss_fn(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropy, the mean over the batch."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def num_layers(model: str) -> int:
+    """How many layers a network has, so into how many modules it can be cut at most."""
+    return sum(inspect.signature(models.NETWORKS[model]).parameters["cut"].default)
 
 
 @functools.cache

@@ -28,6 +28,7 @@ COLOURS = {  # in pictures, by rule or schedule of backprop
 }
 HELP = {
     "batch": "clips",
+    "camera": "frames a second of the camera that is watched",
     "depths": "the numbers of devices N that share the modules",
     "devices": "the numbers of devices N",
     "dtype": "of the activations",
@@ -36,10 +37,13 @@ HELP = {
     "matrix": "rows of the matrices (1024 do for a CPU)",
     "memory_frames": "the numbers of frames K for the memory",
     "model": "the network; chip and chips measure simple_cnn and vgg8 if none is given",
+    "modules": "the numbers of modules D into which the network is cut",
     "only": "a word in the names of the executions that are compiled",
+    "path": "a video or camera to watch; moving digits if none is given",
     "rounds": "timed calls of each program, in turn",
     "size": "height and width of the frames, pixels",
     "topology": "of chips to compile for: v5e:2x4, v4:2x2x1, v5p:2x2x2, h100:8",
+    "weights": "a file with pretrained weights of the network; random ones if none is given",
 }
 
 
