@@ -15,9 +15,8 @@ from experiments.jobs.classification.job import prepare
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "sideways_in_colab.ipynb"
 
 
-@pytest.mark.full
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("devices", [1, pytest.param(3, marks=pytest.mark.full)])
 def test_every_cell_runs(devices, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason="of the extra `notebook`")
     nbclient = pytest.importorskip("nbclient", reason="of the extra `notebook`")
