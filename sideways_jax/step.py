@@ -94,11 +94,11 @@ def episode_gradients(
       rule: "sideways", "pipelined_backprop" or "backprop"; docs/rules.md compares them.
       execution: where it is computed; the answers agree to rounding. "scan": one computation step
         (or frame) after the other, with memory that does not depend on K. "time_parallel": module
-        after module with all frames at once, which is faster; with `mesh`, over whose axis "data"
-        the batch is divided. "depth_sharded": modules on the devices of a mesh, in one program.
-        "program_per_device": likewise, with a program for each, which is faster in one process; it
-        cannot be jitted. Or a value: `Scan()`, `TimeParallel()`, `Pipeline(mesh, ...)`,
-        `ProgramPerDevice(mesh, ...)`.
+        after module with all frames at once, which is faster on accelerators. Both take a `mesh`,
+        over whose axis "data" batches of clips are divided. "depth_sharded": modules on the devices
+        of a mesh, in one program. "program_per_device": likewise, with a program for each, which is
+        faster in one process; it cannot be jitted. Or a value: `Scan()`, `TimeParallel()`,
+        `Pipeline(mesh, ...)`, `ProgramPerDevice(mesh, ...)`.
       mesh, schedule, groups, recompute: the arguments of `Pipeline` and `ProgramPerDevice`.
       target: which target an output is paired with. "stream": that of the frame which enters at
         the same step, `y^t`, as in the paper; the output itself comes from frame t-D+1. "origin":
@@ -215,14 +215,11 @@ def _execution(execution: str | Execution, **options: Any) -> Execution:
             check_mesh(options["mesh"], execution)
             return EXECUTIONS[execution](**given)
         kind = f"execution={execution!r} runs on one device and"
-        if execution == "time_parallel":
-            if "mesh" in given:
-                kind = "execution='time_parallel' divides batches, not modules, and"
-            execution = TimeParallel(given.pop("mesh", None))
-        else:
-            execution = EXECUTIONS[execution]()
+        if "mesh" in given:
+            kind = f"execution={execution!r} divides batches, not modules, and"
+        execution = EXECUTIONS[execution](mesh=given.pop("mesh", None))
         hint = "leave it out, or set execution='depth_sharded'"
-        if execution == Scan() and set(given) == {"recompute"}:
+        if isinstance(execution, Scan) and set(given) == {"recompute"}:
             hint = "for rule='pipelined_backprop' set execution=Scan(recompute=...)"
     else:
         kind, hint = f"execution={execution!r}", "give it to the execution itself, if it has it"

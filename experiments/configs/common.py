@@ -64,7 +64,7 @@ def base_config(given: ConfigDict | None = None) -> ConfigDict:
             "seed": 0,  # of everything: parameters, clips, dropout
             "rule": "sideways",  # or pipelined_backprop, backprop (docs/rules.md)
             # One device: time_parallel, or scan, whose memory does not depend on the clip length.
-            # Several: time_parallel with mesh.data, which divides batches; program_per_device, in
+            # Several: both with mesh.data, which divides batches of clips; program_per_device, in
             # one process, or depth_sharded, which spread modules. auto: by the devices there are.
             "execution": "time_parallel",
             "schedule": "",  # of backprop on several devices: blocking, gpipe or 1f1b

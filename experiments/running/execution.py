@@ -19,6 +19,7 @@ from sideways_jax.training.train_state import TrainState
 
 EXECUTIONS = ("auto", "scan", "time_parallel", "depth_sharded", "program_per_device")
 ON_MESHES = ("depth_sharded", "program_per_device")
+BY_BATCHES = ("scan", "time_parallel")  # these divide batches of clips
 
 
 class Execution(NamedTuple):
@@ -87,7 +88,7 @@ def force_cpu_devices(config: ConfigDict) -> None:
     nothing where there is an accelerator.
     """
     wanted = max(config.mesh.depth, 1) * max(config.mesh.data, 1)
-    if wanted > 1 and config.execution in ("auto", "time_parallel", *ON_MESHES):
+    if wanted > 1 and config.execution in EXECUTIONS:
         jax.config.update("jax_num_cpu_devices", wanted)
 
 
@@ -113,7 +114,8 @@ def choose(config: ConfigDict, depth: int, *, streams: bool = False) -> Executio
     replicas = max(mesh.data, 1)
     if name == "auto":
         name, replicas = _best(config, streams=streams)
-    if name == "time_parallel" and replicas > 1 and mesh.depth <= 1 and not mesh.groups:
+    divides = name in BY_BATCHES and not streams
+    if divides and replicas > 1 and mesh.depth <= 1 and not mesh.groups:
         return _on_mesh(name, make_mesh(1, replicas), None)
     if name not in ON_MESHES:
         if max(mesh.depth, 1) * replicas > 1 or mesh.groups:
@@ -204,7 +206,7 @@ def conversions(
         return on_host, lambda train_state: train_state
     if execution.mesh is None:
         return lambda train_state: train_state, lambda train_state: train_state
-    if execution.name == "time_parallel":
+    if execution.name in BY_BATCHES:
         everywhere = NamedSharding(execution.mesh, PartitionSpec())
         return on_host, lambda train_state: jax.device_put(train_state, everywhere)
     return per_module(network, tx, execution.mesh, frame, execution.groups)

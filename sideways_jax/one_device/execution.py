@@ -9,12 +9,10 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from sideways_jax.devices.mesh import check_mesh
 from sideways_jax.one_device import (
     backprop,
     blocking,
     online,
-    per_episode,
     replicated,
     scan,
     time_parallel,
@@ -37,10 +35,19 @@ class Scan:
         keep what the backward pass needs; the latter on clips, or with `stash_weights`.
       stash_weights: of pipelined backprop on streams: the backward pass of a frame uses the weights
         of its forward pass, a copy of which is kept; otherwise those of now.
+      mesh: for clips: with an axis `data`, over whose devices batches are divided, and `depth` 1;
+        None for one device. `make_mesh(1, data=n)` makes it.
+
+    Raises:
+      ValueError: for a mesh that divides modules.
     """
 
     recompute: bool | None = None
     stash_weights: bool = False
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        replicated.check(self.mesh, "scan")
 
     def episode(
         self,
@@ -53,14 +60,15 @@ class Scan:
     ) -> Episode:
         """The gradients of one episode."""
         recompute = self._checked_on_clips(task)
+        one = partial(backprop.scan_episode, task)
         if task.is_pipelined:
-            return scan.episode(task, params, state, frames, targets, rng, recompute)
-        return backprop.scan_episode(task, params, state, frames, targets, rng)
+            one = partial(scan.episode, task, recompute=recompute)
+        return replicated.episode(self.mesh, task.network, one, params, state, frames, targets, rng)
 
     def training(self, task: Task, tx: optax.GradientTransformation) -> Training:
         """Training with one update per episode."""
         self._checked_on_clips(task)
-        return per_episode.make_training(task, tx, partial(self.episode, task))
+        return replicated.make_training(self.mesh, task, tx, partial(self.episode, task))
 
     def stream_training(
         self,
@@ -73,8 +81,15 @@ class Scan:
         """A pipeline with updates within the stream, or backprop that blocks and drops frames.
 
         Raises:
-          ValueError: for backprop with `update_every` other than 1: it blocks for 2D-1 frames.
+          ValueError: for a mesh, and for backprop with `update_every` other than 1: it blocks for
+            2D-1 frames.
         """
+        if self.mesh is not None:
+            raise ValueError(
+                f"update_every={update_every}: execution='scan' divides batches of clips over a "
+                "mesh, not those of streams; leave out its mesh, or divide the modules with "
+                "execution='program_per_device' or 'depth_sharded'"
+            )
         recompute = self._checked(task)
         if task.is_pipelined:
             if not self.stash_weights:
@@ -128,11 +143,7 @@ class TimeParallel:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
-        if self.mesh is not None and check_mesh(self.mesh, "time_parallel")[1] > 1:
-            raise ValueError(
-                f"mesh={dict(self.mesh.shape)}: execution='time_parallel' divides batches, not "
-                "modules; use make_mesh(1, data=n), or another execution"
-            )
+        replicated.check(self.mesh, "time_parallel")
 
     def episode(
         self,
@@ -145,16 +156,11 @@ class TimeParallel:
     ) -> Episode:
         """The gradients of one episode."""
         one = partial(time_parallel.episode, task)
-        if self.mesh is None:
-            return one(params, state, frames, targets, rng)
         return replicated.episode(self.mesh, task.network, one, params, state, frames, targets, rng)
 
     def training(self, task: Task, tx: optax.GradientTransformation) -> Training:
         """Training with one update per episode."""
-        init, train_step = per_episode.make_training(task, tx, partial(self.episode, task))
-        if self.mesh is not None:
-            init = replicated.init_everywhere(self.mesh, init)
-        return Training(init, train_step)
+        return replicated.make_training(self.mesh, task, tx, partial(self.episode, task))
 
     def stream_training(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sideways_jax.devices.exchange import key_of_replica, on_mesh
@@ -12,13 +13,24 @@ from sideways_jax.devices.layout import share_of
 from sideways_jax.devices.mesh import DATA, check_mesh
 from sideways_jax.devices.replicas import check_counters, mean_over_replicas
 from sideways_jax.network.network import Network
+from sideways_jax.one_device import per_episode
 from sideways_jax.rule.episode import Episode
+from sideways_jax.rule.task import Task
 from sideways_jax.tools.trees import PyTree, first_of, shape_of
-from sideways_jax.training.train_state import Init
+from sideways_jax.training.train_state import Init, Training
+
+
+def check(mesh: Mesh | None, name: str) -> None:
+    """Raises ValueError for a mesh that divides modules; `name` is that of the execution."""
+    if mesh is not None and check_mesh(mesh, name)[1] > 1:
+        raise ValueError(
+            f"mesh={dict(mesh.shape)}: execution={name!r} divides batches, not modules; use "
+            "make_mesh(1, data=n), or another execution"
+        )
 
 
 def episode(
-    mesh: Mesh,
+    mesh: Mesh | None,
     network: Network,
     one: Callable[..., Episode],
     params: tuple,
@@ -33,7 +45,7 @@ def episode(
     averaged, and dropout masks of its own.
 
     Args:
-      mesh: with as many replicas as the batch is divided into.
+      mesh: with as many replicas as the batch is divided into; None for one device.
       network: D modules.
       one: `one(params, state, frames, targets, rng) -> Episode`.
       params, state, frames, targets, rng: as of `Execution.episode`, of the whole batch.
@@ -41,8 +53,8 @@ def episode(
     Raises:
       ValueError: if the batch does not divide, or for a state that replicas would count otherwise.
     """
-    replicas, _ = check_mesh(mesh)
-    if replicas == 1:  # The mesh may have no axis `data`.
+    replicas = 1 if mesh is None else check_mesh(mesh)[0]
+    if mesh is None or replicas == 1:  # The mesh may have no axis `data`.
         return one(params, state, frames, targets, rng)
     frame = first_of(shape_of(frames))
     check_counters(network, shape_of(params), shape_of(state), frame, share_of(frame, mesh))
@@ -61,8 +73,23 @@ def episode(
     )(params, state, frames, targets, rng)
 
 
-def init_everywhere(mesh: Mesh, init: Init) -> Init:
-    """`init`, with a train state that every device has."""
+def make_training(
+    mesh: Mesh | None,
+    task: Task,
+    tx: optax.GradientTransformation,
+    one: Callable[..., Episode],
+) -> Training:
+    """Training with one update per episode, with a train state that every device of the mesh has.
+
+    Args:
+      mesh, one: as of `episode`.
+      task, tx: as of `per_episode.make_training`.
+    """
+    init, train_step = per_episode.make_training(task, tx, one)
+    return Training(init if mesh is None else _init_everywhere(mesh, init), train_step)
+
+
+def _init_everywhere(mesh: Mesh, init: Init) -> Init:
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def init_and_spread(key, frame, target=None):

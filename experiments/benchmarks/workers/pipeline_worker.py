@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.benchmarks.rig import programs, turns
 from experiments.benchmarks.rig.measure import seconds_of, temporary_bytes
-from experiments.benchmarks.workers import data_parallel, reference
+from experiments.benchmarks.workers import reference
 from experiments.benchmarks.workers import settings as worker_settings
 from experiments.benchmarks.workers.settings import Settings
 from experiments.processes import distributed
@@ -110,7 +110,7 @@ def build(
     if execution == "program_per_device":
         return Built(found, together, {}, sizes, costs)
     if kind == "peers" and settings.batch % num_devices == 0:
-        _add_data_parallel(add, network, tx, num_devices)
+        _add_data_parallel(add, make, num_devices)
         together = list(found)
     if kind == "clips":
         for rule, name in itertools.product(("sideways", "backprop"), ("scan", "time_parallel")):
@@ -202,13 +202,11 @@ def _add_online(add: Add, make: Callable, pipeline: dict[str, Any]) -> None:
     add(f"backprop blocking {execution}", *make(**blocking, **pipeline))
 
 
-def _add_data_parallel(add: Add, network, tx, num_devices: int) -> None:
+def _add_data_parallel(add: Add, make: Callable, num_devices: int) -> None:
     mesh = make_mesh(1, data=num_devices)
+    where = NamedSharding(mesh, PartitionSpec(None, "data"))
     for execution in ("scan", "time_parallel"):
-        program = data_parallel.make_train_step(
-            network, programs.loss_fn, tx, execution=execution, mesh=mesh
-        )
-        where = NamedSharding(mesh, data_parallel.CLIP)
+        program = make(rule="backprop", execution=execution, mesh=mesh)
         add(f"backprop data_parallel {execution}", *program, where=where)
 
 

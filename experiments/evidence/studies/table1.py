@@ -336,5 +336,5 @@ STUDY = Study(
     picture=picture,
     answer=answer,
     tables=tables,
-    minutes=58,
+    minutes=56,
 )

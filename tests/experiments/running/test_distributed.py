@@ -149,6 +149,15 @@ def test_what_the_machine_or_the_network_lacks_is_said(fields, said, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["scan", "time_parallel"])
+def test_batches_are_divided_by_name(name):
+    """Of clips; a stream on one device leaves the mesh alone."""
+    config = tiny.config(execution=name, mesh__data=2)
+    assert execution.choose(config, depth=2).mesh.shape == {"data": 2, "depth": 1}
+    with pytest.raises(ValueError, match="leave the mesh alone"):
+        execution.choose(config, depth=2, streams=True)
+
+
 def test_the_valid_names_of_executions_are_told():
     with pytest.raises(ValueError, match=r"unknown execution 'aut'; did you mean 'auto'\?"):
         execution.choose(tiny.config(execution="aut"), depth=2)

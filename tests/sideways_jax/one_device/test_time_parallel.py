@@ -288,7 +288,8 @@ def test_which_random_numbers_need_their_key_alone(generator, alike):
 
 @pytest.mark.usefixtures("x64", "quick_compile")
 @pytest.mark.parametrize("rule", ["sideways", "pipelined_backprop", "backprop"])
-def test_replicas_are_those_of_a_pipeline_of_one_device(rule):
+@pytest.mark.parametrize("kind", [step.TimeParallel, step.Scan])
+def test_replicas_are_those_of_a_pipeline_of_one_device(rule, kind):
     """Statistics and dropout masks of their own, means over replicas; the batch stays divided."""
     network, frame = sharding.case("vectors")
     mesh = make_mesh(1, data=2)
@@ -298,16 +299,17 @@ def test_replicas_are_those_of_a_pipeline_of_one_device(rule):
     schedule = "1f1b" if rule == "backprop" else None
     arguments = task, *start, frames, targets, jax.random.key(3)
     expected = step.Pipeline(mesh, schedule=schedule).episode(*arguments)
-    actual = jax.jit(functools.partial(step.TimeParallel(mesh).episode, task))(*arguments[1:])
+    actual = jax.jit(functools.partial(kind(mesh=mesh).episode, task))(*arguments[1:])
     sharding.assert_close(actual._asdict(), expected._asdict(), 1e-10)
     assert actual.outputs.sharding.spec[1] == "data"
 
 
 @pytest.mark.usefixtures("quick_compile")
-def test_training_on_replicas_starts_everywhere_and_stays_there():
+@pytest.mark.parametrize("name", ["time_parallel", "scan"])
+def test_training_on_replicas_starts_everywhere_and_stays_there(name):
     network, frame = sharding.case("vectors", "float32")
     frames, targets = sharding.clip(2 * network.depth, frame, "float32")
-    options = {"execution": "time_parallel", "mesh": make_mesh(1, data=2)}
+    options = {"execution": name, "mesh": make_mesh(1, data=2)}
     init, train_step = step.make_train_step(network, squared_error, optax.sgd(0.01), **options)
     shape = jax.ShapeDtypeStruct(frames.shape[1:], frames.dtype)
     train_state, _ = jax.jit(train_step)(init(jax.random.key(0), shape), frames, targets)
@@ -316,11 +318,11 @@ def test_training_on_replicas_starts_everywhere_and_stays_there():
     with pytest.raises(
         ValueError, match=r"divides batches, not modules; use make_mesh\(1, data=n\)"
     ):
-        step.TimeParallel(make_mesh(2))
+        step.EXECUTIONS[name](mesh=make_mesh(2))
     with pytest.raises(ValueError, match=r"^groups=\(5,\).*takes no groups"):
         step.make_train_step(network, squared_error, optax.sgd(0.01), groups=(5,), **options)
     with pytest.raises(ValueError, match="a batch of 4 does not divide into data=3"):
-        step.TimeParallel(make_mesh(1, data=3)).episode(
+        step.EXECUTIONS[name](mesh=make_mesh(1, data=3)).episode(
             Task(network, squared_error), *sharding.variables(network, frame, "float32"),
             frames, targets, None,
         )  # fmt: skip
@@ -337,3 +339,10 @@ def test_a_mesh_without_replicas_is_one_device():
         for kind in (step.TimeParallel(mesh), step.TimeParallel())
     )
     sharding.assert_close(one._asdict(), other._asdict(), 0)
+
+
+def test_a_stream_is_not_divided():
+    network, _ = sharding.case("vectors", "float32")
+    options = {"execution": "scan", "mesh": make_mesh(1, data=2), "update_every": 1}
+    with pytest.raises(ValueError, match=r"update_every=1.*not those of streams; leave out its"):
+        step.make_train_step(network, squared_error, optax.sgd(0.01), **options)

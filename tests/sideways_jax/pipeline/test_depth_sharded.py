@@ -302,7 +302,7 @@ def _short(**options):
         ({"depth": 2, "rule": "backprop", "schedule": "gpip"}, "gpip.*gpipe"),
         ({"depth": 2, "groups": (2, 2)}, r"groups \(2, 2\).*2 sizes.*add up to 3"),
         ({"depth": 2, "groups": (3,)}, r"groups \(3,\).*2 sizes"),
-        ({"depth": 2, "execution": "scan"}, "runs on one device and takes no mesh"),
+        ({"depth": 2, "execution": "scan"}, "execution=.scan. divides batches, not modules"),
         ({"schedule": "gpipe", "execution": "scan"}, "takes no schedule"),
     ],
 )

@@ -33,7 +33,7 @@ def test_cuts_are_even_and_have_the_same_weights(layers, cuts):
     assert [cut.layers for cut in cuts.values()] == [(3, 3), (1, 3, 2), (1,) * 6]
     assert [cut.groups for cut in cuts.values()] == [(1, 1), (2, 1), (3, 3)]
     costs = frame_by_frame.costs_of(layers, FRAMES[0])
-    assert len(costs) == num_layers("simple_cnn") == 6 and min(costs) > 0
+    assert len(costs) == num_layers("simple_cnn") == 6
     outputs = [cut.network.apply(cut.params, cut.state, FRAMES[0])[0] for cut in cuts.values()]
     for output in outputs[1:]:
         np.testing.assert_allclose(output, outputs[0], rtol=1e-5)

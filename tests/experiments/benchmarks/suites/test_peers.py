@@ -14,10 +14,9 @@ from experiments.benchmarks.rig import turns
 from experiments.benchmarks.rig.processes import Settings
 from experiments.benchmarks.rig.programs import loss_fn
 from experiments.benchmarks.suites import peers
-from experiments.benchmarks.workers import data_parallel, reference
+from experiments.benchmarks.workers import reference
 from experiments.processes.children import usable_cores
 from sideways_jax import Network, from_linen, make_mesh, step
-from tests.sideways_jax import networks
 from tests.sideways_jax.sharding import assert_close
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -55,29 +54,13 @@ def test_data_parallel_updates_as_one_device_does(execution, quick_compile):
     results = [
         jax.jit(train_step)(init(jax.random.key(0), frames[0]), frames, labels)
         for init, train_step in (
-            data_parallel.make_train_step(
-                network, loss_fn, tx, mesh=make_mesh(1, data=2), **options
-            ),
-            step.make_train_step(network, loss_fn, tx, rule="backprop", **options),
+            step.make_train_step(network, loss_fn, tx, rule="backprop", **options | where)
+            for where in ({"mesh": make_mesh(1, data=2)}, {})
         )
     ]
     (actual, metrics), (expected, expected_metrics) = results
     assert_close(actual.params, expected.params, 1e-5)
     assert_close(metrics, expected_metrics, 1e-5)
-
-
-def test_data_parallel_refuses_what_has_statistics():
-    init, train_step = data_parallel.make_train_step(
-        Network([networks.batch_norm()]),
-        loss_fn,
-        optax.sgd(0.1),
-        execution="scan",
-        mesh=make_mesh(1, data=2),
-    )
-    frames, labels = small_clip()
-    train_state = jax.eval_shape(lambda key: init(key, frames[0]), jax.random.key(0))
-    with pytest.raises(ValueError, match="without state"):
-        jax.eval_shape(train_step, train_state, frames, labels)
 
 
 def test_reference_is_what_training_starts_with(tmp_path, quick_compile):
