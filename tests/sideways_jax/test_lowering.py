@@ -33,6 +33,8 @@ def _arguments(network, frame, num_frames):
     [
         {"execution": "scan"},
         {"execution": "time_parallel"},
+        {"execution": "scan", "data": 2},
+        {"execution": "time_parallel", "data": 2},
         {"execution": "scan", "rule": "backprop"},
         {"execution": "scan", "rule": "pipelined_backprop"},
         {"execution": "scan", "update_every": 1},
@@ -45,8 +47,11 @@ def _arguments(network, frame, num_frames):
 )
 def test_train_steps(options):
     network, frame = case("vectors", "float32")
-    if options["execution"] == "depth_sharded":
-        options = options | {"mesh": make_mesh(2)}
+    options = dict(options)
+    if data := options.pop("data", None):
+        options["mesh"] = make_mesh(1, data=data)
+    elif options["execution"] == "depth_sharded":
+        options["mesh"] = make_mesh(2)
     init, train_step = step.make_train_step(
         network, squared_error, optax.sgd(0.1, momentum=0.9), **options
     )
