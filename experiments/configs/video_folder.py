@@ -10,8 +10,8 @@ learning rate of 1e-4, as for HMDB51 and UCF101 in section 4.2 of the paper.
 This is made for a GPU. On a CPU, `--config.data.size=64 --config.data.resize=72
 --config.data.num_frames=16` leaves a twelfth of the pixels.
 
-Arguments, after a colon: `model=vgg8` (docs/networks.md), `rule=backprop`, `execution=scan`; `smoke`
-for two steps, on six tiny videos that it writes into the workdir if no path is given.
+Arguments, after a colon: `model=vgg8` (docs/networks.md), `rule=backprop`, `execution=scan`;
+`smoke` for two steps, on six tiny videos that it writes into the workdir if no path is given.
 """
 
 from ml_collections import ConfigDict
