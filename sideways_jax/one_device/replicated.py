@@ -93,6 +93,9 @@ def _init_everywhere(mesh: Mesh, init: Init) -> Init:
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def init_and_spread(key, frame, target=None):
-        return jax.device_put(init(key, frame, target), everywhere)
+        if jax.process_count() == 1:
+            return jax.device_put(init(key, frame, target), everywhere)
+        # Arrays cannot be put onto the devices of other processes: all of them draw the same.
+        return jax.jit(lambda key: init(key, frame, target), out_shardings=everywhere)(key)
 
     return init_and_spread
