@@ -78,20 +78,25 @@ def make_cut(layers: Layers, costs: Sequence[float], modules: int, devices: int)
       ValueError: for more modules than layers, or fewer than devices.
     """
     sizes = tuple(map(len, module_groups.balance(costs, modules)))
-    shares = [sum(part) for part in _divided(costs, sizes)]
+    shares = [sum(part) for part in divided(costs, sizes)]
     groups = tuple(map(len, module_groups.balance(shares, devices)))
     params, state = (_of_modules(one, sizes) for one in (layers.params, layers.state))
     return Cut(layers.cut(sizes), params, state, sizes, groups)
 
 
-def _divided(values: Sequence, sizes: Sequence[int]) -> list[tuple]:
+def divided(values: Sequence, sizes: Sequence[int]) -> list[tuple]:
+    """Consecutive parts of these sizes.
+
+    >>> divided("abc", (2, 1))
+    [('a', 'b'), ('c',)]
+    """
     ends = np.cumsum(sizes).tolist()
     return [tuple(values[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
 
 def _of_modules(layers: tuple, sizes: Sequence[int]) -> tuple:
     """Parameters by layer, by module: a module of one layer has no tuple around it."""
-    return tuple(part[0] if len(part) == 1 else part for part in _divided(layers, sizes))
+    return tuple(part[0] if len(part) == 1 else part for part in divided(layers, sizes))
 
 
 def whole_network(cut: Cut) -> Push:

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import default_config, load, load_streams
-
 CLIP = 16  # frames of a digit; then comes another one
 LESSON = 800  # frames, each with another digit, from which the readout is learned
 SPEED = 1 / 40  # of a digit, in sizes of the picture a frame
@@ -26,6 +24,9 @@ class Watched(NamedTuple):
 
 def digits(count: int, *, size: int, batch: int) -> Watched:
     """Moving digits (`data`): handwritten ones, one after the other, `CLIP` frames each."""
+    # `data` takes a second to import, and decoders; the other suites do without.
+    from data import default_config, load
+
     config = default_config("moving_digits")
     config.size, config.digit_size, config.speed = size, size // 2, size * SPEED
     config.num_frames = config.length = CLIP
@@ -47,6 +48,8 @@ def video(path: str, count: int, *, size: int, batch: int) -> Watched:
     Raises:
       BadVideo: if it cannot be read.
     """
+    from data import default_config, load_streams
+
     config = default_config("video_file")
     config.path, config.size, config.batch_size = path, size, batch
     frames = load_streams(config, seed=0, split="all")

@@ -40,6 +40,7 @@ import numpy as np
 from rich.progress import Progress
 
 from experiments.benchmarks.rig import camera, measure, processes, turns
+from experiments.benchmarks.rig.frame_by_frame import divided
 from experiments.benchmarks.rig.programs import num_layers
 from experiments.benchmarks.rig.suite import Dtype, Suite
 from experiments.benchmarks.rig.watched import Watched, digits, readout, video
@@ -270,10 +271,7 @@ def _ideal(run: dict[str, Any], modules: int, groups: list[int]) -> float:
     """All modules over those of the slowest device, from their seconds one by one."""
     said = run["said"][f"each one_by_one {modules}"][1:]
     costs = [statistics.median(one) for one in zip(*(s["parts"] for s in said), strict=True)]
-    ends = np.cumsum(groups).tolist()
-    return sum(costs) / max(
-        sum(costs[end - size : end]) for size, end in zip(groups, ends, strict=True)
-    )
+    return sum(costs) / max(map(sum, divided(costs, groups)))
 
 
 def picture(result: list[dict], path: str) -> None:
@@ -298,9 +296,9 @@ def picture(result: list[dict], path: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     axes.invert_yaxis()
     first = result[0]
-    watched = first["camera_frames_per_second"]
+    pace = first["camera_frames_per_second"]
     figure.suptitle(
-        f"{first['model']}, {measure.clips_of(first)} a round; a camera of {watched:.3g} frames/s",
+        f"{first['model']}, {measure.clips_of(first)} a round; a camera of {pace:.3g} frames/s",
         fontsize=10,
     )
     figure.savefig(path, dpi=120)
